@@ -1,0 +1,257 @@
+"""The typed settings of a run: YAML, then `key=value` overrides. Importable without torch.
+
+Every section forbids unknown keys and answers a typo with a suggestion. `megatron:` and `sglang:` pass native fields through
+to megatron-core's provider and to SGLang's server arguments; their names are checked where those packages are imported.
+"""
+
+from __future__ import annotations
+
+import difflib
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from megatron_mmsr1.errors import UsageError
+
+
+class Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", validate_assignment=True)
+
+
+class ModelConfig(Section):
+    path: str = Field(description="Hugging Face checkpoint directory (Qwen2.5-VL architecture): the policy at step 0")
+    reference: str | None = Field(None, description="checkpoint of the frozen reference; default: the same as path")
+    dtype: Literal["float32", "bfloat16"] = "bfloat16"
+    freeze_vision: bool = Field(True, description="keep the vision tower as it is (its merger too)")
+    min_pixels: int = Field(56 * 56, gt=0, description="smaller images are enlarged to this many pixels")
+    max_pixels: int = Field(28 * 28 * 1024, gt=0, description="larger images are shrunk to this many pixels")
+
+
+class DataConfig(Section):
+    train: list[str] = Field(default_factory=list, description="parquet files in veRL's columns")
+    heldout: list[str] = Field(default_factory=list, description="parquet files to evaluate on")
+    prompts_per_step: int = Field(32, gt=0, description="prompts (groups) a step, over all data-parallel ranks")
+    group_size: int = Field(8, gt=0, description="rollouts a prompt")
+    shuffle: bool = True
+    bad_rows: Literal["error", "skip"] = Field("error", description="what a row that cannot be read does; skipped rows are counted")
+
+
+class ProtocolConfig(Section):
+    prompts: str = Field("mmsearch", description="a set that ships (atlas, mmsearch) or a YAML file")
+    max_rounds: int = Field(3, gt=0, description="assistant turns a trajectory")
+    image_searches: int = Field(1, ge=0, description="image searches a trajectory")
+    text_searches: int = Field(2, ge=0, description="text searches a trajectory")
+    top_k: int = Field(5, gt=0, description="results a search")
+    max_prompt_tokens: int = Field(4096, gt=0, description="the first prompt, image tokens included")
+    max_turn_tokens: int = Field(2048, gt=0, description="sampled tokens a turn")
+    max_response_tokens: int = Field(8192, gt=0, description="the conversation after the first prompt, observations included")
+
+
+class RolloutConfig(Section):
+    temperature: float = Field(1.0, ge=0)
+    concurrency: int = Field(1024, gt=0, description="trajectories in flight a worker")
+    generate_timeout_s: float = Field(300, gt=0, description="deadline of one turn")
+    retries: int = Field(2, ge=0, description="retries of a failed generate or tool call")
+    tool_timeout_s: float = Field(30, gt=0)
+    tool_failure: Literal["neutral_observation", "retry_trajectory", "drop_trajectory"] = "neutral_observation"
+
+
+class SearchConfig(Section):
+    url: str | None = Field(None, description="a search server that runs already; default: one is started from `corpus`")
+    corpus: str | None = Field(None, description="directory with corpus.jsonl and, for image search, images.jsonl")
+    cache: str | None = Field(None, description="SQLite file; default: inside the run")
+    text_top_sentences: int = Field(2, gt=0, description="sentences the extractive summary keeps")
+    missing_rate: float = Field(0.0, ge=0, le=1, description="local backends only: share of searches that find nothing")
+    error_rate: float = Field(0.0, ge=0, le=1, description="local backends only: share of searches that fail")
+    latency_s: float = Field(0.0, ge=0, description="local backends only: added to each search")
+
+
+class EngineConfig(Section):
+    urls: list[str] = Field(default_factory=list, description="SGLang servers that run already; default: one is started")
+    startup_timeout_s: float = Field(600, gt=0)
+    sglang: dict[str, Any] = Field(default_factory=dict, description="native server arguments, e.g. mem_fraction_static: 0.7")
+
+
+class RewardConfig(Section):
+    name: str = "mmsearch"
+    search_penalty: float = 0.1
+    format_penalty: float = 0.1
+    reward_mode: Literal["EM", "SubEM"] = "EM"
+    count_penalty: bool = False
+
+
+class AlgorithmConfig(Section):
+    name: Literal["grpo", "sft"] = "grpo"
+    divide_by_std: bool = Field(True, description="GRPO divides the centred rewards by the group's deviation; Dr.GRPO does not")
+    clip_low: float = Field(0.2, ge=0)
+    clip_high: float = Field(0.2, ge=0)
+    kl_coef: float = Field(0.001, ge=0, description="0 skips the reference pass altogether")
+    entropy_coef: float = 0.0
+    updates_per_step: int = Field(1, gt=0, description="optimizer steps over one rollout batch")
+    logprob_alarm: float = Field(0.05, gt=0, description="mean |trainer - engine| log-prob that is warned about")
+
+
+class OptimizerConfig(Section):
+    lr: float = Field(2e-6, gt=0)
+    min_lr: float = Field(0.0, ge=0)
+    warmup_steps: int = Field(0, ge=0)
+    schedule: Literal["constant", "linear", "cosine"] = "constant"
+    betas: tuple[float, float] = (0.9, 0.95)
+    eps: float = 1e-8
+    weight_decay: float = 0.0
+    clip_grad: float = Field(1.0, ge=0)
+
+
+class MegatronConfig(Section):
+    tensor_parallel: int = Field(1, gt=0)
+    pipeline_parallel: int = Field(1, gt=0)
+    context_parallel: int = Field(1, gt=0)
+    sequence_parallel: bool = False
+    recompute: Literal["none", "selective", "full"] = "none"
+    distributed_optimizer: bool = True
+    tokens_per_microbatch: int = Field(8192, gt=0, description="packing budget of one micro-batch")
+    logprob_chunk: int = Field(2048, gt=0, description="tokens whose logits are turned into log-probs at a time")
+    provider: dict[str, Any] = Field(default_factory=dict, description="native fields of the megatron-core model config")
+
+
+class TrainConfig(Section):
+    steps: int = Field(100, gt=0)
+    ranks: int = Field(1, gt=0, description="processes torchrun starts on this machine")
+    threads_per_rank: int | None = Field(None, description="CPU threads a rank; default: cores / ranks")
+    save_interval: int = Field(50, gt=0)
+    keep_checkpoints: int = Field(2, gt=0)
+    eval_interval: int = Field(0, ge=0, description="0: only before and after")
+    eval_limit: int | None = None
+    sync: Literal["disk"] = "disk"
+    keep_weights: int = Field(2, gt=0, description="exported weight versions that stay on disk")
+    mode: Literal["full", "rollout-only", "train-only"] = "full"
+    replay: str | None = Field(None, description="train-only: the dump directory whose rollouts are trained on")
+
+
+class LoggingConfig(Section):
+    tensorboard: bool = True
+    wandb: bool = False
+    wandb_project: str = "megatron-mmsr1"
+    dump_rollouts: bool = True
+
+
+class SftConfig(Section):
+    """Supervised cold start: where the demonstrations come from."""
+
+    source: str = Field("atlas", description="atlas: demonstrations drawn as they are needed; else a JSONL of trajectories")
+    examples_per_step: int = Field(32, gt=0)
+    options: dict[str, Any] = Field(default_factory=dict, description="arguments of the source")
+
+
+class RunConfig(Section):
+    name: str = "run"
+    seed: int = 0
+    output: str = Field("runs/run", description="everything the run writes goes here")
+    model: ModelConfig
+    data: DataConfig = DataConfig()
+    protocol: ProtocolConfig = ProtocolConfig()
+    rollout: RolloutConfig = RolloutConfig()
+    search: SearchConfig = SearchConfig()
+    engine: EngineConfig = EngineConfig()
+    reward: RewardConfig = RewardConfig()
+    algorithm: AlgorithmConfig = AlgorithmConfig()
+    optimizer: OptimizerConfig = OptimizerConfig()
+    megatron: MegatronConfig = MegatronConfig()
+    train: TrainConfig = TrainConfig()
+    sft: SftConfig = SftConfig()
+    logging: LoggingConfig = LoggingConfig()
+
+    @property
+    def data_parallel(self) -> int:
+        m = self.megatron
+        return self.train.ranks // (m.tensor_parallel * m.pipeline_parallel * m.context_parallel)
+
+
+def load(path: str | Path, overrides: list[str] | tuple[str, ...] = ()) -> RunConfig:
+    """Read a YAML file and apply `a.b=value` overrides (values are YAML: 3, true, [a, b], null).
+
+    Raises UsageError that names the file or the override, the key and, for a misspelt one, the key that was meant.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise UsageError(f"no config at {path}")
+    try:
+        raw = yaml.safe_load(path.read_text())
+    except yaml.YAMLError as e:
+        raise UsageError(f"{path}: not valid YAML: {e}") from e
+    if not isinstance(raw, dict):
+        raise UsageError(f"{path}: must be a mapping of sections")
+    for item in overrides:
+        _override(raw, item)
+    return parse(raw, str(path))
+
+
+def parse(raw: dict[str, Any], where: str = "config") -> RunConfig:
+    """A RunConfig from plain data; UsageError as `load` gives it."""
+    try:
+        cfg = RunConfig.model_validate(raw)
+    except ValidationError as e:
+        raise UsageError(f"{where}:\n" + "\n".join(f"  {_explain(err)}" for err in e.errors())) from None
+    m, t = cfg.megatron, cfg.train
+    group = m.tensor_parallel * m.pipeline_parallel * m.context_parallel
+    if t.ranks % group:
+        raise UsageError(f"{where}: train.ranks={t.ranks} is not a multiple of tensor x pipeline x context parallel = {group}")
+    if m.sequence_parallel and m.tensor_parallel == 1:
+        raise UsageError(f"{where}: megatron.sequence_parallel needs megatron.tensor_parallel > 1")
+    if t.mode == "train-only" and not t.replay:
+        raise UsageError(f"{where}: train.mode=train-only needs train.replay, the directory of a run's rollout dumps")
+    if cfg.algorithm.name == "grpo" and cfg.data.group_size < 2:
+        raise UsageError(f"{where}: data.group_size=1 gives every rollout an advantage of zero; use at least 2")
+    if cfg.data.prompts_per_step % cfg.data_parallel:
+        raise UsageError(f"{where}: data.prompts_per_step={cfg.data.prompts_per_step} does not divide over {cfg.data_parallel} data-parallel ranks")
+    return cfg
+
+
+def dump(cfg: RunConfig) -> str:
+    """The whole config as YAML, defaults included: what a run keeps beside its results."""
+    return yaml.safe_dump(cfg.model_dump(mode="json"), sort_keys=False)
+
+
+def _override(raw: dict[str, Any], item: str) -> None:
+    key, eq, value = item.partition("=")
+    if not eq or not key:
+        raise UsageError(f"override {item!r}: write it as section.key=value")
+    at: Any = raw
+    *parents, leaf = key.split(".")
+    for part in parents:
+        at = at.setdefault(part, {})
+        if not isinstance(at, dict):
+            raise UsageError(f"override {item!r}: {part} is not a section")
+    try:
+        at[leaf] = yaml.safe_load(value)
+    except yaml.YAMLError as e:
+        raise UsageError(f"override {item!r}: the value is not valid YAML: {e}") from e
+    # YAML 1.1 reads 1e-4 as a string; a number that Python reads is a number here.
+    if isinstance(at[leaf], str):
+        try:
+            at[leaf] = float(at[leaf])
+        except ValueError:
+            pass
+
+
+def _explain(err: Any) -> str:
+    key = ".".join(str(p) for p in err["loc"])
+    if err["type"] != "extra_forbidden":
+        got = "" if err["type"] == "missing" else f" (got {err.get('input')!r})"
+        return f"{key}: {err['msg']}{got}"
+    known = _keys_beside(err["loc"])
+    close = difflib.get_close_matches(str(err["loc"][-1]), known, n=1)
+    hint = f"did you mean {close[0]}?" if close else f"known keys here: {', '.join(known)}"
+    return f"unknown key {key}: {hint}"
+
+
+def _keys_beside(loc: tuple[Any, ...]) -> list[str]:
+    model: type[BaseModel] = RunConfig
+    for part in loc[:-1]:
+        annotation = model.model_fields[str(part)].annotation
+        if not (isinstance(annotation, type) and issubclass(annotation, BaseModel)):
+            return []
+        model = annotation
+    return list(model.model_fields)

@@ -1,0 +1,235 @@
+"""The one structure that flows: what a rollout makes, a reward scores, a trainer packs and a dump keeps.
+
+Token ids are the *trainer's view*: every image stands as its full run of `<|image_pad|>` tokens. The engine's view (one pad
+an image, which SGLang expands itself) is derived by `Trajectory.engine_ids`, never stored, so the two cannot drift.
+
+Shapes: T is the number of tokens of one trajectory. `token_ids`, `loss_mask`, `logprobs` and `weight_versions` all have T
+entries. Pure Python: no torch, no numpy.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import asdict, dataclass, field
+from enum import StrEnum
+from typing import Any
+
+UNSAMPLED = -1  # weight_versions entry of a token that no engine sampled
+
+
+class Status(StrEnum):
+    """How a trajectory ended."""
+
+    ANSWERED = "answered"
+    GAVE_UP = "gave_up"
+    INVALID = "invalid"  # the turn held no action
+    OUT_OF_ROUNDS = "out_of_rounds"  # a call in the last round, or past a tool's limit
+    OUT_OF_TOKENS = "out_of_tokens"  # a turn or the conversation hit its budget
+    ENGINE_ERROR = "engine_error"  # the engine failed after all retries: infrastructure, never trained on
+    TOOL_ERROR = "tool_error"  # dropped because of a tool's infrastructure failure (failure policy)
+    ABORTED = "aborted"
+
+
+class ToolStatus(StrEnum):
+    """What became of one tool call. `infrastructure` ones are never the model's fault and are counted apart."""
+
+    OK = "ok"
+    EMPTY = "empty"
+    TIMEOUT = "timeout"
+    RATE_LIMITED = "rate_limited"
+    UPSTREAM_ERROR = "upstream_error"
+    REFUSED = "refused"
+    BUDGET = "budget"
+
+    @property
+    def infrastructure(self) -> bool:
+        return self in (ToolStatus.TIMEOUT, ToolStatus.RATE_LIMITED, ToolStatus.UPSTREAM_ERROR, ToolStatus.BUDGET)
+
+
+@dataclass(slots=True, frozen=True)
+class ImageRef:
+    """An image by content. `grid_thw` counts 14-pixel patches; the tokens are t*h*w // merge**2."""
+
+    sha256: str
+    grid_thw: tuple[int, int, int]
+
+    def tokens(self, merge_size: int = 2) -> int:
+        t, h, w = self.grid_thw
+        return t * h * w // merge_size**2
+
+
+@dataclass(slots=True)
+class ToolCall:
+    kind: str  # "image" | "text"
+    query: str  # the text query; "" for an image search
+    status: ToolStatus
+    seconds: float = 0.0
+    results: int = 0
+    cached: bool = False
+    backend: str = ""
+    detail: str = ""
+
+
+@dataclass(slots=True)
+class Turn:
+    """Tokens [start, end) of the trajectory. A prompt or a tool's observation is context; an assistant turn was sampled."""
+
+    role: str  # "prompt" | "assistant" | "tool"
+    start: int
+    end: int
+    text: str
+    action: str = ""  # assistant turns: answer | image_search | text_search | give_up | invalid
+    tool: ToolCall | None = None  # tool turns: the call that this observation answers
+    seconds: float = 0.0
+
+
+@dataclass(slots=True)
+class Trajectory:
+    prompt_id: str
+    group_id: str
+    sample_index: int
+    question: str
+    golden_answers: list[str]
+    token_ids: list[int] = field(default_factory=list)
+    loss_mask: list[int] = field(default_factory=list)
+    logprobs: list[float] = field(default_factory=list)
+    weight_versions: list[int] = field(default_factory=list)
+    images: list[ImageRef] = field(default_factory=list)
+    turns: list[Turn] = field(default_factory=list)
+    status: Status = Status.ABORTED
+    reward: float | None = None
+    reward_parts: dict[str, float] = field(default_factory=dict)
+    loss_weights: list[float] | None = None  # SFT only: a weight a token; None means the mask itself
+    category: str = ""  # search_free | search_required, where the data say so
+    data_source: str = ""
+    extra: dict[str, Any] = field(default_factory=dict)
+
+    def __len__(self) -> int:
+        return len(self.token_ids)
+
+    def append(
+        self,
+        role: str,
+        token_ids: list[int],
+        text: str,
+        *,
+        logprobs: list[float] | None = None,
+        weight_versions: list[int] | None = None,
+        images: tuple[ImageRef, ...] | list[ImageRef] = (),
+        action: str = "",
+        tool: ToolCall | None = None,
+        seconds: float = 0.0,
+    ) -> None:
+        """Append one turn, text and images together. Only an assistant turn is sampled, and so trained on.
+
+        `token_ids` are expanded (every image its full run of pads). Raises ValueError if an assistant turn lacks a log-prob
+        a token, so that nothing unsampled can be trained on.
+        """
+        n = len(token_ids)
+        sampled = role == "assistant"
+        if sampled and (logprobs is None or len(logprobs) != n):
+            raise ValueError(f"assistant turn of {n} tokens came with {len(logprobs or [])} log-probs")
+        start = len(self.token_ids)
+        self.token_ids += token_ids
+        self.loss_mask += [int(sampled)] * n
+        self.logprobs += list(logprobs) if sampled and logprobs is not None else [0.0] * n
+        self.weight_versions += list(weight_versions) if weight_versions else [UNSAMPLED] * n
+        self.images += list(images)
+        self.turns.append(Turn(role, start, start + n, text, action, tool, seconds))
+
+    def engine_ids(self, image_pad_id: int, merge_size: int = 2) -> list[int]:
+        """The engine's view: each image's run of pads collapsed to one."""
+        return collapse_pads(self.token_ids, image_pad_id, [i.tokens(merge_size) for i in self.images])
+
+    @property
+    def assistant_texts(self) -> list[str]:
+        return [t.text for t in self.turns if t.role == "assistant"]
+
+    @property
+    def tool_calls(self) -> list[ToolCall]:
+        return [t.tool for t in self.turns if t.tool is not None]
+
+    @property
+    def searched(self) -> bool:
+        """Whether the model asked for a search at all, whatever the tool made of it."""
+        return any(t.action in ("image_search", "text_search") for t in self.turns)
+
+    @property
+    def infrastructure_failure(self) -> bool:
+        """An engine or a tool let the model down: such a trajectory is never charged to the model."""
+        return self.status in (Status.ENGINE_ERROR, Status.TOOL_ERROR, Status.ABORTED) or any(
+            c.status.infrastructure for c in self.tool_calls
+        )
+
+    def check(self, image_pad_id: int, merge_size: int = 2) -> None:
+        """Raise ValueError unless every invariant holds: equal lengths, turns that tile, pads that match the images, a mask
+        that covers assistant turns only."""
+        n = len(self.token_ids)
+        for name in ("loss_mask", "logprobs", "weight_versions"):
+            if len(getattr(self, name)) != n:
+                raise ValueError(f"{self.prompt_id}#{self.sample_index}: {name} has {len(getattr(self, name))} of {n} entries")
+        if self.loss_weights is not None and len(self.loss_weights) != n:
+            raise ValueError(f"{self.prompt_id}#{self.sample_index}: loss_weights has {len(self.loss_weights)} of {n} entries")
+        at = 0
+        for turn in self.turns:
+            if turn.start != at:
+                raise ValueError(f"{self.prompt_id}#{self.sample_index}: turn at {turn.start} does not follow {at}")
+            want = int(turn.role == "assistant")
+            if any(m != want for m in self.loss_mask[turn.start : turn.end]):
+                raise ValueError(f"{self.prompt_id}#{self.sample_index}: loss mask disagrees with {turn.role} turn at {turn.start}")
+            at = turn.end
+        if at != n:
+            raise ValueError(f"{self.prompt_id}#{self.sample_index}: turns end at {at}, tokens at {n}")
+        pads = sum(i == image_pad_id for i in self.token_ids)
+        want = sum(i.tokens(merge_size) for i in self.images)
+        if pads != want:
+            raise ValueError(f"{self.prompt_id}#{self.sample_index}: {pads} image pads for {want} image features")
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-ready; `from_dict` gives an equal trajectory back."""
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, d: dict[str, Any]) -> Trajectory:
+        d = dict(d)
+        d["images"] = [ImageRef(i["sha256"], tuple(i["grid_thw"])) for i in d["images"]]
+        d["turns"] = [
+            Turn(**{**t, "tool": ToolCall(**{**t["tool"], "status": ToolStatus(t["tool"]["status"])}) if t["tool"] else None})
+            for t in d["turns"]
+        ]
+        d["status"] = Status(d["status"])
+        return cls(**d)
+
+
+def collapse_pads(token_ids: list[int], image_pad_id: int, pads: list[int]) -> list[int]:
+    """Replace the i-th image's run of `pads[i]` pad tokens by one. Raises ValueError if the runs do not match."""
+    out: list[int] = []
+    at, image = 0, 0
+    while at < len(token_ids):
+        if token_ids[at] != image_pad_id:
+            out.append(token_ids[at])
+            at += 1
+            continue
+        if image >= len(pads) or any(t != image_pad_id for t in token_ids[at : at + pads[image]]) or at + pads[image] > len(token_ids):
+            raise ValueError(f"image pads at token {at} do not match image {image} of {len(pads)}")
+        out.append(image_pad_id)
+        at += pads[image]
+        image += 1
+    if image != len(pads):
+        raise ValueError(f"{len(pads)} images but {image} runs of pads")
+    return out
+
+
+def expand_pads(engine_ids: list[int], image_pad_id: int, pads: list[int]) -> list[int]:
+    """The inverse of `collapse_pads`: the i-th pad becomes `pads[i]` of them. Raises ValueError if the counts differ."""
+    if engine_ids.count(image_pad_id) != len(pads):
+        raise ValueError(f"{len(pads)} images for {engine_ids.count(image_pad_id)} pads")
+    out: list[int] = []
+    runs = iter(pads)
+    for t in engine_ids:
+        out += [t] * next(runs) if t == image_pad_id else [t]
+    return out
+
+
+def content_hash(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()
