@@ -50,7 +50,8 @@ class ProtocolConfig(Section):
 
 
 class RolloutConfig(Section):
-    temperature: float = Field(1.0, ge=0)
+    temperature: float = Field(1.0, gt=0)
+    eval_temperature: float = Field(1.0, ge=0, description="0 is greedy; 1 measures the policy that GRPO trains")
     concurrency: int = Field(1024, gt=0, description="trajectories in flight a worker")
     generate_timeout_s: float = Field(300, gt=0, description="deadline of one turn")
     retries: int = Field(2, ge=0, description="retries of a failed generate or tool call")

@@ -1,0 +1,55 @@
+"""Write docs/configuration.md from the typed settings: `python scripts/config_docs.py` (a test fails when it is stale)."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel
+from pydantic_core import PydanticUndefined
+
+from megatron_mmsr1.config import RunConfig
+
+TARGET = Path(__file__).parent.parent / "docs" / "configuration.md"
+HEAD = """# Configuration
+
+Made from the code by `python scripts/config_docs.py`; do not edit. A run is one YAML file; `section.key=value` on the command
+line overrides it. Unknown keys are errors.
+"""
+
+
+def render() -> str:
+    """The whole page as Markdown."""
+    parts = [HEAD, "## Top level\n", _table(RunConfig, sections=False)]
+    for name, field in RunConfig.model_fields.items():
+        if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
+            doc = (field.annotation.__doc__ or "").strip().split("\n")[0]
+            own = doc if "__doc__" in vars(field.annotation) and vars(field.annotation)["__doc__"] else ""
+            parts += [f"\n## {name}\n", *([own + "\n"] if own else []), _table(field.annotation)]
+    return "\n".join(parts) + "\n"
+
+
+def _table(model: type[BaseModel], *, sections: bool = True) -> str:
+    rows = ["| key | type | default | what it does |", "| --- | --- | --- | --- |"]
+    for name, field in model.model_fields.items():
+        if not sections and isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
+            continue
+        rows.append(f"| `{name}` | {_type(field.annotation)} | {_default(field)} | {field.description or ''} |")
+    return "\n".join(rows)
+
+
+def _type(annotation: Any) -> str:
+    text = annotation.__name__ if isinstance(annotation, type) and not hasattr(annotation, "__args__") else str(annotation)
+    return f"`{text.replace('typing.', '').replace('|', 'or')}`"
+
+
+def _default(field: Any) -> str:
+    if field.is_required():
+        return "required"
+    value = field.default_factory() if field.default is PydanticUndefined else field.default
+    return f"`{value!r}`"
+
+
+if __name__ == "__main__":
+    TARGET.write_text(render())
+    print(f"wrote {TARGET}")
