@@ -1,0 +1,56 @@
+"""Advantages of a group of rollouts, relative to each other."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Sequence
+
+import torch
+from torch import Tensor
+
+
+def group_normalized(
+    rewards: Tensor | Sequence[float],
+    group_ids: Tensor | Sequence[Hashable],
+    *,
+    divide_by_std: bool = True,
+    eps: float = 1e-6,
+) -> Tensor:
+    """GRPO's advantages (arXiv 2402.03300, section 4.1.2): float32 [N] for N rewards, on the rewards' device.
+
+    a_i = (r_i - mean(r of its group)) / (std(r of its group) + eps). The deviation is the sample's (divisor n - 1), as
+    in verl and TRL; a group of one and a group of equal rewards get exactly 0. Without `divide_by_std` the centred
+    rewards themselves (Dr.GRPO, arXiv 2503.20783). Groups may lie in any order.
+
+    Raises ValueError if the lengths differ or a reward is not finite: a rollout without a reward belongs in no group.
+    """
+    r = torch.as_tensor(rewards, dtype=torch.float64).detach()
+    index = _group_index(group_ids).to(r.device)
+    if r.ndim != 1 or r.shape != index.shape:
+        raise ValueError(f"rewards {tuple(r.shape)} and group ids {tuple(index.shape)} must be equally long vectors")
+    if not bool(torch.isfinite(r).all()):
+        raise ValueError(f"reward {int((~torch.isfinite(r)).nonzero()[0])} is not finite: leave unscored rollouts out")
+    if not len(r):
+        return torch.zeros(0, dtype=torch.float32, device=r.device)
+    groups = int(index.max()) + 1
+
+    def per_group(values: Tensor) -> Tensor:
+        return r.new_zeros(groups).index_add_(0, index, values)
+
+    count = per_group(torch.ones_like(r))
+    centred = r - (per_group(r) / count)[index]
+    advantages = centred
+    if divide_by_std:
+        std = (per_group(centred**2) / (count - 1).clamp(min=1)).sqrt()
+        advantages = centred / (std[index] + eps)
+    # The mean of equal numbers may differ from them in the last bit, and a deviation near 0 would blow that up.
+    low = r.new_full((groups,), torch.inf).scatter_reduce_(0, index, r, "amin")
+    high = r.new_full((groups,), -torch.inf).scatter_reduce_(0, index, r, "amax")
+    return torch.where((low == high)[index], 0.0, advantages).to(torch.float32)
+
+
+def _group_index(group_ids: Tensor | Sequence[Hashable]) -> Tensor:
+    """int64 [N]: ids renumbered from 0."""
+    if isinstance(group_ids, Tensor):
+        return torch.unique(group_ids, return_inverse=True)[1]
+    number: dict[Hashable, int] = {}
+    return torch.tensor([number.setdefault(g, len(number)) for g in group_ids], dtype=torch.int64)
