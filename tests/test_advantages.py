@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 
 import pytest
@@ -69,7 +70,7 @@ def test_centred_in_every_group_and_ordered_as_the_rewards(rows: list[tuple[floa
     for g in set(ids):
         mine = sorted((rewards[i], a[i].item()) for i in range(len(ids)) if ids[i] == g)
         assert abs(sum(x for _, x in mine)) < 1e-3
-        assert all(x[1] <= y[1] + 1e-6 for x, y in zip(mine, mine[1:], strict=False))
+        assert all(x[1] <= y[1] + 1e-6 for x, y in itertools.pairwise(mine))
 
 
 def test_tensor_ids_and_hashable_ids_agree() -> None:

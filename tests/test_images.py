@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import io
 
@@ -68,7 +69,7 @@ def test_canonical_form(width: int, height: int) -> None:
     assert canonicalize(c.png, **LIMITS) == c
 
 
-@settings(deadline=None, max_examples=25)
+@settings(max_examples=25)
 @given(st.integers(1, 400), st.integers(1, 400))
 def test_canonicalize_is_idempotent(width: int, height: int) -> None:
     assume(max(height, width) / min(height, width) <= 100)
@@ -170,16 +171,14 @@ def test_junk_is_an_image_error(junk: bytes) -> None:
         canonicalize(junk, **LIMITS)
 
 
-@settings(deadline=None, max_examples=100)
+@settings(max_examples=100)
 @given(st.data(), st.sampled_from(["PNG", "JPEG", "WEBP", "GIF", "TIFF"]))
 def test_damage_never_escapes_as_another_error(data: st.DataObject, fmt: str) -> None:
     raw = bytearray(picture(40, 40, fmt=fmt))
     for _ in range(data.draw(st.integers(1, 6))):
         raw[data.draw(st.integers(0, len(raw) - 1))] = data.draw(st.integers(0, 255))
-    try:
+    with contextlib.suppress(ImageError):
         canonicalize(bytes(raw), **LIMITS)
-    except ImageError:
-        pass
 
 
 def test_a_bomb_is_refused_before_it_is_decoded(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -45,7 +45,7 @@ def test_equal_to_transformers(conversation) -> None:
 
 
 def test_worked_example() -> None:
-    # Two words, an image of 2x3 merged patches, two words: the image starts at 2, text goes on after 2 + max(2, 3) = 5.
+    # Two words, an image of 2x3 merged patches, two words: it starts at 2, and text goes on at 2 + max(2, 3) = 5.
     ids = [1, 1, *[PAD] * 6, 1, 1]
     assert mrope_positions(ids, PAD, [(1, 4, 6)]).tolist() == [
         [0, 1, 2, 2, 2, 2, 2, 2, 5, 6],
