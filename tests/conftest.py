@@ -1,4 +1,4 @@
-"""Settings of every test. The machine may be busy: no property test has a deadline, no failure depends on the clock."""
+"""Settings of every test: no property test has a deadline, because no failure may depend on the clock."""
 
 from __future__ import annotations
 
