@@ -1,7 +1,7 @@
 """The search-on-demand protocol of MMSearch-R1 (arXiv 2506.20670): its tags, prompts and observations.
 
-Rollout, SFT, evaluation, gateway and demo all render and parse here, so training and serving cannot drift. Tags and sentinels
-are wire format, byte for byte; prompts are data (`Prompts`), because a released checkpoint wants its own.
+Rollout, SFT, evaluation, gateway and demo all render and parse here, so training and serving cannot drift. Tags and
+sentinels are wire format, byte for byte; prompts are data (`Prompts`), because a released checkpoint wants its own.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import groupby
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -28,7 +29,7 @@ SEARCH_FAILED = " There is an error encountered in performing search. Please rea
 VISION_TOKENS = (VISION_START, VISION_END, IMAGE_PAD, "<|vision_pad|>", "<|video_pad|>")
 
 
-# ---------------------------------------------------------------------------------------------------------------- actions
+# ------------------------------------------------------------------------------------------------------- actions
 @dataclass(slots=True, frozen=True)
 class Answer:
     text: str
@@ -60,20 +61,31 @@ class Invalid:
 Action = Answer | ImageSearch | TextSearch | GiveUp | Invalid
 
 _OPEN, _CLOSE = "<text_search>", "</text_search>"
-_ANSWER = re.compile(r"<answer>(.*?)</answer>", re.DOTALL)
+
+
+def strip_end(text: str) -> str:
+    """A sampled turn without what may follow its action: white space and end-of-turn tokens."""
+    end = len(text)
+    while True:
+        stop = end
+        while end and text[end - 1].isspace():
+            end -= 1
+        for token in (IM_END, "<|endoftext|>"):
+            if text.endswith(token, 0, end):
+                end -= len(token)
+        if end == stop:
+            return text[:end]
 
 
 def parse_action(text: str) -> Answer | ImageSearch | TextSearch | GiveUp | Invalid:
     """The one action of an assistant turn.
 
-    A search counts only where it ends the turn (white space or the end-of-turn token may follow); else the last `<answer>`
-    counts; else the give-up sentence; else the turn is invalid. Queries and answers may hold newlines and are stripped. Where
-    the original is silent about a query with a newline or trailing space (its regex has no DOTALL), this one reads it; the
-    original's strictness lives only in the format reward.
+    A search counts only where it ends the turn (white space or the end-of-turn token may follow); else the last
+    `<answer>` counts; else the give-up sentence; else the turn is invalid. Queries and answers may hold newlines and
+    are stripped. Where the original is silent about a query with a newline or trailing space (its regex has no
+    DOTALL), this one reads it; the original's strictness lives only in the format reward.
     """
-    body = text.rstrip()
-    while body.endswith((IM_END, "<|endoftext|>")):
-        body = body.removesuffix(IM_END).removesuffix("<|endoftext|>").rstrip()
+    body = strip_end(text)
     if body.endswith(IMAGE_SEARCH):
         return ImageSearch()
     if body.endswith(_CLOSE):
@@ -82,19 +94,20 @@ def parse_action(text: str) -> Answer | ImageSearch | TextSearch | GiveUp | Inva
             query = body[start + len(_OPEN) : -len(_CLOSE)]
             if _CLOSE not in query:
                 return TextSearch(query.strip()) if query.strip() else Invalid("the text search has an empty query")
-    answers = _ANSWER.findall(body)
-    if answers:
-        # The innermost opening tag wins: "<answer>a <answer>b</answer>" answers b.
-        return Answer(answers[-1].rsplit("<answer>", 1)[-1].strip())
+    # From the back, in linear time. The innermost opening tag wins: "<answer>a <answer>b</answer>" answers b.
+    start = body.rfind("<answer>", 0, max(body.rfind("</answer>"), 0))
+    if start >= 0:
+        start += len("<answer>")
+        return Answer(body[start : body.find("</answer>", start)].strip())
     if GIVE_UP in body:
         return GiveUp()
     return Invalid("the turn ends without a search, an answer or the give-up sentence")
 
 
-# ---------------------------------------------------------------------------------------------------------------- prompts
+# ------------------------------------------------------------------------------------------------------- prompts
 @dataclass(slots=True, frozen=True)
 class Prompts:
-    """The texts around a conversation. `first` holds `<image>` where the pictures go and is followed by the question."""
+    """The texts around a conversation. `first` holds `<image>` where the pictures go; the question follows it."""
 
     first: str
     after_image: str
@@ -109,17 +122,22 @@ class Prompts:
             path = Path(__file__).parent / "prompts" / f"{name_or_path}.yaml"
         if not path.is_file():
             raise UsageError(f"no prompts at {path}: name a set that ships (atlas, mmsearch) or a YAML file")
-        data = yaml.safe_load(path.read_text()) or {}
+        try:
+            data = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+        except (yaml.YAMLError, UnicodeDecodeError) as e:
+            raise UsageError(f"{path}: not valid YAML: {e}") from e
+        if not isinstance(data, dict) or not all(isinstance(v, str) for v in data.values()):
+            raise UsageError(f"{path}: must map first, after_image, after_text and system to texts")
         unknown = set(data) - {"first", "after_image", "after_text", "system"}
         missing = {"first", "after_image", "after_text"} - set(data)
         if unknown or missing:
-            raise UsageError(f"{path}: unknown keys {sorted(unknown)}, missing keys {sorted(missing)}")
+            raise UsageError(f"{path}: unknown keys {sorted(map(str, unknown))}, missing keys {sorted(missing)}")
         if "<image>" not in data["first"]:
             raise UsageError(f"{path}: `first` must hold <image> where the pictures go")
         return cls(**data)
 
 
-# ----------------------------------------------------------------------------------------------------------------- render
+# -------------------------------------------------------------------------------------------------------- render
 @dataclass(slots=True, frozen=True)
 class Segment:
     """A stretch of a message: trusted `text` (ours, may hold control tokens), untrusted `data` (a question, a title, a
@@ -202,17 +220,30 @@ def failed_message(kind: str) -> list[Segment]:
     return [text(f"{IM_START}user\n{sentinel}{SEARCH_FAILED}{IM_END}\n{IM_START}assistant\n")]
 
 
-# Any token of the chat template, written out in data, becomes inert by a zero-cost change that a reader still recognises.
-_CONTROL = re.compile(r"<\|([a-z_]+)\|>")
-_OWN_TAGS = re.compile(r"</?(?:reason|search|img|text_search|answer|information|image)>", re.IGNORECASE)
-_INVISIBLE = re.compile("[\u200b-\u200f\u202a-\u202e\u2060-\u2069\ufeff\u00ad\U000e0000-\U000e007f\x00-\x08\x0b-\x1f\x7f]")
+# Any token of a chat template, written out in data, becomes inert by a change that a reader still recognises.
+_CONTROL = re.compile(r"<\|([^<>|]*)\|>")
+# Our own tags, and those that tokenizers of the Qwen family keep as one token.
+_TAGS = re.compile(
+    r"</?(?:reason|search|img|text_search|answer|information|image|tool_call|tool_response|think)>", re.IGNORECASE
+)
+# Controls but tab and newline; soft hyphen; joiners and fillers; zero-width and bidi marks; line separators; variation
+# selectors; tag characters; surrogates, which no tokenizer can encode. All are invisible, and so a place to hide text.
+_INVISIBLE = re.compile(
+    "[\x00-\x08\x0b-\x1f\x7f-\x9f\xad\u034f\u061c\u115f\u1160\u17b4\u17b5\u180b-\u180f\u200b-\u200f\u2028-\u202e"
+    "\u2060-\u206f\u3164\ud800-\udfff\ufe00-\ufe0f\ufeff\uffa0\ufff0-\ufffb\U0001bca0-\U0001bca3"
+    "\U0001d173-\U0001d17a\U000e0000-\U000e0fff]"
+)
 
 
 def clean(untrusted: str) -> str:
-    """Data as data: control tokens and our own tags defused, zero-width, bidi and control characters dropped."""
+    """Data as data: control tokens and our own tags defused, invisible characters dropped.
+
+    One pass suffices: what is removed goes first, and a replacement puts square brackets where a new token would need
+    angle ones, so nested tokens do not reassemble.
+    """
     s = _INVISIBLE.sub("", untrusted)
     s = _CONTROL.sub(r"[\1]", s)
-    return _OWN_TAGS.sub(lambda m: f"[{m.group(0)[1:-1]}]", s)
+    return _TAGS.sub(lambda m: f"[{m.group(0)[1:-1]}]", s)
 
 
 class Tokenizer(Protocol):
@@ -224,9 +255,14 @@ class Tokenizer(Protocol):
 
 def encode(tokenizer: Tokenizer, segments: Sequence[Segment]) -> list[int]:
     """Token ids of a message in the engine's view: one `<|image_pad|>` an image, between its vision tokens."""
-    parts = []
-    for s in segments:
-        parts.append(f"{VISION_START}{IMAGE_PAD}{VISION_END}" if s.kind == "image" else clean(s.text) if s.kind == "data" else s.text)
+    parts: list[str] = []
+    for kind, run in groupby(segments, key=lambda s: s.kind):
+        if kind == "image":
+            parts += [f"{VISION_START}{IMAGE_PAD}{VISION_END}" for _ in run]
+        else:
+            # Neighbours are joined first: two pieces of data may make a token that neither holds alone.
+            joined = "".join(s.text for s in run)
+            parts.append(clean(joined) if kind == "data" else joined)
     return tokenizer.encode("".join(parts), add_special_tokens=False)
 
 

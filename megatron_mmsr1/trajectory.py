@@ -1,10 +1,11 @@
 """The one structure that flows: what a rollout makes, a reward scores, a trainer packs and a dump keeps.
 
-Token ids are the *trainer's view*: every image stands as its full run of `<|image_pad|>` tokens. The engine's view (one pad
-an image, which SGLang expands itself) is derived by `Trajectory.engine_ids`, never stored, so the two cannot drift.
+Token ids are the *trainer's view*: every image stands as its full run of `<|image_pad|>` tokens. The engine's view
+(one pad an image, which SGLang expands itself) is derived by `Trajectory.engine_ids`, never stored, so the two cannot
+drift.
 
-Shapes: T is the number of tokens of one trajectory. `token_ids`, `loss_mask`, `logprobs` and `weight_versions` all have T
-entries. Pure Python: no torch, no numpy.
+Shapes: T is the number of tokens of one trajectory. `token_ids`, `loss_mask`, `logprobs` and `weight_versions` all
+have T entries. Pure Python: no torch, no numpy.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from dataclasses import asdict, dataclass, field
 from enum import StrEnum
 from typing import Any
 
+ROLES = ("prompt", "assistant", "tool")
 UNSAMPLED = -1  # weight_versions entry of a token that no engine sampled
 
 
@@ -72,7 +74,7 @@ class ToolCall:
 
 @dataclass(slots=True)
 class Turn:
-    """Tokens [start, end) of the trajectory. A prompt or a tool's observation is context; an assistant turn was sampled."""
+    """Tokens [start, end) of the trajectory. Prompts and tools' observations are context; assistant turns were sampled."""
 
     role: str  # "prompt" | "assistant" | "tool"
     start: int
@@ -122,13 +124,17 @@ class Trajectory:
     ) -> None:
         """Append one turn, text and images together. Only an assistant turn is sampled, and so trained on.
 
-        `token_ids` are expanded (every image its full run of pads). Raises ValueError if an assistant turn lacks a log-prob
-        a token, so that nothing unsampled can be trained on.
+        `token_ids` are expanded (every image its full run of pads). Raises ValueError if an assistant turn lacks a
+        log-prob a token, so that nothing unsampled can be trained on.
         """
         n = len(token_ids)
+        if role not in ROLES:
+            raise ValueError(f"role {role!r}: one of {', '.join(ROLES)}")
         sampled = role == "assistant"
         if sampled and (logprobs is None or len(logprobs) != n):
             raise ValueError(f"assistant turn of {n} tokens came with {len(logprobs or [])} log-probs")
+        if weight_versions and len(weight_versions) != n:
+            raise ValueError(f"{role} turn of {n} tokens came with {len(weight_versions)} weight versions")
         start = len(self.token_ids)
         self.token_ids += token_ids
         self.loss_mask += [int(sampled)] * n
@@ -162,28 +168,28 @@ class Trajectory:
         )
 
     def check(self, image_pad_id: int, merge_size: int = 2) -> None:
-        """Raise ValueError unless every invariant holds: equal lengths, turns that tile, pads that match the images, a mask
-        that covers assistant turns only."""
+        """Raise ValueError unless every invariant holds: equal lengths, turns that tile, pads that match the images, a
+        mask that covers assistant turns only."""
         n = len(self.token_ids)
-        for name in ("loss_mask", "logprobs", "weight_versions"):
-            if len(getattr(self, name)) != n:
-                raise ValueError(f"{self.prompt_id}#{self.sample_index}: {name} has {len(getattr(self, name))} of {n} entries")
-        if self.loss_weights is not None and len(self.loss_weights) != n:
-            raise ValueError(f"{self.prompt_id}#{self.sample_index}: loss_weights has {len(self.loss_weights)} of {n} entries")
+        me = f"{self.prompt_id}#{self.sample_index}"
+        for name in ("loss_mask", "logprobs", "weight_versions", "loss_weights"):
+            values = getattr(self, name)
+            if values is not None and len(values) != n:
+                raise ValueError(f"{me}: {name} has {len(values)} of {n} entries")
         at = 0
         for turn in self.turns:
             if turn.start != at:
-                raise ValueError(f"{self.prompt_id}#{self.sample_index}: turn at {turn.start} does not follow {at}")
+                raise ValueError(f"{me}: turn at {turn.start} does not follow {at}")
             want = int(turn.role == "assistant")
             if any(m != want for m in self.loss_mask[turn.start : turn.end]):
-                raise ValueError(f"{self.prompt_id}#{self.sample_index}: loss mask disagrees with {turn.role} turn at {turn.start}")
+                raise ValueError(f"{me}: loss mask disagrees with {turn.role} turn at {turn.start}")
             at = turn.end
         if at != n:
-            raise ValueError(f"{self.prompt_id}#{self.sample_index}: turns end at {at}, tokens at {n}")
+            raise ValueError(f"{me}: turns end at {at}, tokens at {n}")
         pads = sum(i == image_pad_id for i in self.token_ids)
         want = sum(i.tokens(merge_size) for i in self.images)
         if pads != want:
-            raise ValueError(f"{self.prompt_id}#{self.sample_index}: {pads} image pads for {want} image features")
+            raise ValueError(f"{me}: {pads} image pads for {want} image features")
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-ready; `from_dict` gives an equal trajectory back."""
@@ -193,12 +199,13 @@ class Trajectory:
     def from_dict(cls, d: dict[str, Any]) -> Trajectory:
         d = dict(d)
         d["images"] = [ImageRef(i["sha256"], tuple(i["grid_thw"])) for i in d["images"]]
-        d["turns"] = [
-            Turn(**{**t, "tool": ToolCall(**{**t["tool"], "status": ToolStatus(t["tool"]["status"])}) if t["tool"] else None})
-            for t in d["turns"]
-        ]
+        d["turns"] = [Turn(**{**t, "tool": _tool_call(t["tool"])}) for t in d["turns"]]
         d["status"] = Status(d["status"])
         return cls(**d)
+
+
+def _tool_call(d: dict[str, Any] | None) -> ToolCall | None:
+    return ToolCall(**{**d, "status": ToolStatus(d["status"])}) if d else None
 
 
 def collapse_pads(token_ids: list[int], image_pad_id: int, pads: list[int]) -> list[int]:
@@ -210,7 +217,7 @@ def collapse_pads(token_ids: list[int], image_pad_id: int, pads: list[int]) -> l
             out.append(token_ids[at])
             at += 1
             continue
-        if image >= len(pads) or any(t != image_pad_id for t in token_ids[at : at + pads[image]]) or at + pads[image] > len(token_ids):
+        if image >= len(pads) or token_ids[at : at + pads[image]] != [image_pad_id] * pads[image]:
             raise ValueError(f"image pads at token {at} do not match image {image} of {len(pads)}")
         out.append(image_pad_id)
         at += pads[image]
@@ -221,7 +228,7 @@ def collapse_pads(token_ids: list[int], image_pad_id: int, pads: list[int]) -> l
 
 
 def expand_pads(engine_ids: list[int], image_pad_id: int, pads: list[int]) -> list[int]:
-    """The inverse of `collapse_pads`: the i-th pad becomes `pads[i]` of them. Raises ValueError if the counts differ."""
+    """The inverse of `collapse_pads`: the i-th pad becomes `pads[i]` of them. ValueError if the counts differ."""
     if engine_ids.count(image_pad_id) != len(pads):
         raise ValueError(f"{len(pads)} images for {engine_ids.count(image_pad_id)} pads")
     out: list[int] = []

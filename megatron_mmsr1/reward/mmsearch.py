@@ -1,0 +1,149 @@
+"""The rule-based reward of MMSearch-R1 (arXiv 2506.20670, section 3.3): right, cheap, well formed.
+
+Every function reads text with `str.find` and `str.count` only, so a turn of any length costs linear time.
+"""
+
+from __future__ import annotations
+
+import re
+import string
+from collections.abc import Sequence
+
+from megatron_mmsr1.config import RewardConfig
+from megatron_mmsr1.protocol import strip_end
+from megatron_mmsr1.trajectory import Trajectory
+
+_IMAGE = "<search><img></search>"
+_TEXT = ("<text_search>", "</text_search>")
+_ANSWER = ("<answer>", "</answer>")
+_REASON = ("<reason>", "</reason>")
+_DROP = str.maketrans("", "", string.punctuation)
+_ARTICLES = re.compile(r"\b(?:a|an|the)\b")
+
+# The well-formed trajectories, by the action of each turn.
+SHAPES = (("answer",), ("image", "answer"), ("text", "answer"), ("image", "text", "answer"))
+
+
+def reward(trajectory: Trajectory, cfg: RewardConfig) -> dict[str, float]:
+    """`parts` of a finished trajectory, under the run's settings."""
+    return parts(
+        [strip_end(t) for t in trajectory.assistant_texts],
+        trajectory.golden_answers,
+        search_penalty=cfg.search_penalty,
+        format_penalty=cfg.format_penalty,
+        reward_mode=cfg.reward_mode,
+        count_penalty=cfg.count_penalty,
+    )
+
+
+def score(
+    turns: Sequence[str],
+    golden_answers: Sequence[str],
+    *,
+    search_penalty: float = 0.1,
+    format_penalty: float = 0.1,
+    reward_mode: str = "EM",
+    count_penalty: bool = False,
+) -> float:
+    """The reward of a trajectory from the texts of its assistant turns, in [0, 1] for penalties in [0, 1].
+
+    (1 - format_penalty) * acc + format_penalty * format, where acc is 1 for a right answer, times (1 - search_penalty)
+    if it took a search (with `count_penalty`, once a search). `reward_mode` "EM": the normalised answer equals any
+    gold; "SubEM": it contains any. The same numbers as the original's, for any number of turns.
+    """
+    return parts(
+        turns,
+        golden_answers,
+        search_penalty=search_penalty,
+        format_penalty=format_penalty,
+        reward_mode=reward_mode,
+        count_penalty=count_penalty,
+    )["reward"]
+
+
+def parts(
+    turns: Sequence[str],
+    golden_answers: Sequence[str],
+    *,
+    search_penalty: float,
+    format_penalty: float,
+    reward_mode: str,
+    count_penalty: bool,
+) -> dict[str, float]:
+    """`score` and what it is made of: reward, acc (0 or 1, before the penalty), format (0 or 1), searches (a
+    count)."""
+    acc = float(bool(turns) and is_right(answer_of(turns[-1]), golden_answers, reward_mode))
+    n = searches(turns)
+    paid = acc * (1 - search_penalty) ** (n if count_penalty else min(n, 1))
+    well_formed = float(is_well_formed(turns))
+    reward = (1 - format_penalty) * paid + format_penalty * well_formed
+    return {"reward": reward, "acc": acc, "format": well_formed, "searches": float(n)}
+
+
+def answer_of(turn: str) -> str | None:
+    """The inside of the last complete `<answer>` element, or None."""
+    start = turn.rfind(_ANSWER[0], 0, max(turn.rfind(_ANSWER[1]), 0))
+    if start < 0:
+        return None
+    start += len(_ANSWER[0])
+    return turn[start : turn.find(_ANSWER[1], start)]
+
+
+def normalize(text: str) -> str:
+    """Lower case, without ASCII punctuation, the words a, an and the, and superfluous white space."""
+    return " ".join(_ARTICLES.sub(" ", text.lower().translate(_DROP)).split())
+
+
+def is_right(answer: str | None, golden_answers: Sequence[str], reward_mode: str) -> bool:
+    """Whether the answer equals (EM) or contains (SubEM) any gold. Raises ValueError for another mode."""
+    if reward_mode not in ("EM", "SubEM"):
+        raise ValueError(f"reward_mode {reward_mode!r}: EM or SubEM")
+    if answer is None:
+        return False
+    said = normalize(answer)
+    for gold in golden_answers:
+        wanted = normalize(gold)
+        if not wanted:
+            # The gold is an article or punctuation ("A" of a multiple choice): an empty answer must not match it.
+            if gold.strip() and answer.strip().lower() == gold.strip().lower():
+                return True
+        elif wanted == said or (reward_mode == "SubEM" and wanted in said):
+            return True
+    return False
+
+
+def searches(turns: Sequence[str]) -> int:
+    """Turns that call for a search, wherever in the turn.
+
+    The last turn of several is the answer and does not count, as in the original; a lone turn does.
+    """
+    return sum(_IMAGE in t or _has(t, *_TEXT) for t in (turns[:-1] or turns))
+
+
+def is_well_formed(turns: Sequence[str]) -> bool:
+    """Whether the turns are one of `SHAPES`, each turn its reasoning first and its one action last."""
+    return tuple(_shape(t.strip()) for t in turns) in SHAPES
+
+
+def _shape(turn: str) -> str:
+    """The action of a well-formed turn: image, text or answer; "" if it is malformed."""
+    if not turn.startswith(_REASON[0]) or not _once(turn, *_REASON):
+        return ""
+    rest = turn[turn.find(_REASON[1]) + len(_REASON[1]) :]
+    found = {"image": _IMAGE in turn, "text": _has(turn, *_TEXT), "answer": _has(turn, *_ANSWER)}
+    if sum(found.values()) != 1:
+        return ""
+    if found["image"]:
+        return "image" if rest.endswith(_IMAGE) and turn.count(_IMAGE) == 1 else ""
+    name, tags = ("text", _TEXT) if found["text"] else ("answer", _ANSWER)
+    return name if rest.endswith(tags[1]) and tags[0] in rest and _once(turn, *tags) else ""
+
+
+def _has(text: str, opening: str, closing: str) -> bool:
+    """Whether a complete element stands in the text."""
+    start = text.find(opening)
+    return start >= 0 and text.find(closing, start) >= 0
+
+
+def _once(text: str, opening: str, closing: str) -> bool:
+    return text.count(opening) == 1 and text.count(closing) == 1 and text.find(opening) < text.find(closing)
