@@ -15,18 +15,16 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-
 from megatron_mmsr1.algorithm.advantages import group_normalized
 from megatron_mmsr1.config import RunConfig
 from megatron_mmsr1.data.dataset import Prompt, PromptDataset
 from megatron_mmsr1.data.images import ImageStore
 from megatron_mmsr1.data.sampler import ResumableSampler
 from megatron_mmsr1.errors import RunError
-from megatron_mmsr1.evaluate import EvalResult
+from megatron_mmsr1.evaluation import evaluate_with
 from megatron_mmsr1.logs import RunLog
 from megatron_mmsr1.megatron.actor import MegatronActor
 from megatron_mmsr1.metrics import rollout_metrics
-from megatron_mmsr1.progress import progress
 from megatron_mmsr1.rollout.dump import dump_path, read_dump, write_dump
 from megatron_mmsr1.rollout.worker import RolloutWorker
 from megatron_mmsr1.sync.disk import DiskSync
@@ -59,10 +57,6 @@ class Run:
             if self.step:
                 self.publish(self.step)  # the engines started from the model of step 0
         self.logger = RunLog(self.out, cfg, resume_step=self.step) if self.lead else None
-        label = "Cold start" if cfg.algorithm.name == "sft" else "GRPO"
-        self.progress = progress(label, cfg.train.steps, done=self.step) if self.lead else None
-        if self.progress:
-            self.progress.__enter__()
 
     # ------------------------------------------------------------------------------------------------------- the steps
     def rollout(self, step: int) -> list[Trajectory]:
@@ -144,9 +138,6 @@ class Run:
                     f"{self.cfg.algorithm.logprob_alarm:g}: the engine may hold other weights or other kernels"
                 )
         self.logger.write(step, row)
-        if self.progress:
-            shown = ("loss", "reward/mean", "search/share", "entropy", "logprob_diff_mean", "tokens_per_s")
-            self.progress.step(**{k: row[k] for k in shown if k in row})
 
     def evaluate(self, name: str, *, at: int) -> None:
         """Held-out questions through the engine, once a name (a resumed run does not repeat it)."""
@@ -154,19 +145,7 @@ class Run:
         if not self.cfg.data.heldout or self.cfg.train.mode != "full" or self.step != at:
             return
         if self.lead and self.worker is not None and not target.exists():
-            prompts = PromptDataset(self.cfg.data.heldout, bad_rows=self.cfg.data.bad_rows)
-            chosen = [prompts[i] for i in range(min(len(prompts), self.cfg.train.eval_limit or len(prompts)))]
-            done = self.worker.generate(
-                chosen,
-                step=-1,
-                indices=list(range(len(chosen))),
-                weight_version=at,
-                group_size=1,
-                temperature=self.cfg.rollout.eval_temperature,
-            )
-            write_dump(self.out / "rollouts", f"eval_{name}", done, {"weights": at})
-            result = EvalResult.from_trajectories(name, done, self.cfg.protocol)
-            result.save(target)
+            result = evaluate_with(self.worker, self.cfg, name, weight_version=at)
             if self.logger:
                 self.logger.info(result.line())
         self.parallel.barrier()
@@ -180,7 +159,11 @@ class Run:
     def save_if_due(self, step: int) -> None:
         if step % self.cfg.train.save_interval and step != self.cfg.train.steps:
             return
-        extra = {"step": step, "sampler": self.sampler.state_dict() if self.sampler else None, "search": self._corpus_id()}
+        extra = {
+            "step": step,
+            "sampler": self.sampler.state_dict() if self.sampler else None,
+            "search": self._corpus_id(),
+        }
         self.actor.save(self.out / "checkpoints" / f"step_{step:06d}", extra)
         if self.lead:
             self._prune(self.out / "checkpoints", "step_*", self.cfg.train.keep_checkpoints)
@@ -238,12 +221,8 @@ class Run:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, exc: BaseException | None, tb: TracebackType | None) -> None:
-        if self.progress:
-            self.progress.__exit__(kind, exc, tb)
         if self.worker is not None:
             with suppress(RunError):  # the run's own error, if any, is the one to show
                 self.worker.close()
         if self.logger:
             self.logger.close()
-
-

@@ -6,6 +6,7 @@ Started by `mmsr1 train` (through torchrun) or by srun: `python -m megatron_mmsr
 from __future__ import annotations
 
 import argparse
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -48,8 +49,12 @@ def main() -> None:
     parser.add_argument("config")
     parser.add_argument("--engine", action="append", default=[], help="URL of an SGLang server; may be given several times")
     parser.add_argument("--search", help="URL of the search server")
+    parser.add_argument("--export", help="write the latest checkpoint as a Hugging Face model there, and do nothing else")
     args = parser.parse_args()
     with Run(config.load(args.config), args.engine, args.search) as run:
+        if args.export:
+            run.actor.export(Path(args.export))
+            return
         (cold_start if run.cfg.algorithm.name == "sft" else train)(run)
 
 

@@ -1,0 +1,44 @@
+"""`train.mode: rollout-only`: the rollouts of a run without its trainer, dumped a step, for `train-only` or for reading."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from megatron_mmsr1.config import RunConfig
+from megatron_mmsr1.data.dataset import PromptDataset
+from megatron_mmsr1.data.sampler import ResumableSampler
+from megatron_mmsr1.logs import RunLog
+from megatron_mmsr1.metrics import rollout_metrics
+from megatron_mmsr1.progress import progress
+from megatron_mmsr1.rollout.dump import dump_path, write_dump
+from megatron_mmsr1.rollout.worker import RolloutWorker
+
+
+def rollout_only(cfg: RunConfig, engines: list[str], search: str | None) -> None:
+    """Dump `train.steps` steps of rollouts of the model as it is; steps that stand in the output directory are kept."""
+    out = Path(cfg.output)
+    data = PromptDataset(cfg.data.train, bad_rows=cfg.data.bad_rows)
+    sampler = ResumableSampler(len(data), seed=cfg.seed, shuffle=cfg.data.shuffle)
+    worker = RolloutWorker(cfg, engines, search, out / "images")
+    log = RunLog(out, cfg)
+    try:
+        with progress("Rollout", cfg.train.steps) as shown:
+            for step in range(cfg.train.steps):
+                indices = sampler.take(cfg.data.prompts_per_step)
+                if dump_path(out / "rollouts", step).exists():
+                    shown.step()
+                    continue
+                done = worker.generate(
+                    [data[i] for i in indices],
+                    step=step,
+                    indices=indices,
+                    weight_version=0,
+                    group_size=cfg.data.group_size,
+                )
+                write_dump(out / "rollouts", step, done, {"weights": 0})
+                metrics = rollout_metrics(done, cfg.protocol)
+                log.write(step, metrics)
+                shown.step(reward=metrics.get("reward/mean", 0.0), searches=metrics.get("search/share", 0.0))
+    finally:
+        log.close()
+        worker.close()
