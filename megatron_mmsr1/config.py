@@ -185,7 +185,7 @@ def load(path: str | Path, overrides: list[str] | tuple[str, ...] = ()) -> RunCo
     if not isinstance(raw, dict):
         raise UsageError(f"{path}: must be a mapping of sections")
     for item in overrides:
-        _override(raw, item)
+        override(raw, item)
     return parse(raw, str(path))
 
 
@@ -215,7 +215,8 @@ def dump(cfg: RunConfig) -> str:
     return yaml.safe_dump(cfg.model_dump(mode="json"), sort_keys=False)
 
 
-def _override(raw: dict[str, Any], item: str) -> None:
+def override(raw: dict[str, Any], item: str) -> None:
+    """Set `a.b=value` in plain data, in place. Raises UsageError that names the override."""
     key, eq, value = item.partition("=")
     if not eq or not key:
         raise UsageError(f"override {item!r}: write it as section.key=value")

@@ -1,0 +1,310 @@
+"""`mmsr1 <verb>`: the one command. A room is imported only when its verb runs, so that `--help` is instant."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+import tempfile
+import time
+import traceback
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from megatron_mmsr1.errors import RunError, UsageError
+
+if TYPE_CHECKING:
+    from megatron_mmsr1.config import RunConfig
+
+SEARCH_PORT = 8100
+KEY_VALUE = "settings that replace the file's, e.g. train.steps=20 (values are YAML)"
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one verb. Returns the exit code: 0; 2 for wrong usage; 1 for a failure; 130 for an interrupt."""
+    args = parse(argv)
+    try:
+        args.run(args)
+    except UsageError as e:
+        return _say(e, 2)
+    except RunError as e:
+        return _say(e, 1)
+    except KeyboardInterrupt:
+        return _say("interrupted; every process that this command started has been stopped", 130)
+    except BrokenPipeError:
+        sys.stdout = open(os.devnull, "w")  # noqa: SIM115 (the reader left, as `| head` does; nothing more to say)
+        return 1
+    except Exception as e:
+        if os.environ.get("MMSR1_DEBUG") == "1":
+            raise
+        return _say(_report_defect(e, getattr(args, "output", None)), 1)
+    return 0
+
+
+def parse(argv: Sequence[str] | None) -> argparse.Namespace:
+    """Arguments of a verb. A key=value may also follow a flag, which argparse alone does not understand."""
+    parser = build_parser()
+    args, rest = parser.parse_known_args(argv)
+    if rest and (not hasattr(args, "override") or any(r.startswith("-") for r in rest)):
+        parser.error(f"unrecognized arguments: {' '.join(rest)}")
+    if rest:
+        args.override += rest
+    return args
+
+
+def _say(message: object, code: int) -> int:
+    print(f"mmsr1: {message}", file=sys.stderr)
+    return code
+
+
+def _report_defect(error: Exception, output: str | None) -> str:
+    """Keep the traceback in the run (or the temporary directory), and say in a paragraph where it is."""
+    directory = Path(output) if output and Path(output).is_dir() else Path(tempfile.gettempdir())
+    path = directory / f"mmsr1-error-{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}.txt"
+    path.write_text(f"$ {' '.join(sys.argv)}\n\n{''.join(traceback.format_exception(error))}")
+    return (
+        f"this should not have happened: {type(error).__name__}: {error}\n"
+        f"The traceback is in {path}; please attach it to a report of this defect. MMSR1_DEBUG=1 prints it here instead."
+    )
+
+
+# ------------------------------------------------------------------------------------------------------------------ verbs
+def _load(args: argparse.Namespace) -> RunConfig:
+    from megatron_mmsr1 import config
+
+    cfg = config.load(args.config, args.override)
+    args.output = cfg.output  # where a traceback would go
+    return cfg
+
+
+def _train(args: argparse.Namespace) -> None:
+    cfg = _load(args)
+    from megatron_mmsr1 import launch
+
+    launch.train(cfg, args.config)
+
+
+def _sft(args: argparse.Namespace) -> None:
+    cfg = _load(args)
+    from megatron_mmsr1 import launch
+
+    launch.sft(cfg)
+
+
+def _eval(args: argparse.Namespace) -> None:
+    cfg = _load(args)
+    from megatron_mmsr1 import launch
+
+    launch.evaluate(cfg, args.policies)
+
+
+def _export(args: argparse.Namespace) -> None:
+    from megatron_mmsr1 import launch
+
+    launch.export(_existing(args.source), Path(args.out))
+
+
+def _search_serve(args: argparse.Namespace) -> None:
+    from megatron_mmsr1 import config
+    from megatron_mmsr1.processes import require_port
+
+    # Parsed as a run's `search` section, so that a misspelt key gets the same answer as in a run.
+    raw: dict[str, Any] = {"model": {"path": "-"}, "search": {}}
+    for item in args.override:
+        config.override(raw, f"search.{item}")
+    cfg = config.parse(raw, "search serve").search
+    if cfg.corpus is None:
+        raise UsageError("search serve: name what is searched: corpus=DIRECTORY (mmsr1 atlas build makes one)")
+    require_port(args.port, "the search server", args.host)
+    from megatron_mmsr1.search import server
+
+    server.serve(cfg, args.host, args.port)
+
+
+def _search_query(args: argparse.Namespace) -> None:
+    if (args.text is None) == (args.image is None):
+        raise UsageError("search query: give a text, or --image FILE, not both")
+    image = _existing(args.image).read_bytes() if args.image else None
+    from megatron_mmsr1.ask import ask
+
+    ask(args.url, text=args.text, image=image, k=args.k)
+
+
+def _atlas_build(args: argparse.Namespace) -> None:
+    from megatron_mmsr1 import config
+    from megatron_mmsr1.atlas.build import build
+    from megatron_mmsr1.atlas.spec import load_spec
+
+    knobs: dict[str, Any] = {}
+    for item in args.override:
+        config.override(knobs, item)
+    build(load_spec(None, **knobs), Path(args.out))
+
+
+def _atlas_inspect(args: argparse.Namespace) -> None:
+    from megatron_mmsr1.atlas.inspect import inspect
+
+    inspect(_existing(args.directory))
+
+
+def _report(args: argparse.Namespace) -> None:
+    from megatron_mmsr1.report import report
+
+    args.output = args.run_directory
+    print(report(_existing(args.run_directory)))
+
+
+def _doctor(args: argparse.Namespace) -> None:
+    from megatron_mmsr1 import doctor
+
+    doctor.show(as_json=args.json)
+
+
+def _prompts_import(args: argparse.Namespace) -> None:
+    from megatron_mmsr1.prompt_import import import_prompts
+
+    import_prompts([_existing(p) for p in args.pickles], Path(args.out))
+
+
+def _existing(path: str) -> Path:
+    if not Path(path).exists():
+        raise UsageError(f"there is nothing at {path}")
+    return Path(path)
+
+
+# ----------------------------------------------------------------------------------------------------------------- parser
+class _Format(argparse.RawDescriptionHelpFormatter):
+    """Keeps the example's lines as they are."""
+
+
+def build_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="mmsr1",
+        description="Train large multimodal models to search on demand, and serve what was learned.",
+        epilog="Start with: ./scripts/quickstart.sh   Every verb explains itself: mmsr1 VERB --help",
+        formatter_class=_Format,
+    )
+    parser.add_argument("--version", action=_Version, help="print the version and exit")
+    verbs = parser.add_subparsers(title="verbs", metavar="VERB", required=True)
+
+    for name, run, what, example in (
+        ("train", _train, "train by GRPO over real search", "mmsr1 train configs/atlas.yaml train.steps=20 output=runs/short"),
+        ("sft", _sft, "cold-start a model from demonstrations", "mmsr1 sft configs/atlas_sft.yaml optimizer.lr=1e-3"),
+    ):
+        _with_config(_verb(verbs, name, run, what, example))
+
+    p = _with_config(
+        _verb(
+            verbs,
+            "eval",
+            _eval,
+            "evaluate a model on held-out questions",
+            "mmsr1 eval configs/atlas.yaml model.path=runs/atlas/model --policies",
+        )
+    )
+    p.add_argument("--policies", action="store_true", help="evaluate the scripted baselines too (Atlas worlds only)")
+
+    p = _verb(verbs, "export", _export, "write a Hugging Face checkpoint of a run", "mmsr1 export runs/atlas runs/atlas-hf")
+    p.add_argument("source", metavar="RUN_OR_CHECKPOINT", help="a run (its latest checkpoint) or one checkpoint directory")
+    p.add_argument("out", metavar="OUT", help="directory to write")
+
+    search = _group(verbs, "search", "serve a corpus, or ask a search server")
+    p = _verb(
+        search,
+        "serve",
+        _search_serve,
+        "serve text and image search",
+        "mmsr1 search serve corpus=build/atlas",
+    )
+    p.add_argument(
+        "override",
+        metavar="key=value",
+        nargs="*",
+        help="of a config's `search:` section: corpus=DIR latency_s=0.1",
+    )
+    p.add_argument("--host", default="127.0.0.1", help="address to listen on (default: %(default)s)")
+    p.add_argument("--port", type=int, default=SEARCH_PORT, help="port to listen on (default: %(default)s)")
+    p = _verb(search, "query", _search_query, "ask a search server", 'mmsr1 search query "Where does the Velo river end?"')
+    p.add_argument("text", metavar="TEXT", nargs="?", help="what to look for")
+    p.add_argument("--image", metavar="FILE", help="search by this image instead")
+    p.add_argument("--url", default=f"http://127.0.0.1:{SEARCH_PORT}", help="the server (default: %(default)s)")
+    p.add_argument("-k", type=int, default=5, help="results to ask for (default: %(default)s)")
+
+    atlas = _group(verbs, "atlas", "build or look at an Atlas world")
+    p = _verb(
+        atlas,
+        "build",
+        _atlas_build,
+        "draw a world, its questions and its model",
+        "mmsr1 atlas build data/atlas entities=300 seed=1",
+    )
+    p.add_argument("out", metavar="OUT", help="directory to write")
+    p.add_argument("override", metavar="key=value", nargs="*", help="knobs of the world, e.g. entities=300 homonyms=0.1")
+    p = _verb(atlas, "inspect", _atlas_inspect, "print what a world holds", "mmsr1 atlas inspect build/atlas")
+    p.add_argument("directory", metavar="DIR", help="what atlas build wrote")
+
+    p = _verb(verbs, "report", _report, "write a run's report as one HTML file", "mmsr1 report runs/atlas")
+    p.add_argument("run_directory", metavar="RUN", help="a run's output directory")
+
+    p = _verb(verbs, "doctor", _doctor, "say what this machine has and what it lacks", "mmsr1 doctor --json")
+    p.add_argument("--json", action="store_true", help="as JSON, for a bug report")
+
+    prompts = _group(verbs, "prompts", "import the prompts of a released checkpoint")
+    p = _verb(
+        prompts,
+        "import",
+        _prompts_import,
+        "read pickled prompt strings, without executing them",
+        "mmsr1 prompts import round_1.pkl after_image.pkl after_text.pkl --out prompts.yaml",
+    )
+    p.add_argument(
+        "pickles",
+        metavar="PICKLE",
+        nargs=3,
+        help="the prompts: first, after an image search, after a text search",
+    )
+    p.add_argument("--out", required=True, help="YAML file to write (protocol.prompts names it)")
+    return parser
+
+
+class _Version(argparse.Action):
+    def __init__(self, option_strings: Sequence[str], dest: str, help: str | None = None) -> None:
+        super().__init__(option_strings, dest=dest, nargs=0, help=help)
+
+    def __call__(self, parser: argparse.ArgumentParser, *_: object) -> None:
+        from megatron_mmsr1 import __version__
+
+        print(f"megatron-mmsr1 {__version__}")
+        parser.exit()
+
+
+def _verb(
+    group: argparse._SubParsersAction[argparse.ArgumentParser],
+    name: str,
+    run: Callable[[argparse.Namespace], None],
+    what: str,
+    example: str,
+) -> argparse.ArgumentParser:
+    p = group.add_parser(
+        name, help=what, description=f"{what[0].upper()}{what[1:]}.", epilog=f"example:\n  {example}", formatter_class=_Format
+    )
+    p.set_defaults(run=run)
+    return p
+
+
+def _group(
+    verbs: argparse._SubParsersAction[argparse.ArgumentParser], name: str, what: str
+) -> argparse._SubParsersAction[argparse.ArgumentParser]:
+    p = verbs.add_parser(name, help=what, description=f"{what[0].upper()}{what[1:]}.", formatter_class=_Format)
+    return p.add_subparsers(title="verbs", metavar="VERB", required=True)
+
+
+def _with_config(p: argparse.ArgumentParser) -> argparse.ArgumentParser:
+    p.add_argument("config", metavar="CONFIG", help="a run as YAML (configs/ holds examples)")
+    p.add_argument("override", metavar="key=value", nargs="*", help=KEY_VALUE)
+    return p
+
+
+if __name__ == "__main__":
+    sys.exit(main())

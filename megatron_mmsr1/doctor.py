@@ -1,0 +1,183 @@
+"""`mmsr1 doctor`: what this machine has, what the trainer and the engine would use of it, and what is missing.
+
+The facts are also what a report keeps of the environment (`collect`). Nothing here starts CUDA in this process beyond torch's own
+probing, and nothing heavy is imported: versions come from the packages' metadata.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import platform
+import shutil
+import sys
+from importlib import metadata
+from typing import Any
+
+from megatron_mmsr1.processes import port_is_free
+
+PACKAGES = (
+    "torch",
+    "transformers",
+    "megatron-core",
+    "megatron-bridge",
+    "sglang",
+    "sglang-kernel",
+    "transformer-engine",
+    "flash-attn",
+    "flashinfer-python",
+    "numpy",
+    "pydantic",
+    "tensorboard",
+    "wandb",
+)
+GPU_PACKAGES = {
+    "transformer-engine": "Megatron's attention, norms and linears run unfused",
+    "flash-attn": "packed sequences fall back to a slower attention",
+    "sglang-kernel": "SGLang cannot run on the GPU",
+}
+PORTS = {8100: "search server (mmsr1 search serve)", 29500: "torchrun's rendezvous"}
+
+
+def version(package: str) -> str | None:
+    """Of an installed distribution; None if it is not there."""
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def collect() -> dict[str, Any]:
+    """JSON-ready facts: python, machine, cuda, packages, kernels, attention, ports, and `warnings` as sentences."""
+    facts: dict[str, Any] = {
+        "python": sys.version.split()[0],
+        "machine": _machine(),
+        "packages": {p: version(p) for p in PACKAGES},
+        "cuda": _cuda(),
+        "ports": {str(p): "free" if port_is_free(p) else "taken" for p in PORTS},
+    }
+    on_gpu = bool(facts["cuda"]["devices"])
+    facts["sgl_kernel"] = _sgl_kernel(on_gpu)
+    facts["attention"] = _attention(facts["packages"], on_gpu)
+    facts["warnings"] = _warnings(facts, on_gpu)
+    return facts
+
+
+def _machine() -> dict[str, Any]:
+    import psutil
+
+    memory = psutil.virtual_memory()
+    return {
+        "system": platform.platform(),
+        "processor": _processor(),
+        "cores": len(os.sched_getaffinity(0)),
+        "memory_gib": round(memory.total / 2**30, 1),
+        "memory_free_gib": round(memory.available / 2**30, 1),
+        "shared_memory_gib": round(shutil.disk_usage("/dev/shm").total / 2**30, 1),
+        "disk_free_gib": round(shutil.disk_usage(".").free / 2**30, 1),
+    }
+
+
+def _processor() -> str:
+    with open("/proc/cpuinfo") as f:
+        return next((line.partition(":")[2].strip() for line in f if line.startswith("model name")), platform.machine())
+
+
+def _cuda() -> dict[str, Any]:
+    if importlib.util.find_spec("torch") is None:
+        return {"torch_build": None, "devices": [], "nccl": None, "backend": "none: torch is missing"}
+    import torch
+
+    devices = []
+    if torch.cuda.is_available():
+        for i in range(torch.cuda.device_count()):
+            d = torch.cuda.get_device_properties(i)
+            devices.append(
+                {
+                    "name": d.name,
+                    "memory_gib": round(d.total_memory / 2**30, 1),
+                    "capability": f"{d.major}.{d.minor}",
+                }
+            )
+    nccl = ".".join(map(str, torch.cuda.nccl.version())) if torch.version.cuda and devices else None
+    return {
+        "torch_build": torch.version.cuda or "cpu",
+        "devices": devices,
+        "nccl": nccl,
+        "backend": f"nccl {nccl}" if devices else "gloo",
+    }
+
+
+def _sgl_kernel(on_gpu: bool) -> str:
+    """Which sgl_kernel SGLang would import: the real wheel, or our stand-in for machines without CUDA."""
+    if version("sglang-kernel") or version("sgl-kernel"):
+        return "real"
+    return "missing" if on_gpu else "shim (megatron_mmsr1/rollout/cpu_shims)"
+
+
+def _attention(packages: dict[str, str | None], on_gpu: bool) -> dict[str, str]:
+    """The attention that trainer and engine would use here."""
+    if not on_gpu:
+        return {"trainer": "torch SDPA (unfused, over gloo)", "engine": "torch_native"}
+    fused = "transformer-engine" if packages["transformer-engine"] else "torch varlen"
+    return {"trainer": fused, "engine": "SGLang's default for this GPU"}
+
+
+def _warnings(facts: dict[str, Any], on_gpu: bool) -> list[str]:
+    out = [f"{p} is not installed: run ./scripts/env.sh" for p in PACKAGES[:5] if facts["packages"][p] is None]
+    if on_gpu:
+        out += [
+            f"{p} is not installed: {so}; run ./scripts/env.sh --gpu"
+            for p, so in GPU_PACKAGES.items()
+            if not facts["packages"][p]
+        ]
+        if facts["machine"]["shared_memory_gib"] < 8:
+            out.append("/dev/shm holds less than 8 GiB: NCCL needs it between ranks (a container's --shm-size)")
+    else:
+        out.append(
+            "no CUDA device: Megatron-Core runs unfused over gloo, SGLang on torch_native; right for the Atlas, not for a real model"
+        )
+        if shutil.which("nvidia-smi"):
+            out.append("nvidia-smi is here, but torch sees no device: check the driver, CUDA_VISIBLE_DEVICES and torch's build")
+    m = facts["machine"]
+    if m["cores"] < 2:
+        out.append("one core: trainer and engine share it, and time-outs may strike; two are the least that was tried")
+    if m["memory_free_gib"] < 8:
+        out.append(
+            f"{m['memory_free_gib']} GiB of memory are free: the Atlas loop wants about 8 (two ranks, an engine, a search server)"
+        )
+    if m["disk_free_gib"] < 10:
+        out.append(f"{m['disk_free_gib']} GiB of disk are free here: runs keep checkpoints and weights")
+    out += [
+        f"port {p}, the default of the {what}, is taken: name another"
+        for p, what in PORTS.items()
+        if facts["ports"][str(p)] == "taken"
+    ]
+    if os.environ.get("PYTHONDONTWRITEBYTECODE"):
+        out.append(
+            "PYTHONDONTWRITEBYTECODE is set: engines start slowly unless bytecode was compiled (scripts/env.sh does that)"
+        )
+    return out
+
+
+def show(*, as_json: bool) -> None:
+    """Print the facts; the warnings last."""
+    facts = collect()
+    if as_json:
+        print(json.dumps(facts, indent=1))
+        return
+    m, c = facts["machine"], facts["cuda"]
+    print(f"python     {facts['python']} on {m['system']}")
+    print(f"machine    {m['cores']} cores ({m['processor']}), memory {m['memory_free_gib']} of {m['memory_gib']} GiB free,")
+    print(f"           /dev/shm {m['shared_memory_gib']} GiB, disk {m['disk_free_gib']} GiB free")
+    devices = [f"{d['name']} ({d['memory_gib']} GiB, sm {d['capability']})" for d in c["devices"]]
+    print(
+        f"cuda       {'; '.join(devices) or 'no device'} (torch built for {c['torch_build']}); collectives over {c['backend']}"
+    )
+    for package, found in facts["packages"].items():
+        print(f"  {package:<20} {found or '-'}")
+    print(f"sgl_kernel {facts['sgl_kernel']}")
+    print(f"attention  trainer: {facts['attention']['trainer']}; engine: {facts['attention']['engine']}")
+    for warning in facts["warnings"]:
+        print(f"warning: {warning}")

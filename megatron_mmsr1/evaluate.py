@@ -1,0 +1,204 @@
+"""Evaluation: held-out questions through a policy, summed up by kind, kept as JSON, compared as a table.
+
+A policy is anything that turns prompts into scored trajectories: the trained model behind an engine, or one of Atlas's scripted
+baselines. What it is does not show here.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from megatron_mmsr1.config import ProtocolConfig
+from megatron_mmsr1.errors import RunError
+from megatron_mmsr1.metrics import by_kind, scored, summary
+from megatron_mmsr1.trajectory import Trajectory
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+OVERALL = "overall"
+
+
+@dataclass(slots=True)
+class Row:
+    """One kind of question. Shares and means are in [0, 1]; `failed` were left out for an engine's or a tool's failure."""
+
+    kind: str
+    n: int
+    accuracy: float
+    reward: float
+    format: float
+    search_share: float  # of responses that search at all
+    search_ratio: float  # calls made / calls allowed
+    failed: int = 0
+
+
+@dataclass(slots=True)
+class EvalResult:
+    name: str
+    rows: list[Row]  # by kind, in the order of their names; the last one is the overall
+    meta: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def overall(self) -> Row:
+        return self.rows[-1]
+
+    def row(self, kind: str) -> Row | None:
+        return next((r for r in self.rows if r.kind == kind), None)
+
+    @classmethod
+    def from_trajectories(
+        cls, name: str, trajectories: Sequence[Trajectory], protocol: ProtocolConfig, **meta: Any
+    ) -> EvalResult:
+        """Raises RunError if no trajectory was scored: an evaluation of nothing must not look like a zero."""
+        good = scored(trajectories)
+        if not good:
+            raise RunError(
+                f"evaluation {name!r}: none of {len(trajectories)} trajectories was scored; "
+                "the engine or the search server failed, see their logs"
+            )
+        rows = []
+        for kind, members in [*by_kind(trajectories).items(), (OVERALL, list(trajectories))]:
+            ok = scored(members)
+            if ok:
+                s = summary(ok, protocol)
+                n = int(s.pop("n"))
+                rows.append(Row(kind, n, **s, failed=len(members) - len(ok)))
+        return cls(name, rows, dict(meta))
+
+    def save(self, path: Path) -> None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        fresh = path.with_suffix(".new")
+        fresh.write_text(json.dumps(asdict(self), indent=1) + "\n")
+        os.replace(fresh, path)
+
+    @classmethod
+    def load(cls, path: Path) -> EvalResult:
+        """Raises RunError naming the file if it is not an evaluation."""
+        try:
+            return cls.from_dict(json.loads(path.read_text()))
+        except (OSError, ValueError, TypeError, KeyError) as e:
+            raise RunError(f"{path}: not an evaluation result ({e}): remove it and evaluate again") from e
+
+    @classmethod
+    def from_dict(cls, d: dict[str, Any]) -> EvalResult:
+        return cls(d["name"], [Row(**r) for r in d["rows"]], d.get("meta", {}))
+
+    def line(self) -> str:
+        """The overall and each kind in one line."""
+        o = self.overall
+        parts = "; ".join(f"{r.kind} {r.accuracy:.0%} right, {r.search_share:.0%} search" for r in self.rows[:-1])
+        failed = f", {o.failed} failed in the engine or a tool" if o.failed else ""
+        return f"evaluation {self.name}: {o.n} questions{failed}, accuracy {o.accuracy:.1%}, reward {o.reward:.3f} ({parts})"
+
+
+def evaluate[P](
+    generate: Callable[[Sequence[P]], Sequence[Trajectory]],
+    prompts: Sequence[P],
+    protocol: ProtocolConfig,
+    *,
+    name: str,
+    path: Path | None = None,
+    **meta: Any,
+) -> EvalResult:
+    """Run `generate` over `prompts` (it returns scored trajectories) and sum up; saved to `path` if given.
+
+    Raises RunError as `EvalResult.from_trajectories` does.
+    """
+    result = EvalResult.from_trajectories(name, generate(prompts), protocol, **meta)
+    if path is not None:
+        result.save(path)
+    return result
+
+
+def save_all(results: Sequence[EvalResult], path: Path) -> None:
+    """Several results in one file (the scripted policies)."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    fresh = path.with_suffix(".new")
+    fresh.write_text(json.dumps({"results": [asdict(r) for r in results]}, indent=1) + "\n")
+    os.replace(fresh, path)
+
+
+def load_all(directory: Path) -> list[EvalResult]:
+    """What RUN/eval holds, in the order of a story: before, during (step_*), after, then the scripted policies."""
+    files = sorted(directory.glob("*.json"), key=lambda p: (_place(p.stem), p.stem))
+    out: list[EvalResult] = []
+    for path in files:
+        if path.stem == "policies":
+            try:
+                out += [EvalResult.from_dict(d) for d in json.loads(path.read_text())["results"]]
+            except (ValueError, TypeError, KeyError) as e:
+                raise RunError(f"{path}: not a list of evaluation results ({e}): remove it and evaluate again") from e
+        else:
+            out.append(EvalResult.load(path))
+    return out
+
+
+def _place(stem: str) -> int:
+    return {"before": 0, "after": 2, "policies": 4}.get(stem, 1 if stem.startswith("step_") else 3)
+
+
+# ----------------------------------------------------------------------------------------------------------------- tables
+@dataclass(slots=True, frozen=True)
+class Line:
+    """A policy's line in the comparison: "accuracy / searches" a kind, then the overall numbers."""
+
+    name: str
+    by_kind: list[str]
+    overall: list[str]
+
+
+OVERALL_TITLES = ("accuracy", "searches", "calls / allowed", "reward", "format", "questions")
+
+
+def compare(results: Sequence[EvalResult]) -> tuple[list[str], list[Line]]:
+    """(kinds, one Line a result): the comparison that terminal, markdown and report all show."""
+    kinds: dict[str, None] = {}
+    for r in results:
+        kinds |= dict.fromkeys(row.kind for row in r.rows[:-1])
+    lines = []
+    for r in results:
+        rows = [r.row(kind) for kind in kinds]
+        o = r.overall
+        lines.append(
+            Line(
+                r.name,
+                [f"{row.accuracy:.0%} / {row.search_share:.0%}" if row else "" for row in rows],
+                [
+                    f"{o.accuracy:.1%}",
+                    f"{o.search_share:.1%}",
+                    f"{o.search_ratio:.1%}",
+                    f"{o.reward:.3f}",
+                    f"{o.format:.1%}",
+                    f"{o.n} + {o.failed} failed" if o.failed else str(o.n),
+                ],
+            )
+        )
+    return list(kinds), lines
+
+
+def markdown(results: Sequence[EvalResult]) -> str:
+    """A table for a README; a kind's cell is accuracy / share of responses that search."""
+    kinds, lines = compare(results)
+    out = ["| policy | " + " | ".join([*kinds, *OVERALL_TITLES]) + " |", "|---|" + "---:|" * (len(kinds) + len(OVERALL_TITLES))]
+    out += [f"| {line.name} | " + " | ".join([*line.by_kind, *line.overall]) + " |" for line in lines]
+    return "\n".join(out) + "\n"
+
+
+def table(results: Sequence[EvalResult]) -> Table:
+    """For a terminal: `rich.print(table(results))`."""
+    from rich.table import Table
+
+    kinds, lines = compare(results)
+    out = Table(title="Held-out questions (by kind: accuracy / searches)", title_justify="left")
+    out.add_column("policy")
+    for title in (*kinds, *OVERALL_TITLES):
+        out.add_column(title, justify="right")
+    for line in lines:
+        out.add_row(line.name, *line.by_kind, *line.overall)
+    return out

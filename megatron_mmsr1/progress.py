@@ -1,0 +1,115 @@
+"""Progress with an estimate of the time left: a live bar on a terminal, elsewhere (a Slurm log, a pipe) one line a step.
+
+`progress` is for a loop in this process; `Follower` shows a loop that runs in another one, through its metrics.jsonl.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import sys
+import time
+from collections import deque
+from pathlib import Path
+from types import TracebackType
+from typing import Self, TextIO
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+
+WINDOW = 20  # steps that the estimate looks back on: the first ones are slow, and must not weigh for ever
+
+
+def duration(seconds: float) -> str:
+    """Two units are enough: 4s, 3m20s, 2h05m."""
+    s = round(seconds)
+    if s < 60:
+        return f"{s}s"
+    return f"{s // 60}m{s % 60:02d}s" if s < 3600 else f"{s // 3600}h{s % 3600 // 60:02d}m"
+
+
+def number(value: float | str) -> str:
+    if isinstance(value, str):
+        return value
+    return str(value) if isinstance(value, int) else f"{value:.4g}"
+
+
+class progress:
+    """`with progress("Cold start", total) as p: p.step(loss=0.3)`.
+
+    `done`: steps that an earlier run did. `every_s`: without a terminal, seconds that must lie between two lines (the last step
+    always gets its line). `stream`: where to, by default stderr, so that stdout holds results only.
+    """
+
+    def __init__(self, title: str, total: int, *, done: int = 0, every_s: float = 0.0, stream: TextIO | None = None) -> None:
+        self.title, self.total, self.done, self.every_s = title, total, done, every_s
+        self.stream = stream or sys.stderr
+        self._live: Progress | None = None
+        self._seen: deque[tuple[float, int]] = deque(maxlen=WINDOW + 1)
+        self._last_line = -math.inf
+
+    def __enter__(self) -> Self:
+        self._seen.append((time.monotonic(), self.done))
+        if self.stream.isatty():
+            columns = (
+                TextColumn("{task.description}"),
+                BarColumn(bar_width=24),
+                MofNCompleteColumn(),
+                TextColumn("{task.fields[note]}"),
+            )
+            self._live = Progress(*columns, console=Console(file=self.stream))
+            self._task = self._live.add_task(self.title, total=self.total, completed=self.done, note="")
+            self._live.start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        if self._live:
+            self._live.stop()
+
+    def step(self, n: int = 1, **values: float | str) -> None:
+        """`n` more steps are done; `values` are shown beside."""
+        self.done += n
+        now = time.monotonic()
+        self._seen.append((now, self.done))
+        first_time, first_done = self._seen[0]
+        per_step = (now - first_time) / max(1, self.done - first_done)
+        eta = duration(per_step * max(0, self.total - self.done))
+        shown = "  ".join(f"{k} {number(v)}" for k, v in values.items())
+        note = f"{pace(per_step)}  ETA {eta}" + (f"  {shown}" if shown else "")
+        if self._live:
+            self._live.update(self._task, completed=self.done, note=note)
+        elif now - self._last_line >= self.every_s or self.done >= self.total:
+            print(f"{self.title} {self.done}/{self.total}  {note}", file=self.stream, flush=True)
+            self._last_line = now
+
+
+def pace(per_step: float) -> str:
+    return f"{per_step:.2f} s/step" if per_step < 60 else f"{duration(per_step)}/step"
+
+
+class Follower:
+    """Shows the steps that another process writes to a metrics.jsonl; call `poll` now and then (`Supervisor.wait` does).
+
+    `keys` maps what is shown to the metric's name: {"reward": "reward/mean"}. Lines that stand there already count as done.
+    """
+
+    def __init__(self, path: Path, shown: progress, keys: dict[str, str]) -> None:
+        self.path, self.shown, self.keys = path, shown, keys
+        self._at = path.stat().st_size if path.is_file() else 0
+
+    def poll(self) -> None:
+        if not self.path.is_file():
+            return
+        size = self.path.stat().st_size
+        if size < self._at:
+            self._at = 0  # a resume has cut the file; `done` tells which of its lines were shown
+        with self.path.open("rb") as f:
+            f.seek(self._at)
+            data = f.read()
+        whole = data[: data.rfind(b"\n") + 1]
+        self._at += len(whole)
+        for line in whole.splitlines():
+            row = json.loads(line)
+            if row["step"] >= self.shown.done:
+                n = row["step"] + 1 - self.shown.done
+                self.shown.step(n, **{k: row[m] for k, m in self.keys.items() if row.get(m) is not None})

@@ -1,0 +1,27 @@
+#!/usr/bin/env bash
+# Install what the tests need, check the style and the types, run the tests. Arguments go on to pytest.
+#
+#   ./scripts/test.sh                    what CI runs: all but the slow tests and those for a GPU
+#   ./scripts/test.sh --slow             the slow ones too        ./scripts/test.sh --gpu    those for a GPU too
+#   ./scripts/test.sh tests/test_cli.py  one file                 ./scripts/test.sh -k resume -x
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+
+marks="" arguments=()
+slow=no gpu=no
+for argument in "$@"; do
+  case "$argument" in
+    --slow) slow=yes ;;
+    --gpu) gpu=yes ;;
+    *) arguments+=("$argument") ;;
+  esac
+done
+if [[ $slow == no ]]; then marks="not slow"; fi
+if [[ $gpu == no ]]; then marks="${marks:+$marks and }not gpu"; fi
+
+venv="$(./scripts/env.sh)"
+export PATH="$venv/bin:$PATH" PYTHONPATH="$PWD${PYTHONPATH:+:$PYTHONPATH}"
+ruff check .
+ruff format --check .
+pyright --pythonpath "$venv/bin/python"
+exec python -m pytest -q -m "$marks" "${arguments[@]}"
