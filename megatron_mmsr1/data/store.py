@@ -57,9 +57,7 @@ class ImageStore:
         except FileNotFoundError as e:
             raise RunError(f"image {sha} is missing from the store: no file {path}") from e
         if hashlib.sha256(png).hexdigest() != sha:
-            raise RunError(
-                f"{path} is damaged: its content no longer has the hash of its name; delete it and put it again"
-            )
+            raise RunError(f"{path} is damaged: its content no longer has the hash of its name; delete it and put it again")
         return png
 
     def __contains__(self, sha: str) -> bool:

@@ -1,0 +1,103 @@
+"""Questions with their pictures, from parquet files."""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from collections import OrderedDict
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from megatron_mmsr1.data.rows import BadRow, Layout, Prompt, layout_of
+from megatron_mmsr1.errors import UsageError
+
+__all__ = ["Prompt", "PromptDataset"]
+
+CACHE_BYTES = 1 << 30  # row groups kept in memory: a shuffled epoch comes back to each many times
+
+
+class PromptDataset:
+    """The rows of some parquet files, in order, read a row group at a time when they are asked for.
+
+    `dataset[i]` is a `Prompt` whose images have been decoded once, so that nobody downstream meets a broken one. Columns are
+    veRL's or open-r1's (see `rows`). A row that cannot be used raises UsageError naming file, row (from 0) and column. With
+    `bad_rows="skip"` such rows are left out instead: that takes a pass over all data here, `len` counts the good ones and
+    `skipped` the others.
+    """
+
+    def __init__(self, paths: Sequence[str | Path], *, bad_rows: Literal["error", "skip"] = "error") -> None:
+        self.paths = [Path(p) for p in paths]
+        self.skipped = 0
+        self._layouts: list[Layout] = []
+        self._starts: list[int] = []  # first row of each row group, over all files
+        self._groups: list[tuple[int, int, int]] = []  # file, row group in it, its first row in the file
+        self._rows = 0
+        self._index_files()
+        self._cache: OrderedDict[int, pa.Table] = OrderedDict()
+        self._good: list[int] | None = None
+        if bad_rows == "skip":
+            self._good = [row for row in range(self._rows) if self._readable(row)]
+            self.skipped = self._rows - len(self._good)
+
+    def __len__(self) -> int:
+        return self._rows if self._good is None else len(self._good)
+
+    def __getitem__(self, i: int) -> Prompt:
+        if not 0 <= i < len(self):
+            raise IndexError(f"row {i} of {len(self)}")
+        return self._read(i if self._good is None else self._good[i])
+
+    def _index_files(self) -> None:
+        for number, path in enumerate(self.paths):
+            try:
+                with pq.ParquetFile(path) as file:
+                    self._layouts.append(layout_of(path, file.schema_arrow))
+                    sizes = [file.metadata.row_group(g).num_rows for g in range(file.num_row_groups)]
+            except FileNotFoundError as e:
+                raise UsageError(f"no data file at {path}") from e
+            except (pa.ArrowInvalid, OSError) as e:
+                raise UsageError(f"{path} is not a readable parquet file: {e}") from e
+            first = 0
+            for group, size in enumerate(sizes):
+                if size:
+                    self._starts.append(self._rows)
+                    self._groups.append((number, group, first))
+                self._rows += size
+                first += size
+
+    def _readable(self, row: int) -> bool:
+        try:
+            self._read(row)
+        except BadRow:
+            return False
+        return True
+
+    def _read(self, row: int) -> Prompt:
+        group = bisect_right(self._starts, row) - 1
+        number, _, first = self._groups[group]
+        within = row - self._starts[group]
+        values = self._table(group).slice(within, 1).to_pylist()[0]
+        return self._layouts[number].prompt(values, self.paths[number], first + within)
+
+    def _table(self, group: int) -> pa.Table:
+        if group in self._cache:
+            self._cache.move_to_end(group)
+            return self._cache[group]
+        number, in_file, _ = self._groups[group]
+        path = self.paths[number]
+        try:
+            with pq.ParquetFile(path) as file:
+                table = file.read_row_group(in_file, columns=self._layouts[number].columns)
+        except (pa.ArrowInvalid, OSError) as e:
+            raise UsageError(f"{path}: row group {in_file} cannot be read: {e}") from e
+        self._cache[group] = table
+        while len(self._cache) > 1 and sum(t.nbytes for t in self._cache.values()) > CACHE_BYTES:
+            self._cache.popitem(last=False)
+        return table
+
+    def __getstate__(self) -> dict[str, Any]:
+        # Another process reads what it needs itself; a gigabyte of cached rows need not travel.
+        return self.__dict__ | {"_cache": OrderedDict()}

@@ -1,0 +1,87 @@
+"""Importing pickled prompts: a string comes in byte for byte, a program stays out."""
+
+from __future__ import annotations
+
+import os
+import pickle
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from megatron_mmsr1.data.import_prompts import import_prompts, read_string
+from megatron_mmsr1.errors import UsageError
+from megatron_mmsr1.protocol import Prompts
+
+FIRST = "Answer with care.\n\nHere is the image and the question:\n<image> \r\n"
+
+
+@pytest.mark.parametrize("protocol", range(pickle.HIGHEST_PROTOCOL + 1))
+@pytest.mark.parametrize("text", [FIRST, "", "café 🇪🇸", "x" * 300, "a\\u0041b\n"])
+def test_a_string_is_read_whatever_the_protocol(tmp_path: Path, protocol: int, text: str) -> None:
+    path = tmp_path / "p.pkl"
+    path.write_bytes(pickle.dumps(text, protocol))
+    assert read_string(path) == text
+
+
+class Bomb:
+    def __reduce__(self):
+        return os.system, ("touch exploded",)
+
+
+@pytest.mark.parametrize("value", [Bomb(), ["text"], {"a": "b"}, b"bytes", 5, None, ("a", "b")])
+def test_anything_else_is_refused_and_never_run(tmp_path: Path, value: object, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    path = tmp_path / "p.pkl"
+    for protocol in range(pickle.HIGHEST_PROTOCOL + 1):
+        path.write_bytes(pickle.dumps(value, protocol))
+        with pytest.raises(UsageError, match=r"p\.pkl"):
+            read_string(path)
+    assert not (tmp_path / "exploded").exists()
+
+
+@given(junk=st.binary(max_size=60))
+def test_junk_is_refused_cleanly(tmp_path_factory, junk: bytes) -> None:
+    path = tmp_path_factory.getbasetemp() / "junk.pkl"
+    path.write_bytes(junk)
+    try:
+        assert isinstance(read_string(path), str)
+    except UsageError:
+        pass
+
+
+def test_a_second_program_behind_the_string_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "p.pkl"
+    path.write_bytes(pickle.dumps("text") + pickle.dumps(Bomb()))
+    with pytest.raises(UsageError, match="bytes behind"):
+        read_string(path)
+    path.write_bytes(pickle.dumps("text")[:-3])
+    with pytest.raises(UsageError, match="not a pickle"):
+        read_string(path)
+
+
+def test_the_command_writes_prompts_that_load_byte_for_byte(tmp_path: Path) -> None:
+    texts = [FIRST, "After the image: \t think.\n", " After the text…  "]
+    files = []
+    for n, text in enumerate(texts):
+        files.append(tmp_path / f"{n}.pkl")
+        files[-1].write_bytes(pickle.dumps(text))
+    out = tmp_path / "original.yaml"
+    command = [sys.executable, "-m", "megatron_mmsr1.data.import_prompts", *map(str, files), str(out)]
+    assert subprocess.run(command, capture_output=True, check=False).returncode == 0
+    assert Prompts.load(out) == Prompts(*texts)
+    wrong = subprocess.run([*command[:3], *map(str, files[1:]), str(files[0]), str(out)], capture_output=True, check=False)
+    assert wrong.returncode == 2
+    assert b"1.pkl: holds no <image>" in wrong.stderr
+
+
+@given(st.text().map(lambda s: s + "<image>"), st.text(), st.text())
+def test_any_texts_survive_the_yaml(tmp_path_factory, first: str, image: str, text: str) -> None:
+    directory = tmp_path_factory.getbasetemp()
+    for name, value in (("a", first), ("b", image), ("c", text)):
+        (directory / name).write_bytes(pickle.dumps(value))
+    paths = [directory / name for name in "abc"]
+    assert import_prompts(*paths, directory / "out.yaml") == Prompts(first, image, text)
