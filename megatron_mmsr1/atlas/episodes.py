@@ -1,0 +1,146 @@
+"""One question of the cold start and the small world around it: what each tool would find, in the form the search server gives.
+
+Everything about an unknown entity is thrown away afterwards, so that the one thing to learn is to copy from what was found.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from megatron_mmsr1.atlas.names import draw_name
+from megatron_mmsr1.atlas.pages import NOISE, fact_sentence, sentences
+from megatron_mmsr1.atlas.picture import Emblem, draw, png, random_emblem, random_view
+from megatron_mmsr1.atlas.questions import Question, draw_question
+from megatron_mmsr1.atlas.spec import AtlasSpec
+from megatron_mmsr1.atlas.turns import query
+from megatron_mmsr1.atlas.world import ATTRIBUTES, Entity, draw_entity, known_entities
+from megatron_mmsr1.data.images import CanonicalImage, canonicalize
+from megatron_mmsr1.protocol import ImageHit, TextHit
+
+
+@dataclass(frozen=True, slots=True)
+class Picture:
+    emblem: Emblem
+    indexed: CanonicalImage
+    asked: tuple[CanonicalImage, ...]
+
+
+class Gallery:
+    """A bounded pool of emblems, each in a few views, drawn when first shown: names and facts are re-rolled for every sample,
+    pictures are shared, so that their PNGs and features stay few."""
+
+    def __init__(self, spec: AtlasSpec, size: int, seed: int) -> None:
+        self._spec, self._size, self._seed = spec, size, seed
+        self._drawn: dict[str, Picture] = {}
+
+    def pick(self, rng: random.Random) -> Picture:
+        return self._picture(f"pool-{rng.randrange(self._size)}", None)
+
+    def of(self, e: Entity) -> Picture:
+        """The picture of a known entity."""
+        return self._picture(e.id, e.emblem)
+
+    def _picture(self, key: str, emblem: Emblem | None) -> Picture:
+        if key not in self._drawn:
+            rng = random.Random(f"atlas/gallery/{self._seed}/{key}")
+            emblem = emblem or random_emblem(rng)
+            views = [self._view(emblem, rng) for _ in range(3)]
+            self._drawn[key] = Picture(emblem, views[0], tuple(views[1:]))
+        return self._drawn[key]
+
+    def _view(self, emblem: Emblem, rng: random.Random) -> CanonicalImage:
+        size = self._spec.image_size
+        data = png(draw(emblem, random_view(rng, self._spec.views), size))
+        return canonicalize(data, min_pixels=size * size, max_pixels=size * size)
+
+
+@dataclass(slots=True)
+class Episode:
+    """A question with its answerer's state: whether the name of the place, and the fact that answers, have been seen."""
+
+    question: Question
+    entity: Entity
+    picture: Picture
+    image: CanonicalImage
+    rng: random.Random
+    gallery: Gallery
+    taken: set[str]
+    name_known: bool
+    fact_known: bool
+    long_summaries: float = 0.25
+
+    @property
+    def query(self) -> str:
+        return query(self.question, name_known=self.name_known)
+
+    def image_hits(self) -> list[ImageHit]:
+        """The place itself, then something that looks less like it."""
+        self.name_known = True
+        self.fact_known |= self.question.kind == "image"
+        other = draw_name(self.rng, self.taken, world=False)
+        return [
+            ImageHit(self.entity.name, self.picture.indexed.png, self.entity.url),
+            ImageHit(other, self.gallery.pick(self.rng).indexed.png, f"http://atlas.test/{other}"),
+        ]
+
+    def text_hits(self) -> list[TextHit]:
+        """What `query` finds: with the name in it, the place's page and one that shares a word; else two that share a word."""
+        if not self.name_known:
+            return [self._other(), self._other()]
+        self.fact_known = True
+        hits = [self._hit(self.entity, self.question.attribute), self._other()]
+        # Search ranks the right page first. Now and then it does not here, so that the name is read, not the rank.
+        return hits if self.rng.random() < 0.75 else hits[::-1]
+
+    def _other(self) -> TextHit:
+        """A page that shares a word with the query: another place's same attribute, a neighbour's page, noise."""
+        other = draw_entity(self.rng, self.taken)
+        turn = self.rng.random()
+        if turn < 0.6 and self.question.attribute in ATTRIBUTES:
+            return self._hit(other, self.question.attribute)
+        if turn < 0.8:
+            if self.name_known:
+                other.facts["neighbour"] = self.entity.name
+            return self._hit(other, "neighbour")
+        noise = self.rng.choice(NOISE).format(name=other.name)
+        return TextHit(f"http://atlas.test/noise-{self.rng.randrange(1000)}", noise, "a place")
+
+    def _hit(self, e: Entity, attribute: str) -> TextHit:
+        """A summary of the page's one best sentence, sometimes with another of its sentences after it or before."""
+        best = fact_sentence(e.name, attribute, e.facts[attribute]) if attribute in e.facts else sentences(e)[0]
+        parts = [best]
+        if self.rng.random() < self.long_summaries:
+            parts.append(self.rng.choice([s for s in sentences(e) if s != best]))
+            self.rng.shuffle(parts)
+        return TextHit(e.url, " ".join(parts), e.name)
+
+
+class Episodes:
+    """Draws episodes: known entities are the world's, all others exist for one episode only."""
+
+    def __init__(self, spec: AtlasSpec, gallery: Gallery, long_summaries: float) -> None:
+        self._known = known_entities(spec.known)
+        self._names = {n for e in self._known for n in (e.name, *e.facts.values())}
+        self.gallery = gallery
+        self._long = long_summaries
+
+    def draw(self, rng: random.Random, kind: str) -> Episode:
+        taken = set(self._names)
+        if kind == "known":
+            entity = rng.choice(self._known)
+            picture = self.gallery.of(entity)
+        else:
+            entity = draw_entity(rng, taken)
+            picture = self.gallery.pick(rng)
+            entity.emblem = picture.emblem
+        q = draw_question(rng, entity, kind, "all")
+        free = kind in ("known", "picture")
+        image = rng.choice(picture.asked)
+        named = kind in ("known", "text")
+        return Episode(q, entity, picture, image, rng, self.gallery, taken, named, free, self._long)
+
+    def places(self, rng: random.Random, n: int) -> Iterable[Entity]:
+        taken = set(self._names)
+        return [draw_entity(rng, taken) for _ in range(n)]

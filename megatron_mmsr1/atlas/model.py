@@ -1,0 +1,122 @@
+"""A tiny checkpoint in the Qwen2.5-VL architecture, random weights by seed, that transformers and SGLang load unmodified."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from megatron_mmsr1.atlas.tokenizer import CHAT_TEMPLATE, MAX_LENGTH, VOCAB_SIZE, build_tokenizer
+
+if TYPE_CHECKING:
+    from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
+
+MIN_PIXELS, MAX_PIXELS = 56 * 56, 28 * 28 * 1024
+
+
+class ModelShape(BaseModel):
+    """The defaults are the smallest shape that was seen to learn the task. Untied embeddings matter: tied ones copy badly."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    hidden: int = Field(default=128, gt=0)
+    layers: int = Field(default=4, gt=0)
+    head_dim: int = Field(default=32, gt=0)
+    kv_heads: int = Field(default=2, gt=0)
+    intermediate: int = Field(default=320, gt=0)
+    vision_hidden: int = Field(default=64, gt=0)
+    vision_layers: int = Field(default=2, gt=0)
+    vision_init: float = Field(default=0.06, gt=0, description="deviation of the vision tower's initial weights")
+
+
+def mrope_section(head_dim: int) -> list[int]:
+    """Rotary pairs for time, height and width, in Qwen2.5-VL's proportion 2:3:3. Sums to head_dim / 2."""
+    half = head_dim // 2
+    side = (half - half // 4) // 2
+    return [half - 2 * side, side, side]
+
+
+def model_config(shape: ModelShape) -> Qwen2_5_VLConfig:
+    from transformers import Qwen2_5_VLConfig
+
+    ids = build_tokenizer().get_vocab()
+    bos, eos = ids["<|endoftext|>"], ids["<|im_end|>"]
+    text = {
+        "vocab_size": VOCAB_SIZE,
+        "hidden_size": shape.hidden,
+        "intermediate_size": shape.intermediate,
+        "num_hidden_layers": shape.layers,
+        "num_attention_heads": shape.hidden // shape.head_dim,
+        "num_key_value_heads": shape.kv_heads,
+        "max_position_embeddings": MAX_LENGTH,
+        "tie_word_embeddings": False,
+        "rope_theta": 1e4,
+        "rope_parameters": {"rope_type": "default", "mrope_section": mrope_section(shape.head_dim), "rope_theta": 1e4},
+        "bos_token_id": bos,
+        "eos_token_id": eos,
+        "pad_token_id": bos,
+    }
+    vision = {
+        "depth": shape.vision_layers,
+        "hidden_size": shape.vision_hidden,
+        "intermediate_size": shape.vision_hidden * 2,
+        "num_heads": shape.vision_hidden // 32,
+        "out_hidden_size": shape.hidden,
+        "patch_size": 14,
+        "spatial_merge_size": 2,
+        "temporal_patch_size": 2,
+        "window_size": 112,
+        "fullatt_block_indexes": [shape.vision_layers - 1],
+        "in_channels": 3,
+    }
+    return Qwen2_5_VLConfig(
+        text_config=text,
+        vision_config=vision,
+        image_token_id=ids["<|image_pad|>"],
+        video_token_id=ids["<|video_pad|>"],
+        vision_start_token_id=ids["<|vision_start|>"],
+        vision_end_token_id=ids["<|vision_end|>"],
+        tie_word_embeddings=False,
+        dtype="float32",
+    )
+
+
+def new_model(shape: ModelShape, seed: int) -> Qwen2_5_VLForConditionalGeneration:
+    """Fresh fp32 weights; the same seed gives the same ones, and the caller's random state is left alone."""
+    import torch
+    from transformers import Qwen2_5_VLForConditionalGeneration
+
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model = Qwen2_5_VLForConditionalGeneration(model_config(shape))
+        # Qwen's 0.02 shrinks what a 64-wide tower says to a whisper beside the text embeddings.
+        with torch.no_grad():
+            for name, p in model.named_parameters():
+                if ".visual." in f".{name}" and p.ndim > 1:
+                    p.normal_(0.0, shape.vision_init / (4 if "patch_embed" in name else 1))
+    return model
+
+
+def save_model(out: Path, *, seed: int = 0, shape: ModelShape | None = None) -> None:
+    """Write a Hugging Face checkpoint directory: weights, tokenizer, image and video processor, chat template."""
+    from transformers import GenerationConfig, Qwen2_5_VLProcessor, Qwen2VLImageProcessor
+    from transformers.models.qwen2_vl.video_processing_qwen2_vl import Qwen2VLVideoProcessor
+
+    model, tokenizer = new_model(shape or ModelShape(), seed), build_tokenizer()
+    out.mkdir(parents=True, exist_ok=True)
+    eos, pad = (tokenizer.convert_tokens_to_ids(t) for t in ("<|im_end|>", "<|endoftext|>"))
+    model.generation_config = GenerationConfig(bos_token_id=pad, eos_token_id=[eos, pad], pad_token_id=pad)
+    model.save_pretrained(out)
+    Qwen2_5_VLProcessor(
+        image_processor=Qwen2VLImageProcessor(min_pixels=MIN_PIXELS, max_pixels=MAX_PIXELS),
+        tokenizer=tokenizer,
+        video_processor=Qwen2VLVideoProcessor(),
+        chat_template=CHAT_TEMPLATE,
+    ).save_pretrained(out)
+    tokenizer.save_pretrained(out)
+    # AutoTokenizer must read tokenizer.json as it stands: Qwen's own class would rebuild its pre-tokenizer.
+    path = out / "tokenizer_config.json"
+    config = json.loads(path.read_text()) | {"tokenizer_class": "PreTrainedTokenizerFast"}
+    path.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
