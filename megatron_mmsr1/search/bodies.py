@@ -1,0 +1,54 @@
+"""Bodies on the wire: read within a cap and checked, written as JSON; the errors have the replies' form."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import orjson
+from pydantic import ValidationError
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import Response
+
+from megatron_mmsr1.search import requests
+from megatron_mmsr1.trajectory import ToolStatus
+
+Body = dict[str, Any]
+
+
+async def read_body[R: requests.Request](request: Request, model: type[R]) -> R:
+    """The typed body. Raises HTTPException 413 past the cap and 400, naming the field, for what the model forbids."""
+    chunks, size = [], 0
+    async for chunk in request.stream():
+        size += len(chunk)
+        if size > requests.MAX_BODY_BYTES:
+            raise HTTPException(413, f"the body is larger than {requests.MAX_BODY_BYTES} bytes")
+        chunks.append(chunk)
+    try:
+        return model.model_validate_json(b"".join(chunks))
+    except ValidationError as e:
+        raise HTTPException(400, "; ".join(_explain(err) for err in e.errors(include_input=False)[:5])) from None
+
+
+def respond(body: Body, code: int = 200, headers: dict[str, str] | None = None) -> Response:
+    return Response(orjson.dumps(body), code, headers, "application/json")
+
+
+def fail(code: int, status: ToolStatus, detail: str, headers: dict[str, str] | None = None) -> Response:
+    return respond({"status": status, "detail": detail}, code, headers)
+
+
+async def http_error(_: Request, e: Exception) -> Response:
+    """Starlette's handler of HTTPException: an unknown path, a wrong method, a body that is refused."""
+    if not isinstance(e, HTTPException):
+        raise e
+    return fail(e.status_code, ToolStatus.REFUSED, e.detail, dict(e.headers or {}))
+
+
+async def defect(_: Request, e: Exception) -> Response:
+    """Starlette's handler of everything else: the caller gets a typed error, the log its traceback."""
+    return fail(500, ToolStatus.UPSTREAM_ERROR, f"the search server failed ({type(e).__name__}); its log has the trace")
+
+
+def _explain(err: Any) -> str:
+    return ": ".join(filter(None, (".".join(str(p) for p in err["loc"]), err["msg"])))

@@ -1,0 +1,86 @@
+"""What a search backend is: four small protocols. A new backend is one new file that implements one of them.
+
+Every method is async and either returns a typed result or raises `SearchFailure` with a typed status; an empty list means that
+the search worked and found nothing. `name` and `version` go into every cache key: a change of behaviour, of an index or of a
+prompt must change `version`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from megatron_mmsr1.trajectory import ToolStatus
+
+
+class SearchFailure(Exception):
+    """A call that gave no result: `status` says whose fault it is, `detail` what happened (never a key, never a secret)."""
+
+    def __init__(self, status: ToolStatus, detail: str):
+        super().__init__(f"{status}: {detail}")
+        self.status = status
+        self.detail = detail
+
+
+@dataclass(slots=True, frozen=True)
+class TextResult:
+    """One result of a text search. `score` compares within one reply only; higher is better."""
+
+    url: str
+    title: str
+    snippet: str = ""
+    score: float = 0.0
+
+
+@dataclass(slots=True, frozen=True)
+class ImageResult:
+    """One result of an image search. `image` is the thumbnail's encoded bytes, None where there is none."""
+
+    url: str
+    title: str
+    image: bytes | None = None
+    score: float = 0.0
+
+
+@dataclass(slots=True, frozen=True)
+class Page:
+    """A page as clean text: one block (paragraph, table row) a line, hidden text and markup gone."""
+
+    url: str
+    title: str
+    text: str
+
+
+class Backend(Protocol):
+    """`close` frees what the backend holds (a connection pool); it is called once, in the loop that made the calls."""
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def version(self) -> str: ...
+    async def close(self) -> None: ...
+
+
+class TextBackend(Backend, Protocol):
+    async def search(self, query: str, k: int) -> Sequence[TextResult]:
+        """At most `k` results, best first."""
+        ...
+
+
+class ImageBackend(Backend, Protocol):
+    async def search(self, image: bytes, k: int) -> Sequence[ImageResult]:
+        """At most `k` results for an encoded picture (PNG, JPEG, WebP, GIF, BMP), best first."""
+        ...
+
+
+class Reader(Backend, Protocol):
+    async def read(self, url: str) -> Page:
+        """The page behind a URL."""
+        ...
+
+
+class Summariser(Backend, Protocol):
+    async def summarise(self, query: str, page_text: str) -> str:
+        """What the page says on the query, in a few sentences; "" for a page without text."""
+        ...

@@ -1,0 +1,119 @@
+"""A page's HTML to clean text: what a reader sees, and nothing that was put there for a model only."""
+
+from __future__ import annotations
+
+import re
+
+import lxml.etree
+import lxml.html
+
+from megatron_mmsr1.protocol import clean
+
+# trafilatura's heuristics tell an article from the furniture around it by length; below this they lose real text.
+ARTICLE_CHARS = 1_500
+
+_UNSEEN_TAGS = {
+    *("script", "style", "template", "noscript", "iframe", "object", "embed", "svg", "math", "canvas", "head"),
+    *("nav", "footer", "form", "button", "select", "textarea", "input", "dialog"),
+}
+_BLOCK_TAGS = {
+    *("p", "div", "section", "article", "main", "aside", "header", "body", "blockquote", "pre", "figure", "figcaption"),
+    *("h1", "h2", "h3", "h4", "h5", "h6", "ul", "ol", "li", "dl", "dt", "dd", "table", "tr", "caption", "br", "hr"),
+}
+_CELL_TAGS = {"td", "th"}
+_HIDING = re.compile(
+    r"display:none|visibility:(?:hidden|collapse)|opacity:0?\.?0*(?:[;!}]|$)|font-size:0(?!\.?[1-9])|"
+    r"text-indent:-\d{3}|(?:left|top|right|bottom|margin-left|margin-top):-\d{3}|"
+    r"clip:rect\(0|clip-path:inset\((?:50|100)%|[;{^]?color:transparent|transform:scale\(0\)|"
+    r"(?:^|;)(?:max-)?(?:width|height):0(?:px)?(?:;|$)"
+)
+_CSS_RULE = re.compile(r"([^{}]+)\{([^{}]*)\}")
+_CSS_NAME = re.compile(r"[.#][\w-]+")
+_SPACE = re.compile(r"\s+")
+
+
+def page_text(html: str, title: str = "") -> str:
+    """The visible text of a page, one block a line; a heading that only repeats `title` is left out.
+
+    Short pages keep every visible block; on long ones trafilatura picks the article. Control tokens, our own tags and
+    invisible characters are defused by `protocol.clean`. Returns "" for a page without text.
+    """
+    try:
+        tree = lxml.html.document_fromstring(
+            html.encode("utf-8", "replace"),
+            parser=lxml.html.HTMLParser(encoding="utf-8", remove_comments=True, remove_pis=True),
+        )
+    except lxml.etree.ParserError:  # nothing in it
+        return ""
+    _drop_unseen(tree)
+    text = "\n".join(_lines(tree, title))
+    if len(text) >= ARTICLE_CHARS:
+        import trafilatura
+
+        article = trafilatura.extract(tree, favor_recall=True, include_comments=False, include_tables=True)
+        text = article or text
+    return clean(text)
+
+
+def _drop_unseen(tree: lxml.html.HtmlElement) -> None:
+    names = _hidden_names(tree)
+    for el in [e for e in tree.iter() if isinstance(e.tag, str) and _unseen(e, names)]:
+        if el.getparent() is not None:  # the root, or already gone with its parent's removal
+            el.drop_tree()
+
+
+def _hidden_names(tree: lxml.html.HtmlElement) -> set[str]:
+    """The `.class` and `#id` names that a style sheet in the page hides."""
+    names: set[str] = set()
+    for sheet in tree.iter("style"):
+        for selector, rule in _CSS_RULE.findall(sheet.text or ""):
+            if _HIDING.search(_squeeze(rule)):
+                names.update(_CSS_NAME.findall(selector))
+    return names
+
+
+def _unseen(el: lxml.html.HtmlElement, hidden: set[str]) -> bool:
+    if el.tag in _UNSEEN_TAGS or el.get("hidden") is not None or el.get("aria-hidden", "").strip().lower() == "true":
+        return True
+    if hidden and (f"#{el.get('id')}" in hidden or any(f".{c}" in hidden for c in el.get("class", "").split())):
+        return True
+    style = el.get("style")
+    return style is not None and _HIDING.search(_squeeze(style)) is not None
+
+
+def _squeeze(css: str) -> str:
+    return re.sub(r"/\*.*?\*/|\s+", "", css, flags=re.DOTALL).lower()
+
+
+def _lines(tree: lxml.html.HtmlElement, title: str) -> list[str]:
+    pieces: list[str] = []
+    for event, el in lxml.etree.iterwalk(tree, events=("start", "end")):
+        if el.tag in _BLOCK_TAGS:
+            pieces.append("\n")
+        elif event == "start" and el.tag in _CELL_TAGS and el.getprevious() is not None:
+            pieces.append(": " if el.getprevious().tag == "th" else ", ")
+        text = el.text if event == "start" else el.tail
+        if text:
+            pieces.append(_SPACE.sub(" ", text))
+    lines = (_SPACE.sub(" ", line).strip() for line in "".join(pieces).split("\n"))
+    skip = title.strip().casefold()
+    return [line for line in lines if line and line.casefold() != skip]
+
+
+_SENTENCE_END = re.compile(r"(?<=[.!?])[\"')\]]*\s+|(?<=[。！？])")
+_ABBREVIATION = re.compile(r"(?:^|[\s(])(?:[A-Za-z]|Dr|Mr|Mrs|Ms|St|Mt|Prof|Jr|Sr|vs|etc|ca|No|e\.g|i\.e|U\.S)\.$")
+
+
+def sentences(text: str) -> list[str]:
+    """The sentences of a page text, in order; a line never runs into the next."""
+    out: list[str] = []
+    for line in text.split("\n"):
+        held = ""
+        for part in _SENTENCE_END.split(line):
+            held = f"{held} {part}".strip()
+            if held and not _ABBREVIATION.search(held):
+                out.append(held)
+                held = ""
+        if held:
+            out.append(held)
+    return out

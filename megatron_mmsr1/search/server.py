@@ -1,0 +1,139 @@
+"""The search server as a process: `python -m megatron_mmsr1.search.server --config run.yaml`."""
+
+from __future__ import annotations
+
+import argparse
+import ctypes
+import logging
+import os
+import signal
+import socket
+import sys
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import uvicorn
+from pydantic import ValidationError
+
+from megatron_mmsr1 import config
+from megatron_mmsr1.config import SearchConfig
+from megatron_mmsr1.errors import RunError, UsageError
+from megatron_mmsr1.search.app import build_app
+
+DRAIN_S = 10  # how long calls in flight may take to end after SIGTERM
+_PR_SET_PDEATHSIG = 1  # prctl(2)
+
+__all__ = ["bind", "build_app", "main", "serve"]
+
+
+def bind(host: str, port: int) -> socket.socket:
+    """A bound TCP socket that does not listen yet; port 0 takes a free one. Raises RunError that names the port."""
+    sock = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET, socket.SOCK_STREAM)
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        sock.bind((host, port))
+        if port:
+            sock.listen(0)  # Linux lets two sockets with SO_REUSEADDR bind; only one of them may listen
+    except OSError as e:
+        sock.close()
+        why = f"port {port} on {host} cannot be used ({e.strerror})"
+        raise RunError(f"{why}: end what listens there, or take port 0 for any free one") from None
+    return sock
+
+
+def serve(
+    cfg: SearchConfig,
+    host: str = "127.0.0.1",
+    port: int = 0,
+    *,
+    cache_path: Path | None = None,
+    ready: Callable[[int], None] | None = None,
+    sock: socket.socket | None = None,
+) -> None:
+    """Serve until SIGTERM or SIGINT, then end the calls in flight and return. `ready` is given the bound port; `sock` is
+    a socket from `bind` to use instead of host and port. Raises UsageError or RunError before the first call."""
+    sock = sock or bind(host, port)
+    with sock:
+        app = build_app(cfg, cache_path)
+        settings = uvicorn.Config(
+            app,
+            log_level="warning",
+            access_log=False,
+            server_header=False,
+            date_header=False,
+            backlog=8192,
+            timeout_keep_alive=75,  # longer than any client of ours keeps a connection, so that none meets a closed one
+            timeout_graceful_shutdown=DRAIN_S,
+        )
+        if ready is not None:
+            ready(sock.getsockname()[1])
+        # uvicorn raises the signal again once it has drained; a drained server has ended well.
+        for sig in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(sig, lambda *_: None)
+        uvicorn.Server(settings).run(sockets=[sock])
+
+
+def main(argv: list[str] | None = None) -> int:
+    args = _parser().parse_args(argv)
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s %(levelname)s %(message)s")
+    if args.parent is not None:
+        die_with(args.parent)
+    try:
+        sock = socket.socket(fileno=args.fd) if args.fd is not None else None
+        serve(_section(args), args.host, args.port, cache_path=args.cache, ready=_announce, sock=sock)
+    except UsageError as e:
+        print(e, file=sys.stderr)
+        return 2
+    except RunError as e:
+        print(e, file=sys.stderr)
+        return 1
+    return 0
+
+
+def die_with(parent: int) -> None:
+    """End this process when `parent` ends, however it ends.
+
+    The kernel's signal comes at once but is tied to the thread that started us, so `launch` asks for it from the main thread
+    only; the watch works everywhere.
+    """
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(0.5)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    if sys.platform == "linux" and os.environ.get("MMSR1_PDEATHSIG") == "1":
+        ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+    threading.Thread(target=watch, name="parent", daemon=True).start()
+
+
+def _section(args: argparse.Namespace) -> SearchConfig:
+    if args.config is not None:
+        return config.load(args.config, args.overrides).search
+    try:
+        return SearchConfig.model_validate_json(args.json or "{}")
+    except ValidationError as e:
+        raise UsageError(f"--json: {e}") from None
+
+
+def _announce(port: int) -> None:
+    print(f"search server on port {port}", flush=True)
+
+
+def _parser() -> argparse.ArgumentParser:
+    p = argparse.ArgumentParser(prog="python -m megatron_mmsr1.search.server", description="Serve search from a local corpus.")
+    p.add_argument("--config", help="a run's YAML; its search section is used")
+    p.add_argument("--json", help="the search section itself, as JSON")
+    p.add_argument("--host", default="127.0.0.1")
+    p.add_argument("--port", type=int, default=0, help="0: any free one")
+    p.add_argument("--cache", type=Path, help="SQLite file; default: no cache")
+    p.add_argument("--fd", type=int, help=argparse.SUPPRESS)
+    p.add_argument("--parent", type=int, help=argparse.SUPPRESS)
+    p.add_argument("overrides", nargs="*", help="key=value, on top of --config")
+    return p
+
+
+if __name__ == "__main__":
+    sys.exit(main())
