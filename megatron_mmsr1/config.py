@@ -7,6 +7,7 @@ to megatron-core's provider and to SGLang's server arguments; their names are ch
 from __future__ import annotations
 
 import difflib
+import re
 from pathlib import Path
 from typing import Any, Literal
 
@@ -14,6 +15,8 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from megatron_mmsr1.errors import UsageError
+
+_EXPONENT = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)[eE][+-]?\d+")
 
 
 class Section(BaseModel):
@@ -35,7 +38,9 @@ class DataConfig(Section):
     prompts_per_step: int = Field(32, gt=0, description="prompts (groups) a step, over all data-parallel ranks")
     group_size: int = Field(8, gt=0, description="rollouts a prompt")
     shuffle: bool = True
-    bad_rows: Literal["error", "skip"] = Field("error", description="what a row that cannot be read does; skipped rows are counted")
+    bad_rows: Literal["error", "skip"] = Field(
+        "error", description="what a row that cannot be read does; skipped rows are counted"
+    )
 
 
 class ProtocolConfig(Section):
@@ -196,6 +201,8 @@ def parse(raw: dict[str, Any], where: str = "config") -> RunConfig:
     except ValidationError as e:
         raise UsageError(f"{where}:\n" + "\n".join(f"  {_explain(err)}" for err in e.errors())) from None
     m, t = cfg.megatron, cfg.train
+    if cfg.model.min_pixels > cfg.model.max_pixels:
+        raise UsageError(f"{where}: model.min_pixels={cfg.model.min_pixels} is above model.max_pixels={cfg.model.max_pixels}")
     group = m.tensor_parallel * m.pipeline_parallel * m.context_parallel
     if t.ranks % group:
         raise UsageError(f"{where}: train.ranks={t.ranks} is not a multiple of tensor x pipeline x context parallel = {group}")
@@ -206,7 +213,9 @@ def parse(raw: dict[str, Any], where: str = "config") -> RunConfig:
     if cfg.algorithm.name == "grpo" and cfg.data.group_size < 2:
         raise UsageError(f"{where}: data.group_size=1 gives every rollout an advantage of zero; use at least 2")
     if cfg.data.prompts_per_step % cfg.data_parallel:
-        raise UsageError(f"{where}: data.prompts_per_step={cfg.data.prompts_per_step} does not divide over {cfg.data_parallel} data-parallel ranks")
+        raise UsageError(
+            f"{where}: data.prompts_per_step={cfg.data.prompts_per_step} does not divide over {cfg.data_parallel} data-parallel ranks"
+        )
     return cfg
 
 
@@ -223,19 +232,18 @@ def override(raw: dict[str, Any], item: str) -> None:
     at: Any = raw
     *parents, leaf = key.split(".")
     for part in parents:
-        at = at.setdefault(part, {})
+        if at.get(part) is None:  # absent, or a section with nothing in it
+            at[part] = {}
+        at = at[part]
         if not isinstance(at, dict):
             raise UsageError(f"override {item!r}: {part} is not a section")
     try:
         at[leaf] = yaml.safe_load(value)
     except yaml.YAMLError as e:
         raise UsageError(f"override {item!r}: the value is not valid YAML: {e}") from e
-    # YAML 1.1 reads 1e-4 as a string; a number that Python reads is a number here.
-    if isinstance(at[leaf], str):
-        try:
-            at[leaf] = float(at[leaf])
-        except ValueError:
-            pass
+    # YAML 1.1 reads 1e-4 as a string; unquoted, it is a number here.
+    if at[leaf] == value.strip() and _EXPONENT.fullmatch(at[leaf]):
+        at[leaf] = float(at[leaf])
 
 
 def _explain(err: Any) -> str:

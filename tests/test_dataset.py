@@ -142,14 +142,14 @@ def test_skipping_counts_and_closes_the_gaps(tmp_path: Path) -> None:
 
 
 def test_files_that_are_no_data_are_named(tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match="no data file at .*gone.parquet"):
+    with pytest.raises(UsageError, match=r"no data file at .*gone\.parquet"):
         PromptDataset([tmp_path / "gone.parquet"])
     (tmp_path / "text.parquet").write_text("not a table")
-    with pytest.raises(UsageError, match="text.parquet is not a readable parquet"):
+    with pytest.raises(UsageError, match=r"text\.parquet is not a readable parquet"):
         PromptDataset([tmp_path / "text.parquet"])
     other = tmp_path / "other.parquet"
     pq.write_table(pa.table({"question": ["x"]}), other)
-    with pytest.raises(UsageError, match="other.parquet has columns question: need prompt, reward_model"):
+    with pytest.raises(UsageError, match=r"other\.parquet has columns question: need prompt, reward_model"):
         PromptDataset([other])
 
 

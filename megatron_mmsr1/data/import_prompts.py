@@ -1,6 +1,6 @@
 """Read the original's pickled prompts without unpickling them, and write a prompts file of ours.
 
-    python -m megatron_mmsr1.data.import_prompts FIRST AFTER_IMAGE AFTER_TEXT OUT.yaml
+    mmsr1 prompts import FIRST.pkl AFTER_IMAGE.pkl AFTER_TEXT.pkl --out PROMPTS.yaml
 
 A pickle is a program. This one is never run: its instructions are listed, and only a program that does nothing but push one
 string is accepted.
@@ -8,9 +8,7 @@ string is accepted.
 
 from __future__ import annotations
 
-import argparse
 import pickletools
-import sys
 from pathlib import Path
 
 import yaml
@@ -21,6 +19,8 @@ from megatron_mmsr1.protocol import Prompts
 _STRINGS = {"UNICODE", "BINUNICODE", "SHORT_BINUNICODE", "BINUNICODE8"}
 _HARMLESS = {"PROTO", "FRAME", "MEMOIZE", "PUT", "BINPUT", "LONG_BINPUT", "STOP"}
 MAX_BYTES = 1 << 20
+# What Qwen2.5-VL's chat template puts before a conversation that has no system message, as the original's had none.
+SYSTEM = "You are a helpful assistant."
 
 
 def read_string(path: Path) -> str:
@@ -50,34 +50,17 @@ def read_string(path: Path) -> str:
 
 def import_prompts(first: Path, after_image: Path, after_text: Path, out: Path) -> Prompts:
     """Write the three prompts to the YAML file `out` and return them as `Prompts.load` reads them back, byte for byte."""
-    texts = {"first": read_string(first), "after_image": read_string(after_image), "after_text": read_string(after_text)}
+    texts = {
+        "system": SYSTEM,
+        "first": read_string(first),
+        "after_image": read_string(after_image),
+        "after_text": read_string(after_text),
+    }
     if "<image>" not in texts["first"]:
         raise UsageError(f"{first}: holds no <image>, so it is not the prompt of the first round")
+    out.parent.mkdir(parents=True, exist_ok=True)
     out.write_text(yaml.safe_dump(texts, allow_unicode=True, sort_keys=False), encoding="utf-8")
     prompts = Prompts.load(out)
     if prompts != Prompts(**texts):
         raise UsageError(f"{out}: the prompts hold characters that YAML does not keep")
     return prompts
-
-
-def main() -> int:
-    parser = argparse.ArgumentParser(description="Import the original's three pickled prompts without executing them.")
-    for name, help_ in (
-        ("first", "pickle of the first round's prompt"),
-        ("after_image", "pickle of the prompt after an image search"),
-        ("after_text", "pickle of the prompt after a text search"),
-        ("out", "YAML file to write; give it as protocol.prompts"),
-    ):
-        parser.add_argument(name, type=Path, help=help_)
-    args = parser.parse_args()
-    try:
-        import_prompts(args.first, args.after_image, args.after_text, args.out)
-    except UsageError as e:
-        print(f"error: {e}", file=sys.stderr)
-        return 2
-    print(f"wrote {args.out}; use it with protocol.prompts={args.out}")
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())
