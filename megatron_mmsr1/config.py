@@ -25,58 +25,62 @@ class Section(BaseModel):
 
 class ModelConfig(Section):
     path: str = Field(description="Hugging Face checkpoint directory (Qwen2.5-VL architecture): the policy at step 0")
-    reference: str | None = Field(None, description="checkpoint of the frozen reference; default: the same as path")
+    reference: str | None = Field(default=None, description="checkpoint of the frozen reference; default: the same as path")
     dtype: Literal["float32", "bfloat16"] = "bfloat16"
-    freeze_vision: bool = Field(True, description="keep the vision tower as it is (its merger too)")
-    min_pixels: int = Field(56 * 56, gt=0, description="smaller images are enlarged to this many pixels")
-    max_pixels: int = Field(28 * 28 * 1024, gt=0, description="larger images are shrunk to this many pixels")
+    freeze_vision: bool = Field(default=True, description="keep the vision tower as it is (its merger too)")
+    min_pixels: int = Field(default=56 * 56, gt=0, description="smaller images are enlarged to this many pixels")
+    max_pixels: int = Field(default=28 * 28 * 1024, gt=0, description="larger images are shrunk to this many pixels")
 
 
 class DataConfig(Section):
     train: list[str] = Field(default_factory=list, description="parquet files in veRL's columns")
     heldout: list[str] = Field(default_factory=list, description="parquet files to evaluate on")
-    prompts_per_step: int = Field(32, gt=0, description="prompts (groups) a step, over all data-parallel ranks")
-    group_size: int = Field(8, gt=0, description="rollouts a prompt")
+    prompts_per_step: int = Field(default=32, gt=0, description="prompts (groups) a step, over all data-parallel ranks")
+    group_size: int = Field(default=8, gt=0, description="rollouts a prompt")
     shuffle: bool = True
     bad_rows: Literal["error", "skip"] = Field(
-        "error", description="what a row that cannot be read does; skipped rows are counted"
+        default="error", description="what a row that cannot be read does; skipped rows are counted"
     )
 
 
 class ProtocolConfig(Section):
-    prompts: str = Field("mmsearch", description="a set that ships (atlas, mmsearch) or a YAML file")
-    max_rounds: int = Field(3, gt=0, description="assistant turns a trajectory")
-    image_searches: int = Field(1, ge=0, description="image searches a trajectory")
-    text_searches: int = Field(2, ge=0, description="text searches a trajectory")
-    top_k: int = Field(5, gt=0, description="results a search")
-    max_prompt_tokens: int = Field(4096, gt=0, description="the first prompt, image tokens included")
-    max_turn_tokens: int = Field(2048, gt=0, description="sampled tokens a turn")
-    max_response_tokens: int = Field(8192, gt=0, description="the conversation after the first prompt, observations included")
+    prompts: str = Field(default="mmsearch", description="a set that ships (atlas, mmsearch) or a YAML file")
+    max_rounds: int = Field(default=3, gt=0, description="assistant turns a trajectory")
+    image_searches: int = Field(default=1, ge=0, description="image searches a trajectory")
+    text_searches: int = Field(default=2, ge=0, description="text searches a trajectory")
+    top_k: int = Field(default=5, gt=0, description="results a search")
+    max_prompt_tokens: int = Field(default=4096, gt=0, description="the first prompt, image tokens included")
+    max_turn_tokens: int = Field(default=2048, gt=0, description="sampled tokens a turn")
+    max_response_tokens: int = Field(
+        default=8192, gt=0, description="the conversation after the first prompt, observations included"
+    )
 
 
 class RolloutConfig(Section):
-    temperature: float = Field(1.0, gt=0)
-    eval_temperature: float = Field(1.0, ge=0, description="0 is greedy; 1 measures the policy that GRPO trains")
-    concurrency: int = Field(1024, gt=0, description="trajectories in flight a worker")
-    generate_timeout_s: float = Field(300, gt=0, description="deadline of one turn")
-    retries: int = Field(2, ge=0, description="retries of a failed generate or tool call")
-    tool_timeout_s: float = Field(30, gt=0)
+    temperature: float = Field(default=1.0, gt=0)
+    eval_temperature: float = Field(default=1.0, ge=0, description="0 is greedy; 1 measures the policy that GRPO trains")
+    concurrency: int = Field(default=1024, gt=0, description="trajectories in flight a worker")
+    generate_timeout_s: float = Field(default=300, gt=0, description="deadline of one turn")
+    retries: int = Field(default=2, ge=0, description="retries of a failed generate or tool call")
+    tool_timeout_s: float = Field(default=30, gt=0)
     tool_failure: Literal["neutral_observation", "retry_trajectory", "drop_trajectory"] = "neutral_observation"
 
 
 class SearchConfig(Section):
-    url: str | None = Field(None, description="a search server that runs already; default: one is started from `corpus`")
-    corpus: str | None = Field(None, description="directory with corpus.jsonl and, for image search, images.jsonl")
-    cache: str | None = Field(None, description="SQLite file; default: inside the run")
-    text_top_sentences: int = Field(2, gt=0, description="sentences the extractive summary keeps")
-    missing_rate: float = Field(0.0, ge=0, le=1, description="local backends only: share of searches that find nothing")
-    error_rate: float = Field(0.0, ge=0, le=1, description="local backends only: share of searches that fail")
-    latency_s: float = Field(0.0, ge=0, description="local backends only: added to each search")
+    url: str | None = Field(
+        default=None, description="a search server that runs already; default: one is started from `corpus`"
+    )
+    corpus: str | None = Field(default=None, description="directory with corpus.jsonl and, for image search, images.jsonl")
+    cache: str | None = Field(default=None, description="SQLite file; default: inside the run")
+    text_top_sentences: int = Field(default=2, gt=0, description="sentences the extractive summary keeps")
+    missing_rate: float = Field(default=0.0, ge=0, le=1, description="local backends only: share of searches that find nothing")
+    error_rate: float = Field(default=0.0, ge=0, le=1, description="local backends only: share of searches that fail")
+    latency_s: float = Field(default=0.0, ge=0, description="local backends only: added to each search")
 
 
 class EngineConfig(Section):
     urls: list[str] = Field(default_factory=list, description="SGLang servers that run already; default: one is started")
-    startup_timeout_s: float = Field(600, gt=0)
+    startup_timeout_s: float = Field(default=600, gt=0)
     sglang: dict[str, Any] = Field(default_factory=dict, description="native server arguments, e.g. mem_fraction_static: 0.7")
 
 
@@ -90,50 +94,52 @@ class RewardConfig(Section):
 
 class AlgorithmConfig(Section):
     name: Literal["grpo", "sft"] = "grpo"
-    divide_by_std: bool = Field(True, description="GRPO divides the centred rewards by the group's deviation; Dr.GRPO does not")
-    clip_low: float = Field(0.2, ge=0)
-    clip_high: float = Field(0.2, ge=0)
-    kl_coef: float = Field(0.001, ge=0, description="0 skips the reference pass altogether")
+    divide_by_std: bool = Field(
+        default=True, description="GRPO divides the centred rewards by the group's deviation; Dr.GRPO does not"
+    )
+    clip_low: float = Field(default=0.2, ge=0)
+    clip_high: float = Field(default=0.2, ge=0)
+    kl_coef: float = Field(default=0.001, ge=0, description="0 skips the reference pass altogether")
     entropy_coef: float = 0.0
-    updates_per_step: int = Field(1, gt=0, description="optimizer steps over one rollout batch")
-    logprob_alarm: float = Field(0.05, gt=0, description="mean |trainer - engine| log-prob that is warned about")
+    updates_per_step: int = Field(default=1, gt=0, description="optimizer steps over one rollout batch")
+    logprob_alarm: float = Field(default=0.05, gt=0, description="mean |trainer - engine| log-prob that is warned about")
 
 
 class OptimizerConfig(Section):
-    lr: float = Field(2e-6, gt=0)
-    min_lr: float = Field(0.0, ge=0)
-    warmup_steps: int = Field(0, ge=0)
+    lr: float = Field(default=2e-6, gt=0)
+    min_lr: float = Field(default=0.0, ge=0)
+    warmup_steps: int = Field(default=0, ge=0)
     schedule: Literal["constant", "linear", "cosine"] = "constant"
     betas: tuple[float, float] = (0.9, 0.95)
     eps: float = 1e-8
     weight_decay: float = 0.0
-    clip_grad: float = Field(1.0, ge=0)
+    clip_grad: float = Field(default=1.0, ge=0)
 
 
 class MegatronConfig(Section):
-    tensor_parallel: int = Field(1, gt=0)
-    pipeline_parallel: int = Field(1, gt=0)
-    context_parallel: int = Field(1, gt=0)
+    tensor_parallel: int = Field(default=1, gt=0)
+    pipeline_parallel: int = Field(default=1, gt=0)
+    context_parallel: int = Field(default=1, gt=0)
     sequence_parallel: bool = False
     recompute: Literal["none", "selective", "full"] = "none"
     distributed_optimizer: bool = True
-    tokens_per_microbatch: int = Field(8192, gt=0, description="packing budget of one micro-batch")
-    logprob_chunk: int = Field(2048, gt=0, description="tokens whose logits are turned into log-probs at a time")
+    tokens_per_microbatch: int = Field(default=8192, gt=0, description="packing budget of one micro-batch")
+    logprob_chunk: int = Field(default=2048, gt=0, description="tokens whose logits are turned into log-probs at a time")
     provider: dict[str, Any] = Field(default_factory=dict, description="native fields of the megatron-core model config")
 
 
 class TrainConfig(Section):
-    steps: int = Field(100, gt=0)
-    ranks: int = Field(1, gt=0, description="processes torchrun starts on this machine")
-    threads_per_rank: int | None = Field(None, description="CPU threads a rank; default: cores / ranks")
-    save_interval: int = Field(50, gt=0)
-    keep_checkpoints: int = Field(2, gt=0)
-    eval_interval: int = Field(0, ge=0, description="0: only before and after")
+    steps: int = Field(default=100, gt=0)
+    ranks: int = Field(default=1, gt=0, description="processes torchrun starts on this machine")
+    threads_per_rank: int | None = Field(default=None, description="CPU threads a rank; default: cores / ranks")
+    save_interval: int = Field(default=50, gt=0)
+    keep_checkpoints: int = Field(default=2, gt=0)
+    eval_interval: int = Field(default=0, ge=0, description="0: only before and after")
     eval_limit: int | None = None
     sync: Literal["disk"] = "disk"
-    keep_weights: int = Field(2, gt=0, description="exported weight versions that stay on disk")
+    keep_weights: int = Field(default=2, gt=0, description="exported weight versions that stay on disk")
     mode: Literal["full", "rollout-only", "train-only"] = "full"
-    replay: str | None = Field(None, description="train-only: the dump directory whose rollouts are trained on")
+    replay: str | None = Field(default=None, description="train-only: the dump directory whose rollouts are trained on")
 
 
 class LoggingConfig(Section):
@@ -146,15 +152,17 @@ class LoggingConfig(Section):
 class SftConfig(Section):
     """Supervised cold start: where the demonstrations come from."""
 
-    source: str = Field("atlas", description="atlas: demonstrations drawn as they are needed; else a JSONL of trajectories")
-    examples_per_step: int = Field(32, gt=0)
+    source: str = Field(
+        default="atlas", description="atlas: demonstrations drawn as they are needed; else a JSONL of trajectories"
+    )
+    examples_per_step: int = Field(default=32, gt=0)
     options: dict[str, Any] = Field(default_factory=dict, description="arguments of the source")
 
 
 class RunConfig(Section):
     name: str = "run"
     seed: int = 0
-    output: str = Field("runs/run", description="everything the run writes goes here")
+    output: str = Field(default="runs/run", description="everything the run writes goes here")
     model: ModelConfig
     data: DataConfig = DataConfig()
     protocol: ProtocolConfig = ProtocolConfig()
@@ -214,7 +222,8 @@ def parse(raw: dict[str, Any], where: str = "config") -> RunConfig:
         raise UsageError(f"{where}: data.group_size=1 gives every rollout an advantage of zero; use at least 2")
     if cfg.data.prompts_per_step % cfg.data_parallel:
         raise UsageError(
-            f"{where}: data.prompts_per_step={cfg.data.prompts_per_step} does not divide over {cfg.data_parallel} data-parallel ranks"
+            f"{where}: data.prompts_per_step={cfg.data.prompts_per_step} does not divide over "
+            f"{cfg.data_parallel} data-parallel ranks"
         )
     return cfg
 

@@ -105,7 +105,7 @@ def test_a_section_left_empty_can_be_overridden(tmp_path: Path) -> None:
     ],
 )
 def test_bad_overrides_are_explained(tmp_path: Path, override: str, says: str) -> None:
-    with pytest.raises(UsageError, match=".") as e:
+    with pytest.raises(UsageError) as e:
         run(tmp_path, "model: {path: m}", override)
     assert says in str(e.value)
 
