@@ -5,6 +5,8 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import io
+import os
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -16,6 +18,7 @@ from transformers.models.qwen2_vl.image_processing_qwen2_vl import Qwen2VLImageP
 from transformers.models.qwen2_vl.image_processing_qwen2_vl import smart_resize as reference_resize
 
 from megatron_mmsr1.data import images
+from megatron_mmsr1.data.dataset import PromptDataset
 from megatron_mmsr1.data.images import ImageError, ImageStore, canonical_size, canonicalize, pixel_values, smart_resize
 from megatron_mmsr1.errors import RunError
 
@@ -212,6 +215,20 @@ def test_store(tmp_path, on_disk: bool) -> None:
         files[0].write_bytes(c.png[:-1])
         with pytest.raises(RunError, match="damaged"):
             store.get(c.sha256)
+
+
+MINI = Path(os.environ.get("MMSR1_SHARED") or Path(__file__).parents[2] / "shared") / "data" / "mmsearch_r1_mini.parquet"
+
+
+@pytest.mark.skipif(not MINI.exists(), reason="the five real FVQA rows are not here (MMSR1_SHARED)")
+def test_real_pictures_at_their_real_sizes() -> None:
+    processor = Qwen2VLImageProcessor(min_pixels=56 * 56, max_pixels=28 * 28 * 1024)
+    for prompt in PromptDataset([MINI]):
+        c = canonicalize(prompt.images[0], min_pixels=56 * 56, max_pixels=28 * 28 * 1024)
+        raw = processor(images=[images.decode(prompt.images[0])], return_tensors="pt")
+        assert tuple(raw["image_grid_thw"][0].tolist()) == c.grid_thw
+        theirs = processor(images=[Image.open(io.BytesIO(c.png))], return_tensors="pt")
+        assert (torch.from_numpy(pixel_values(c.png)) - theirs["pixel_values"]).abs().max() < 1e-6
 
 
 def test_the_limit_is_a_camera_not_a_bomb() -> None:

@@ -65,6 +65,12 @@ def test_the_papers_numbers() -> None:
     assert score([], ["Lisbon"]) == 0
 
 
+def test_a_string_is_the_only_gold() -> None:
+    turns = ["<answer>Lisbon</answer>"]
+    assert score(turns, "Lisbon") == score(turns, ["Lisbon"]) == pytest.approx(0.9)
+    assert score(["<answer>L</answer>"], "Lisbon") == 0
+
+
 @given(st.lists(turn, max_size=6), st.lists(st.text(max_size=5), max_size=3), st.sampled_from(["EM", "SubEM"]), st.booleans())
 def test_any_turns_score_between_0_and_1(turns: list[str], golds: list[str], mode: str, count: bool) -> None:
     value = score(turns, golds, reward_mode=mode, count_penalty=count)

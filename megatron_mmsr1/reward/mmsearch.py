@@ -38,7 +38,7 @@ def reward(trajectory: Trajectory, cfg: RewardConfig) -> dict[str, float]:
 
 def score(
     turns: Sequence[str],
-    golden_answers: Sequence[str],
+    golden_answers: Sequence[str] | str,
     *,
     search_penalty: float = 0.1,
     format_penalty: float = 0.1,
@@ -49,11 +49,11 @@ def score(
 
     (1 - format_penalty) * acc + format_penalty * format, where acc is 1 for a right answer, times (1 - search_penalty)
     if it took a search (with `count_penalty`, once a search). `reward_mode` "EM": the normalised answer equals any
-    gold; "SubEM": it contains any. The same numbers as the original's, for any number of turns.
+    gold; "SubEM": it contains any. A string is the only gold. The same numbers as the original's, for any number of turns.
     """
     return parts(
         turns,
-        golden_answers,
+        [golden_answers] if isinstance(golden_answers, str) else golden_answers,
         search_penalty=search_penalty,
         format_penalty=format_penalty,
         reward_mode=reward_mode,
