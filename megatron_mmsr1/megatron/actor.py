@@ -1,0 +1,175 @@
+"""The policy under training: what the loop calls. Every rank holds one and calls each method with the same arguments."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from torch import Tensor
+from transformers import AutoTokenizer
+
+from megatron_mmsr1 import protocol
+from megatron_mmsr1.config import RunConfig
+from megatron_mmsr1.data.images import ImageStore
+from megatron_mmsr1.errors import UsageError
+from megatron_mmsr1.megatron import batch as batches
+from megatron_mmsr1.megatron import checkpoint, export, parallel, platform
+from megatron_mmsr1.megatron.batch import Geometry, MicroBatch
+from megatron_mmsr1.megatron.model import Built, build
+from megatron_mmsr1.megatron.optimizer import build_optimizer
+from megatron_mmsr1.megatron.schedule import learning_rate
+from megatron_mmsr1.megatron.step import Stepper
+from megatron_mmsr1.megatron.update import Update
+from megatron_mmsr1.megatron.vision import VisionFeatures
+from megatron_mmsr1.trajectory import Trajectory
+
+
+class MegatronActor:
+    """A Qwen2.5-VL policy on megatron-core, its optimizer and, where a KL term asks for one, its frozen reference.
+
+    `parallel` says who this rank is, `step` how many train steps are done. Raises UsageError for a configuration or checkpoint
+    that does not fit, RunError for a damaged checkpoint.
+    """
+
+    def __init__(self, cfg: RunConfig, images: ImageStore, *, total_steps: int) -> None:
+        self.cfg, self.total_steps, self.step = cfg, total_steps, 0
+        self.parallel = parallel.init(cfg)
+        path = Path(cfg.model.path)
+        self.model = build(cfg, path, trainable=True)
+        self.optimizer = build_optimizer(cfg, self.model)
+        tokenizer: Any = AutoTokenizer.from_pretrained(path)
+        self.banned = protocol.banned_ids(tokenizer)
+        config = self.model.config
+        self.geometry = Geometry(
+            image_pad_id=config.image_token_id,
+            merge=config.vision_config.spatial_merge_size,
+            multiple=self.parallel.tp_size if cfg.megatron.sequence_parallel else 1,
+            budget=cfg.megatron.tokens_per_microbatch,
+            hidden=config.hidden_size,
+            banned=frozenset(self.banned),
+            device=platform.device(),
+        )
+        self.images = images
+        self.policy = self._stepper(self.model, frozen=cfg.model.freeze_vision)
+        self.reference: Stepper | None = None
+        if cfg.algorithm.name == "grpo" and cfg.algorithm.kl_coef > 0:
+            self.reference = self._build_reference()
+
+    # ------------------------------------------------------------------------------------------------------- training
+    def train_step(self, trajectories: Sequence[Trajectory], advantages: Sequence[float] | None) -> dict[str, float]:
+        """One step over the global batch, the same list on every rank: `updates_per_step` optimizer updates (GRPO), or one.
+
+        `advantages` has a value a trajectory (GRPO; None for SFT). Metrics are means over the global batch's scored tokens,
+        the same on every rank. An empty list trains nothing but counts as a step. Raises UsageError for a trajectory that
+        cannot be trained on and for a missing advantage.
+        """
+        started = time.perf_counter()
+        grpo = self.cfg.algorithm.name == "grpo"
+        if grpo and (advantages is None or len(advantages) != len(trajectories)):
+            raise UsageError(f"GRPO needs an advantage for each of {len(trajectories)} trajectories")
+        batches.check(trajectories, self.geometry, self.model.config.vocab_size)
+        rate = learning_rate(self.cfg.optimizer, self.step, self.total_steps)
+        values = np.zeros(len(trajectories)) if advantages is None else np.asarray(advantages, dtype=np.float64)
+        updates = self.cfg.algorithm.updates_per_step if grpo else 1
+        parts = [p.tolist() for p in np.array_split(np.arange(len(trajectories)), updates) if len(p)]
+        work = [Update(self, [trajectories[i] for i in part], values[part]) for part in parts]
+        for update in work:
+            update.score_first(old=len(work) > 1, reference=self.reference)
+        reports = [update.run(rate) for update in work]
+        self.step += 1
+        tokens = sum(len(t) for t in trajectories)
+        platform.synchronize()
+        seconds = time.perf_counter() - started
+        mean = {k: float(np.mean([r[k] for r in reports])) for k in reports[0]} if reports else {}
+        if not grpo:
+            mean = {k: v for k, v in mean.items() if k in ("loss", "entropy", "grad_norm", "loss_tokens")}
+        peak = self.parallel.max([float(platform.peak_memory_bytes())])[0]
+        return mean | {
+            "lr": rate,
+            "tokens": float(tokens),
+            "tokens_per_s": tokens / seconds,
+            "train_seconds": seconds,
+            "peak_memory_gib": peak / 2**30,
+        }
+
+    # -------------------------------------------------------------------------------------------------------- scoring
+    def log_probs(
+        self, trajectories: Sequence[Trajectory], which: Literal["policy", "reference"] = "policy"
+    ) -> list[list[float]]:
+        """Log-prob of each token given those before it, aligned to `token_ids`, on every rank.
+
+        0 at position 0 and at vision tokens, which no model is asked for. `reference` loads the frozen reference if training
+        has not needed it.
+        """
+        if which == "reference" and self.reference is None:
+            self.reference = self._build_reference()
+        stepper = self.policy if which == "policy" else self.reference
+        assert stepper is not None
+        batches.check(trajectories, self.geometry, self.model.config.vocab_size)
+        mine = self.micro_batches(trajectories, every_token=True)
+        scores = stepper.score(mine)
+        found = [(b.owner, b.source, s[0].cpu().numpy()) for b, s in zip(mine, scores, strict=True)] if scores else []
+        out = [np.zeros(len(t)) for t in trajectories]
+        for owner, source, values in self.parallel.gather_from_speakers(found):
+            for m in np.unique(owner):
+                out[m][source[owner == m]] = values[owner == m]
+        return [values.tolist() for values in out]
+
+    def logits(self, trajectories: Sequence[Trajectory]) -> list[Tensor]:
+        """float32 [T, V] a trajectory, on every rank; for tests: whole logits are large."""
+        mine = self.micro_batches(trajectories)
+        found: list[tuple[int, Tensor]] = []
+        for b, z in zip(mine, self.policy.logits(mine), strict=False):
+            lengths = [len(trajectories[m]) for m in b.members]
+            found += zip(b.members, z[: sum(lengths)].cpu().split(lengths), strict=True)
+        return [z for _, z in sorted(self.parallel.gather_from_speakers(found), key=lambda item: item[0])]
+
+    # ---------------------------------------------------------------------------------------------------- persistence
+    def export(self, directory: str | Path) -> None:
+        """Write the policy as a Hugging Face checkpoint, complete or not at all (`export.py`)."""
+        export.write(self.model, Path(self.cfg.model.path), Path(directory), self.parallel)
+
+    def save(self, directory: str | Path, extra: dict[str, Any]) -> None:
+        """Write model, optimizer, step and generators with `extra`, complete or not at all, and make it the latest."""
+        checkpoint.save(self, Path(directory), extra)
+
+    def load(self, directory: str | Path) -> dict[str, Any]:
+        """Resume from a checkpoint of any parallel layout; returns its `extra`. Raises RunError naming a damaged file."""
+        extra = checkpoint.load(self, Path(directory))
+        self.policy.vision.clear()
+        return extra
+
+    def latest(self, parent: str | Path) -> Path | None:
+        """The newest complete checkpoint below `parent`, the same on every rank."""
+        return checkpoint.latest(Path(parent), self.parallel)
+
+    # -------------------------------------------------------------------------------------------------------- helpers
+    def _stepper(self, model: Built, *, frozen: bool) -> Stepper:
+        sft = self.cfg.algorithm.name == "sft"
+        vision = VisionFeatures(self.images, model.config.vision_config, frozen=frozen, device=platform.device())
+        return Stepper(
+            model,
+            vision,
+            banned=self.banned,
+            temperature=1.0 if sft else self.cfg.rollout.temperature or 1.0,
+            chunk=self.cfg.megatron.logprob_chunk,
+        )
+
+    def _build_reference(self) -> Stepper:
+        path = Path(self.cfg.model.reference or self.cfg.model.path)
+        model = build(self.cfg, path, trainable=False, key="model.reference")
+        for chunk in model.chunks:
+            chunk.eval()
+        stepper = self._stepper(model, frozen=True)
+        if path == Path(self.cfg.model.path) and self.cfg.model.freeze_vision:
+            stepper.vision = self.policy.vision  # the same tower: encode each image once
+        return stepper
+
+    def micro_batches(self, trajectories: Sequence[Trajectory], *, every_token: bool = False) -> list[MicroBatch]:
+        """This data-parallel rank's share."""
+        p, g = self.parallel, self.geometry
+        shares = batches.plan([len(t) for t in trajectories], p.dp_size, g.budget, g.hidden)
+        return [batches.collate(trajectories, members, g, every_token=every_token) for members in shares[p.dp_rank]]

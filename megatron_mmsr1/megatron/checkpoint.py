@@ -1,0 +1,153 @@
+"""Training checkpoints: megatron-core's distributed format, loadable under another parallel layout.
+
+A checkpoint is a directory with megatron-core's shards, `extra.pt` (the loop's own state) and `manifest.json` (every file with
+its size, and the layout that wrote it). It is written under a temporary name and renamed when complete.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import shutil
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from megatron.core import dist_checkpointing
+from megatron.core.dist_checkpointing.mapping import ShardedObject
+from megatron.core.tensor_parallel import get_cuda_rng_tracker
+
+from megatron_mmsr1.errors import RunError
+from megatron_mmsr1.megatron.parallel import Parallel
+
+if TYPE_CHECKING:
+    from megatron_mmsr1.megatron.actor import MegatronActor
+
+MANIFEST, EXTRA, LATEST = "manifest.json", "extra.pt", "latest"
+_METADATA = {"distrib_optim_sharding_type": "fully_reshardable"}
+
+
+def save(actor: MegatronActor, directory: Path, extra: dict[str, Any]) -> None:
+    """Collective. `extra` holds plain Python values. An older checkpoint at `directory` is replaced."""
+    p = actor.parallel
+    part = directory.parent / f".{directory.name}.part"
+    if p.rank == 0:
+        shutil.rmtree(part, ignore_errors=True)  # what an interrupted save left
+        part.mkdir(parents=True)
+    p.barrier()
+    state = _state(actor, is_loading=False)
+    state["rng"] = _rng_object(p, _rng_state())
+    dist_checkpointing.save(state, str(part))
+    p.barrier()
+    if p.rank == 0:
+        torch.save({"extra": extra, "step": actor.step}, part / EXTRA)
+        files = {f.name: f.stat().st_size for f in sorted(part.iterdir())}
+        (part / MANIFEST).write_text(json.dumps({"layout": _layout(p), "files": files}, indent=1))
+        for f in part.iterdir():
+            _flush_to_disk(f)
+        if directory.exists():
+            shutil.rmtree(directory)
+        part.rename(directory)
+        pointer = directory.parent / f".{LATEST}.part"
+        pointer.write_text(directory.name)
+        _flush_to_disk(pointer)
+        pointer.rename(directory.parent / LATEST)
+        _flush_to_disk(directory.parent)
+    p.barrier()
+
+
+def load(actor: MegatronActor, directory: Path) -> dict[str, Any]:
+    """Collective. Restores model, optimizer and step, and the generators if the layout is the same; returns `extra`.
+
+    Raises RunError naming the file that is missing or torn.
+    """
+    p = actor.parallel
+    problem, layout = p.broadcast_object(_verify(directory) if p.rank == 0 else ("", []))
+    if problem:
+        raise RunError(problem)
+    state = _state(actor, is_loading=True)
+    if layout == _layout(p):
+        state["rng"] = _rng_object(p, None)
+    loaded: Any = dist_checkpointing.load(state, str(directory))
+    actor.model.core.load_state_dict(loaded["model"])
+    actor.optimizer.load_state_dict(loaded["optimizer"])
+    if "rng" in loaded:
+        _set_rng_state(loaded["rng"])
+    kept = torch.load(directory / EXTRA, weights_only=True)
+    actor.step = kept["step"]
+    return kept["extra"]
+
+
+def latest(parent: Path, p: Parallel) -> Path | None:
+    """The checkpoint that `parent/latest` names, if it is there; rank 0's view, on every rank."""
+    name = None
+    if p.rank == 0 and (parent / LATEST).is_file():
+        name = (parent / LATEST).read_text().strip()
+        if not (parent / name / MANIFEST).is_file():
+            raise RunError(f"{parent / LATEST} names {name}, which is not a complete checkpoint: write another's name there")
+    name = p.broadcast_object(name)
+    return parent / name if name else None
+
+
+def _state(actor: MegatronActor, *, is_loading: bool) -> dict[str, Any]:
+    model = actor.model.core.sharded_state_dict(metadata=_METADATA)
+    return {
+        "model": model,
+        "optimizer": actor.optimizer.sharded_state_dict(model, is_loading=is_loading, metadata=_METADATA),
+    }
+
+
+def _verify(directory: Path) -> tuple[str, list[int]]:
+    """(what is wrong with the checkpoint or "", the layout that wrote it)."""
+    advice = "resume from another checkpoint, by writing its name into the file `latest` beside it"
+    try:
+        manifest = json.loads((directory / MANIFEST).read_text())
+    except FileNotFoundError:
+        return f"no complete checkpoint at {directory}: {directory / MANIFEST} is missing; {advice}", []
+    except ValueError as e:
+        return f"{directory / MANIFEST} is damaged ({e}); {advice}", []
+    for name, size in manifest["files"].items():
+        file = directory / name
+        if not file.is_file():
+            return f"checkpoint file {file} is missing; {advice}", []
+        if file.stat().st_size != size:
+            return f"checkpoint file {file} is torn: {file.stat().st_size} of {size} bytes; {advice}", []
+    return "", manifest["layout"]
+
+
+def _layout(p: Parallel) -> list[int]:
+    return [p.tp_size, p.pp_size, p.dp_size]
+
+
+def _rng_object(p: Parallel, state: Any) -> ShardedObject:
+    return ShardedObject("rng", state, (p.world,), (p.rank,))
+
+
+def _rng_state() -> dict[str, Any]:
+    tracker: Any = get_cuda_rng_tracker()
+    return {
+        "python": random.getstate(),
+        "numpy": np.random.get_state(),
+        "torch": torch.get_rng_state(),
+        "device": torch.cuda.get_rng_state(),
+        "tracker": tracker.get_states(),
+    }
+
+
+def _set_rng_state(state: dict[str, Any]) -> None:
+    tracker: Any = get_cuda_rng_tracker()
+    random.setstate(state["python"])
+    np.random.set_state(state["numpy"])
+    torch.cuda.set_rng_state(state["device"])
+    torch.set_rng_state(state["torch"])
+    tracker.set_states(state["tracker"])
+
+
+def _flush_to_disk(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

@@ -1,0 +1,72 @@
+"""Hugging Face checkpoint directories: checked before anything loads them, copied beside exported weights."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError, safe_open
+
+from megatron_mmsr1.errors import RunError, UsageError
+
+ARCHITECTURE = "Qwen2_5_VLForConditionalGeneration"
+INDEX = "model.safetensors.index.json"
+_WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".gguf")
+
+
+def read_config(path: Path, key: str = "model.path") -> dict[str, Any]:
+    """The checkpoint's config.json. `key` is the setting that named the path.
+
+    Raises UsageError if there is none or if it is not a Qwen2.5-VL.
+    """
+    file = path / "config.json"
+    if not file.is_file():
+        raise UsageError(f"{key}: no Hugging Face checkpoint at {path}: {file} is missing")
+    try:
+        config = json.loads(file.read_text())
+    except ValueError as e:
+        raise RunError(f"{file} is not valid JSON ({e}): download or export the checkpoint again") from e
+    found = config.get("architectures") or ["none"]
+    if found != [ARCHITECTURE]:
+        raise UsageError(f"{key}: {path} is a {', '.join(found)}; this trainer supports {ARCHITECTURE}")
+    return config
+
+
+def weight_files(path: Path) -> list[Path]:
+    """The safetensors files, each present and with a readable header. Raises RunError naming the one that is not."""
+    index = path / INDEX
+    if index.is_file():
+        try:
+            names = sorted(set(json.loads(index.read_text())["weight_map"].values()))
+        except (ValueError, KeyError) as e:
+            raise RunError(f"{index} is damaged ({e!r}): download the checkpoint again") from e
+    else:
+        names = ["model.safetensors"]
+    files = [path / n for n in names]
+    for f in files:
+        if not f.is_file():
+            raise RunError(f"checkpoint shard {f} is missing: download or export the checkpoint again")
+        try:
+            with safe_open(f, "pt"):
+                pass
+        except (SafetensorError, OSError) as e:
+            raise RunError(f"checkpoint shard {f} is damaged ({e}): download or export the checkpoint again") from e
+    return files
+
+
+def weight_names(path: Path) -> set[str]:
+    """The names of all weights in the checkpoint."""
+    names: set[str] = set()
+    for f in weight_files(path):
+        with safe_open(f, "pt") as handle:
+            names |= set(handle.keys())
+    return names
+
+
+def copy_companions(source: Path, target: Path) -> None:
+    """Config, tokenizer, processor and template files: everything beside the weights."""
+    for f in source.iterdir():
+        if f.is_file() and not f.name.endswith(_WEIGHTS) and f.name != INDEX and not f.name.startswith("."):
+            shutil.copyfile(f, target / f.name)

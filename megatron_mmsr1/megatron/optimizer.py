@@ -1,0 +1,35 @@
+"""The optimizer: megatron-core's, with the distributed optimizer's sharding where the config asks for it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from megatron.core.optimizer import OptimizerConfig, get_megatron_optimizer
+
+from megatron_mmsr1.config import RunConfig
+from megatron_mmsr1.megatron import adam, platform
+from megatron_mmsr1.megatron.model import Built
+
+
+def build_optimizer(cfg: RunConfig, model: Built) -> Any:
+    """AdamW over the model's trainable parameters, with float32 master weights under bfloat16. Biases and norms are not
+    decayed (megatron-core's own rule)."""
+    adam.install()
+    o = cfg.optimizer
+    return get_megatron_optimizer(
+        OptimizerConfig(
+            optimizer="adam",
+            lr=o.lr,
+            min_lr=o.min_lr,
+            weight_decay=o.weight_decay,
+            adam_beta1=o.betas[0],
+            adam_beta2=o.betas[1],
+            adam_eps=o.eps,
+            clip_grad=o.clip_grad,
+            bf16=model.config.bf16,
+            params_dtype=model.config.params_dtype,
+            use_distributed_optimizer=cfg.megatron.distributed_optimizer,
+        ),
+        model.chunks,
+        use_gloo_process_groups=platform.has_cuda(),
+    )

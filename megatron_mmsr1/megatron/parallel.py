@@ -1,0 +1,149 @@
+"""Process groups: who is who in the torchrun job, and how Python objects travel between ranks."""
+
+from __future__ import annotations
+
+import os
+import pickle
+from dataclasses import dataclass, field
+from datetime import timedelta
+from typing import Any, TypeVar
+
+import torch
+import torch.distributed as dist
+from megatron.core import parallel_state
+from megatron.core.tensor_parallel import model_parallel_cuda_manual_seed
+
+from megatron_mmsr1.config import RunConfig
+from megatron_mmsr1.errors import UsageError
+from megatron_mmsr1.megatron import platform
+
+T = TypeVar("T")
+
+# Ranks wait here for the leaders' rollouts, so it must outlast the longest one; finite, so that a lost rank ends the job.
+TIMEOUT = timedelta(hours=2)
+
+
+@dataclass(frozen=True)
+class Parallel:
+    """This rank's place. A leader is the first tensor, pipeline and context rank of its data-parallel replica."""
+
+    rank: int
+    world: int
+    tp_rank: int
+    tp_size: int
+    pp_rank: int
+    pp_size: int
+    dp_rank: int
+    dp_size: int
+    leaders: list[int] = field(repr=False)  # the global rank that leads each data-parallel replica
+    objects: Any = field(repr=False)  # a gloo group of all ranks: Python objects and small CPU tensors
+
+    @property
+    def is_leader(self) -> bool:
+        return self.tp_rank == 0 and self.pp_rank == 0
+
+    @property
+    def is_first_stage(self) -> bool:
+        return self.pp_rank == 0
+
+    @property
+    def is_last_stage(self) -> bool:
+        return self.pp_rank == self.pp_size - 1
+
+    @property
+    def speaks_for_replica(self) -> bool:
+        """One rank a replica that holds its losses and log-probs: the first tensor rank of the last stage."""
+        return self.tp_rank == 0 and self.is_last_stage
+
+    def barrier(self) -> None:
+        """Wait for every rank."""
+        dist.barrier(group=self.objects)
+
+    def broadcast_object(self, value: T, source: int = 0) -> T:
+        """The value that rank `source` passed, on every rank; what the others pass is ignored."""
+        return self._from_ranks(value, [source])[0]
+
+    def gather_from_leaders(self, local: list[T]) -> list[T]:
+        """The leaders' lists, joined in data-parallel order, on every rank; what the others pass is ignored."""
+        return [x for part in self._from_ranks(local, self.leaders) for x in part]
+
+    def gather_from_speakers(self, local: list[T]) -> list[T]:
+        """As `gather_from_leaders`, from the ranks that hold losses."""
+        last = (self.pp_size - 1) * (self.world // self.pp_size)
+        return [x for part in self._from_ranks(local, [r + last for r in self.leaders]) for x in part]
+
+    def sum(self, values: list[float]) -> list[float]:
+        """Elementwise sum over all ranks, in float64."""
+        return self._reduce(values, dist.ReduceOp.SUM)
+
+    def max(self, values: list[float]) -> list[float]:
+        """Elementwise maximum over all ranks."""
+        return self._reduce(values, dist.ReduceOp.MAX)
+
+    def _reduce(self, values: list[float], op: Any) -> list[float]:
+        if self.world == 1:
+            return values
+        x = torch.tensor(values, dtype=torch.float64)
+        dist.all_reduce(x, op=op, group=self.objects)
+        return x.tolist()
+
+    def _from_ranks(self, value: Any, ranks: list[int]) -> list[Any]:
+        """What each of `ranks` passed. Sizes go first, so that nobody receives more than there is."""
+        if self.world == 1:
+            return [value]
+        data = pickle.dumps(value, protocol=pickle.HIGHEST_PROTOCOL) if self.rank in ranks else b""
+        sizes = torch.zeros(self.world, dtype=torch.int64)
+        sizes[self.rank] = len(data)
+        dist.all_reduce(sizes, group=self.objects)
+        out = []
+        for r in ranks:
+            buffer = torch.frombuffer(bytearray(data), dtype=torch.uint8) if r == self.rank else None
+            buffer = torch.empty(int(sizes[r]), dtype=torch.uint8) if buffer is None else buffer
+            dist.broadcast(buffer, src=r, group=self.objects)
+            out.append(value if r == self.rank else pickle.loads(buffer.numpy().tobytes()))
+        return out
+
+
+def init(cfg: RunConfig) -> Parallel:
+    """Join the job that torchrun (or srun) describes in the environment and split it as `cfg.megatron` says.
+
+    Without such an environment the process is a job of one. Raises UsageError if the number of processes does not fit, or for
+    context parallelism, which packed sequences do not support yet.
+    """
+    m = cfg.megatron
+    rank, world = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
+    if world != cfg.train.ranks:
+        raise UsageError(f"train.ranks={cfg.train.ranks} but the job has {world} processes: start as many as the config says")
+    if m.context_parallel > 1:
+        raise UsageError(
+            f"megatron.context_parallel={m.context_parallel}: not supported for packed sequences; use tensor_parallel with "
+            "sequence_parallel=true, or megatron.recompute, for long conversations"
+        )
+    if not dist.is_initialized():
+        if world == 1 and "MASTER_ADDR" not in os.environ:
+            dist.init_process_group(platform.backend(), store=dist.HashStore(), rank=0, world_size=1, timeout=TIMEOUT)
+        else:
+            dist.init_process_group(platform.backend(), rank=rank, world_size=world, timeout=TIMEOUT)
+    if parallel_state.is_initialized():  # a second actor in one process: tests of several layouts
+        parallel_state.destroy_model_parallel()
+    parallel_state.initialize_model_parallel(
+        m.tensor_parallel,
+        m.pipeline_parallel,
+        distributed_timeout_minutes=int(TIMEOUT.total_seconds() // 60),
+        create_gloo_process_groups=platform.has_cuda(),
+    )
+    platform.seed(cfg.seed)
+    model_parallel_cuda_manual_seed(cfg.seed)
+    # megatron-core's rank order is tp-cp-ep-dp-pp: replicas follow each other inside the first stage.
+    return Parallel(
+        rank=rank,
+        world=world,
+        tp_rank=parallel_state.get_tensor_model_parallel_rank(),
+        tp_size=m.tensor_parallel,
+        pp_rank=parallel_state.get_pipeline_model_parallel_rank(),
+        pp_size=m.pipeline_parallel,
+        dp_rank=parallel_state.get_data_parallel_rank(),
+        dp_size=cfg.data_parallel,
+        leaders=[d * m.tensor_parallel for d in range(cfg.data_parallel)],
+        objects=dist.new_group(backend="gloo", timeout=TIMEOUT) if platform.has_cuda() else dist.group.WORLD,
+    )

@@ -1,0 +1,82 @@
+"""The one place that knows whether this machine has CUDA. `install()` comes first in every process that trains.
+
+The rest of megatron/ and the trainer ask here for a device, a backend, a seed or a memory figure and never name CUDA.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import random
+import resource
+import warnings
+
+import numpy as np
+import torch
+
+
+def install() -> None:
+    """Make megatron.core and megatron.bridge importable and runnable here. Idempotent.
+
+    With CUDA: binds the process to its local device. Without: routes megatron-core's hard-coded CUDA calls to the CPU
+    (`cpu.py`). Without transformer-engine: puts a stub where megatron-bridge imports it unconditionally (`bridge.py`). Must run
+    before megatron is imported.
+    """
+    warnings.filterwarnings("ignore", module=r"megatron\..*")
+    # megatron-core 0.19 calls torch.distributed by names, types and argument orders that torch 2.13 has deprecated.
+    warnings.filterwarnings("ignore", module=r"torch\.distributed\..*")
+    warnings.filterwarnings("ignore", message="Please use DTensor instead", category=FutureWarning)
+    for name in ("megatron.core", "megatron.bridge", "torch.utils.cpp_extension"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")  # megatron-bridge passes it arguments that it deprecates
+    # This one sets its own level, to report every optional package that is absent.
+    logging.getLogger("megatron.bridge.utils.import_utils").disabled = True
+    if torch.cuda.is_available():
+        torch.cuda.set_device(local_rank())
+    else:
+        from megatron_mmsr1.megatron import cpu
+
+        cpu.install()
+    from megatron_mmsr1.megatron import bridge
+
+    bridge.install()
+
+
+def local_rank() -> int:
+    """This process's place on its machine, as torchrun tells it."""
+    return int(os.environ.get("LOCAL_RANK", "0"))
+
+
+def has_cuda() -> bool:
+    """Whether tensors live on a GPU."""
+    return torch.cuda.is_available()
+
+
+def device() -> torch.device:
+    """Where parameters and activations live."""
+    return torch.device("cuda", local_rank()) if has_cuda() else torch.device("cpu")
+
+
+def backend() -> str:
+    """The torch.distributed backend of the model's process groups."""
+    return "nccl" if has_cuda() else "gloo"
+
+
+def seed(value: int) -> None:
+    """Seed Python, numpy and torch alike; megatron-core's own generators are seeded with the process groups."""
+    random.seed(value)
+    np.random.seed(value % 2**32)
+    torch.manual_seed(value)
+
+
+def synchronize() -> None:
+    """Wait for the device, so that a clock read afterwards means something."""
+    if has_cuda():
+        torch.cuda.synchronize()
+
+
+def peak_memory_bytes() -> int:
+    """The largest memory this process has held: allocated device memory with CUDA, resident memory without."""
+    if has_cuda():
+        return torch.cuda.max_memory_allocated()
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024  # Linux counts it in KiB

@@ -1,0 +1,122 @@
+"""megatron-bridge's model description (the "provider"), configured from a RunConfig."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+from typing import Any
+
+import torch
+
+from megatron_mmsr1.config import RunConfig
+from megatron_mmsr1.errors import UsageError
+from megatron_mmsr1.megatron import bridge, platform
+
+# Fields that other settings decide; setting them natively would contradict those.
+OWNED = {
+    "tensor_model_parallel_size": "megatron.tensor_parallel",
+    "pipeline_model_parallel_size": "megatron.pipeline_parallel",
+    "context_parallel_size": "megatron.context_parallel",
+    "sequence_parallel": "megatron.sequence_parallel",
+    "recompute_granularity": "megatron.recompute",
+    "params_dtype": "model.dtype",
+    "bf16": "model.dtype",
+    "fp16": "model.dtype",
+    "mrope_section": "the checkpoint's config.json",
+    "calculate_per_token_loss": "the trainer",
+    "variable_seq_lengths": "the trainer",
+    "freeze_vision_model": "model.freeze_vision",
+    "freeze_vision_projection": "model.freeze_vision",
+}
+
+# Fused CUDA kernels that the CPU lacks; with CUDA, the bridge's own defaults stand.
+_FUSIONS = (
+    "bias_activation_fusion",
+    "bias_dropout_fusion",
+    "masked_softmax_fusion",
+    "gradient_accumulation_fusion",
+    "persist_layer_norm",
+    "cross_entropy_loss_fusion",
+)
+
+
+def configure(provider: Any, cfg: RunConfig, hf_config: dict[str, Any]) -> None:
+    """Set parallelism, precision, recompute and the native fields of `megatron.provider` on a fresh provider.
+
+    Raises UsageError for an unknown or owned native field, and for a model that does not divide over the ranks.
+    """
+    m = cfg.megatron
+    dtype = getattr(torch, cfg.model.dtype)
+    provider.tensor_model_parallel_size = m.tensor_parallel
+    provider.pipeline_model_parallel_size = m.pipeline_parallel
+    provider.sequence_parallel = m.sequence_parallel
+    provider.params_dtype = provider.pipeline_dtype = provider.autocast_dtype = dtype
+    provider.bf16, provider.fp16 = dtype is torch.bfloat16, False
+    # Gradients are sums of shares that the loss has already divided by the global token count.
+    provider.calculate_per_token_loss = True
+    provider.batch_p2p_comm = platform.has_cuda()
+    provider.mrope_section = _mrope_section(hf_config)
+    # The fused kernel numbers the tokens of each packed sequence itself, which is wrong for three-row positions.
+    provider.apply_rope_fusion = False
+    provider.attention_dropout = provider.hidden_dropout = 0.0
+    if m.recompute == "full":
+        provider.recompute_granularity, provider.recompute_method, provider.recompute_num_layers = "full", "uniform", 1
+    elif m.recompute == "selective":
+        provider.recompute_granularity = "selective"
+    if not platform.has_cuda():
+        provider.use_cpu_initialization = True
+        for name in _FUSIONS:
+            setattr(provider, name, False)
+    if not bridge.has_transformer_engine():
+        from megatron_mmsr1.megatron.layers import local_block
+
+        provider.transformer_layer_spec = local_block
+        provider.gradient_accumulation_fusion = provider.persist_layer_norm = False
+    _native(provider, m.provider)
+    _check_divides(provider, cfg)
+    try:
+        provider.finalize()
+    except (AssertionError, ValueError) as e:
+        raise UsageError(f"megatron: megatron-core refuses this model configuration: {e}") from e
+    # Pipeline stages exchange the shape of each micro-batch. After finalize, which would judge it by a dispatcher of
+    # mixture-of-experts models that this model does not use.
+    provider.variable_seq_lengths = m.pipeline_parallel > 1
+
+
+def _native(provider: Any, fields: dict[str, Any]) -> None:
+    known = [f.name for f in dataclasses.fields(provider) if f.init and not f.name.startswith("_")]
+    for name, value in fields.items():
+        if name in OWNED:
+            raise UsageError(f"megatron.provider.{name}: this is decided by {OWNED[name]}; set it there")
+        if name not in known:
+            close = difflib.get_close_matches(name, known, n=1)
+            hint = f"did you mean {close[0]}?" if close else "see megatron.core's TransformerConfig"
+            raise UsageError(f"unknown key megatron.provider.{name}: {hint}")
+        setattr(provider, name, value)
+
+
+def _mrope_section(hf_config: dict[str, Any]) -> list[int]:
+    """The checkpoint's own split of the rotary dimensions; megatron-bridge 0.6.2 assumes a head size of 128."""
+    text = hf_config.get("text_config", hf_config)
+    for section in (text, hf_config):
+        rope = section.get("rope_parameters") or section.get("rope_scaling") or {}
+        if "mrope_section" in rope:
+            return list(rope["mrope_section"])
+    raise UsageError("model.path: config.json has no mrope_section in its rope parameters")
+
+
+def _check_divides(provider: Any, cfg: RunConfig) -> None:
+    tp, pp = cfg.megatron.tensor_parallel, cfg.megatron.pipeline_parallel
+    sizes = {
+        "attention heads": provider.num_attention_heads,
+        "key-value heads": provider.num_query_groups,
+        "vocabulary entries": provider.vocab_size,
+        "feed-forward units": provider.ffn_hidden_size,
+    }
+    for what, n in sizes.items():
+        if n % tp:
+            raise UsageError(f"megatron.tensor_parallel={tp}: the model's {n} {what} do not divide over {tp} ranks")
+    if provider.num_layers % pp and not cfg.megatron.provider:
+        raise UsageError(
+            f"megatron.pipeline_parallel={pp}: the model's {provider.num_layers} layers do not divide over {pp} stages"
+        )

@@ -1,0 +1,92 @@
+"""Forward and backward over a list of micro-batches, through megatron-core's pipeline schedule."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from megatron.core import parallel_state
+from megatron.core.pipeline_parallel import get_forward_backward_func
+from torch import Tensor
+
+from megatron_mmsr1.megatron.batch import MicroBatch
+from megatron_mmsr1.megatron.logprob import LogitsHead, TokenHead
+from megatron_mmsr1.megatron.model import Built, Head
+from megatron_mmsr1.megatron.vision import VisionFeatures
+
+# From a micro-batch's number and its scores: the loss to differentiate and what to report of it.
+Loss = Callable[[int, Tensor], tuple[Tensor, Any]]
+
+
+class Stepper:
+    """Runs one model over micro-batches; every rank calls it alike, results are where the last pipeline stage is."""
+
+    def __init__(self, model: Built, vision: VisionFeatures, *, banned: list[int], temperature: float, chunk: int) -> None:
+        self.model, self.vision = model, vision
+        self.banned, self.temperature, self.chunk = banned, temperature, chunk
+        self.group: Any = parallel_state.get_tensor_model_parallel_group()
+
+    def train(self, batches: list[MicroBatch], loss: Loss) -> list[Any]:
+        """Accumulate gradients of the summed losses; what `loss` reported, in order ([] on other stages)."""
+        for chunk in self.model.chunks:
+            chunk.train()
+            chunk.zero_grad_buffer()
+
+        def finish(i: int, out: Tensor) -> tuple[Tensor, Tensor, Any]:
+            value, report = loss(i, out)
+            return value, torch.zeros((), dtype=torch.int, device=value.device), report
+
+        return self._run(batches, self._token_head, finish, forward_only=False)
+
+    @torch.no_grad()
+    def score(self, batches: list[MicroBatch]) -> list[Tensor]:
+        """float32 [2, N] a micro-batch: log-probs and entropies of its scored tokens."""
+        return self._run(batches, self._token_head, self._report, forward_only=True)
+
+    @torch.no_grad()
+    def logits(self, batches: list[MicroBatch]) -> list[Tensor]:
+        """float32 [T, V] a micro-batch, whole on every tensor rank."""
+        head = LogitsHead(self.group, self.model.config.sequence_parallel)
+        return self._run(batches, lambda b: head, self._report, forward_only=True)
+
+    @staticmethod
+    def _report(i: int, out: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        return out.sum(), torch.zeros((), dtype=torch.int, device=out.device), out
+
+    def _token_head(self, batch: MicroBatch) -> Head:
+        return TokenHead(
+            batch.rows,
+            batch.targets,
+            banned=self.banned,
+            temperature=self.temperature,
+            chunk=self.chunk,
+            group=self.group,
+            sequence_parallel=self.model.config.sequence_parallel,
+        )
+
+    def _run(
+        self, batches: list[MicroBatch], head: Callable[[MicroBatch], Head], finish: Any, *, forward_only: bool
+    ) -> list[Any]:
+        def forward(batches: Iterator[tuple[int, MicroBatch]], chunk: Any) -> tuple[Tensor, Any]:
+            i, b = next(batches)
+            features = self.vision(self.model.core.visual, b.images) if self.model.core.pre_process else None
+            out = chunk(
+                input_ids=b.input_ids,
+                position_ids=b.position_ids,
+                packed=b.layout,
+                features=features,
+                feature_positions=b.image_tokens,
+                head=head(b),
+            )
+            return out, lambda scores: finish(i, scores)
+
+        return get_forward_backward_func()(
+            forward_step_func=forward,
+            data_iterator=iter(list(enumerate(batches))),
+            model=self.model.chunks,
+            num_microbatches=len(batches),
+            seq_length=batches[0].input_ids.shape[1],  # a hint only: stages exchange the shape of each micro-batch
+            micro_batch_size=1,
+            forward_only=forward_only,
+        )

@@ -1,0 +1,132 @@
+"""A tiny Qwen2.5-VL checkpoint with a small word-level tokenizer, and conversations over it."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+
+from megatron_mmsr1.data.images import ImageStore, canonicalize
+from megatron_mmsr1.trajectory import ImageRef, Trajectory
+
+SPECIAL = [
+    "<|endoftext|>",
+    "<|im_start|>",
+    "<|im_end|>",
+    "<|vision_start|>",
+    "<|vision_end|>",
+    "<|vision_pad|>",
+    "<|image_pad|>",
+    "<|video_pad|>",
+]
+WORDS = 312
+VOCAB = WORDS + len(SPECIAL)  # 320, so that it divides over 2 and 4 ranks
+ID = {token: WORDS + i for i, token in enumerate(SPECIAL)}
+
+
+def make_checkpoint(path: Path, *, seed: int = 0, hidden: int = 64, layers: int = 4, tied: bool = False) -> Path:
+    """Random weights, perturbed so that no bias or norm is at its trivial value."""
+    from tokenizers import Tokenizer, models, pre_tokenizers
+    from transformers import (
+        PreTrainedTokenizerFast,
+        Qwen2_5_VLConfig,
+        Qwen2_5_VLForConditionalGeneration,
+        Qwen2VLImageProcessor,
+    )
+
+    vocab = {f"w{i}": i for i in range(WORDS)} | ID
+    tokenizer = Tokenizer(models.WordLevel(vocab, unk_token="w0"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, eos_token="<|im_end|>", pad_token="<|endoftext|>", additional_special_tokens=SPECIAL
+    ).save_pretrained(path)
+    Qwen2VLImageProcessor(min_pixels=56 * 56, max_pixels=28 * 28 * 64).save_pretrained(path)
+    head = hidden // 4
+    text = {
+        "vocab_size": VOCAB,
+        "hidden_size": hidden,
+        "intermediate_size": 2 * hidden,
+        "num_hidden_layers": layers,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "max_position_embeddings": 4096,
+        "rope_theta": 10000.0,
+        "rope_parameters": {
+            "rope_type": "default",
+            "rope_theta": 10000.0,
+            "mrope_section": [head // 2 - 2 * (head * 3 // 16), head * 3 // 16, head * 3 // 16],
+        },
+        "tie_word_embeddings": tied,
+        "bos_token_id": ID["<|endoftext|>"],
+        "eos_token_id": ID["<|im_end|>"],
+    }
+    vision = {
+        "depth": 2,
+        "hidden_size": 32,
+        "intermediate_size": 64,
+        "num_heads": 2,
+        "out_hidden_size": hidden,
+        "window_size": 56,
+        "fullatt_block_indexes": [1],
+    }
+    config = Qwen2_5_VLConfig(
+        text_config=text,
+        vision_config=vision,
+        image_token_id=ID["<|image_pad|>"],
+        video_token_id=ID["<|video_pad|>"],
+        vision_start_token_id=ID["<|vision_start|>"],
+        vision_end_token_id=ID["<|vision_end|>"],
+        tie_word_embeddings=tied,
+    )
+    torch.manual_seed(seed)
+    model = Qwen2_5_VLForConditionalGeneration(config).float()
+    with torch.no_grad():
+        for p in model.parameters():
+            p.add_(torch.randn_like(p) * 0.05)
+    model.save_pretrained(path)
+    return path
+
+
+def picture(seed: int, width: int = 56, height: int = 56) -> bytes:
+    pixels = np.random.default_rng(seed).integers(0, 255, (height, width, 3), dtype=np.uint8)
+    out = io.BytesIO()
+    Image.fromarray(pixels).save(out, "PNG")
+    return out.getvalue()
+
+
+def conversations(store: ImageStore, n: int = 6, *, seed: int = 0) -> list[Trajectory]:
+    """Multi-turn trajectories: a prompt with a picture, answers, an observation with further pictures. Lengths and sizes
+    differ, some pictures are shared, one conversation has none."""
+    rng = np.random.default_rng(seed)
+    out = []
+    for i in range(n):
+        t = Trajectory(f"p{i // 2}", f"g{i // 2}", i % 2, "q", ["a"])
+        _context(t, store, rng, "prompt", [] if i == 2 else [(i // 2, 56, 56)], 4 + i)
+        _say(t, rng, 5 + 2 * i)
+        if i % 3 != 1:
+            _context(t, store, rng, "tool", [(10 + i, 56, 84), (i // 2, 56, 56)] if i % 3 == 0 else [(20, 112, 56)], 3)
+            _say(t, rng, 7)
+        t.reward = float(rng.random())
+        t.check(ID["<|image_pad|>"])
+        out.append(t)
+    return out
+
+
+def _context(
+    t: Trajectory, store: ImageStore, rng: np.random.Generator, role: str, pictures: list[tuple[int, int, int]], n: int
+) -> None:
+    ids, refs = [ID["<|im_start|>"]], []
+    for seed, width, height in pictures:
+        image = canonicalize(picture(seed, width, height), min_pixels=56 * 56, max_pixels=28 * 28 * 64)
+        refs.append(ImageRef(store.put(image), image.grid_thw))
+        ids += [ID["<|vision_start|>"], *[ID["<|image_pad|>"]] * refs[-1].tokens(), ID["<|vision_end|>"]]
+    ids += rng.integers(0, WORDS, n).tolist()
+    t.append(role, ids, "", images=refs)
+
+
+def _say(t: Trajectory, rng: np.random.Generator, n: int) -> None:
+    ids = [*rng.integers(0, WORDS, n).tolist(), ID["<|im_end|>"]]
+    t.append("assistant", ids, "", logprobs=(-rng.random(n + 1)).tolist(), weight_versions=[0] * (n + 1))
