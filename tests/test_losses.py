@@ -52,9 +52,7 @@ def test_on_policy_loss_is_minus_the_advantage_and_its_gradient_too() -> None:
     assert logprobs.grad.tolist() == [-1.5, 0.5, 0.0]
 
 
-@given(
-    st.lists(st.tuples(st.floats(-30, 0), st.floats(-30, 0), st.floats(-5, 5), st.booleans()), min_size=1, max_size=20)
-)
+@given(st.lists(st.tuples(st.floats(-30, 0), st.floats(-30, 0), st.floats(-5, 5), st.booleans()), min_size=1, max_size=20))
 def test_gradient_never_points_against_the_advantage(rows) -> None:
     lp, old, adv, mask = (torch.tensor(x, dtype=torch.float32) for x in zip(*rows, strict=True))
     lp.requires_grad_()

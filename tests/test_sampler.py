@@ -12,9 +12,7 @@ from megatron_mmsr1.data.sampler import ResumableSampler
 from megatron_mmsr1.errors import UsageError
 
 
-@given(
-    st.integers(1, 30), st.integers(0, 99), st.booleans(), st.lists(st.integers(0, 40), max_size=6), st.integers(0, 5)
-)
+@given(st.integers(1, 30), st.integers(0, 99), st.booleans(), st.lists(st.integers(0, 40), max_size=6), st.integers(0, 5))
 def test_resuming_anywhere_continues_exactly(n: int, seed: int, shuffle: bool, takes: list[int], stop: int) -> None:
     whole = ResumableSampler(n, seed=seed, shuffle=shuffle)
     expected = [whole.take(k) for k in takes]
