@@ -107,7 +107,6 @@ def _export(args: argparse.Namespace) -> None:
 
 def _search_serve(args: argparse.Namespace) -> None:
     from megatron_mmsr1 import config
-    from megatron_mmsr1.processes import require_port
 
     # Parsed as a run's `search` section, so that a misspelt key gets the same answer as in a run.
     raw: dict[str, Any] = {"model": {"path": "-"}, "search": {}}
@@ -116,10 +115,12 @@ def _search_serve(args: argparse.Namespace) -> None:
     cfg = config.parse(raw, "search serve").search
     if cfg.corpus is None:
         raise UsageError("search serve: name what is searched: corpus=DIRECTORY (mmsr1 atlas build makes one)")
-    require_port(args.port, "the search server", args.host)
     from megatron_mmsr1.search import server
 
-    server.serve(cfg, args.host, args.port)
+    def ready(port: int) -> None:
+        print(f"searching {cfg.corpus} at http://{args.host}:{port} (Ctrl-C ends it)", flush=True)
+
+    server.serve(cfg, args.host, args.port, cache_path=Path(cfg.cache) if cfg.cache else None, ready=ready)
 
 
 def _search_query(args: argparse.Namespace) -> None:
@@ -145,7 +146,7 @@ def _atlas_build(args: argparse.Namespace) -> None:
 def _atlas_inspect(args: argparse.Namespace) -> None:
     from megatron_mmsr1.atlas.inspect import inspect
 
-    inspect(_existing(args.directory))
+    print(inspect(_existing(args.directory)))
 
 
 def _report(args: argparse.Namespace) -> None:
@@ -162,9 +163,11 @@ def _doctor(args: argparse.Namespace) -> None:
 
 
 def _prompts_import(args: argparse.Namespace) -> None:
-    from megatron_mmsr1.prompt_import import import_prompts
+    from megatron_mmsr1.data.import_prompts import import_prompts
 
-    import_prompts([_existing(p) for p in args.pickles], Path(args.out))
+    first, after_image, after_text = (_existing(p) for p in args.pickles)
+    import_prompts(first, after_image, after_text, Path(args.out))
+    print(f"wrote {args.out}: use it with protocol.prompts={args.out}")
 
 
 def _existing(path: str) -> Path:

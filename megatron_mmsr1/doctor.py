@@ -1,7 +1,7 @@
 """`mmsr1 doctor`: what this machine has, what the trainer and the engine would use of it, and what is missing.
 
-The facts are also what a report keeps of the environment (`collect`). Nothing here starts CUDA in this process beyond torch's own
-probing, and nothing heavy is imported: versions come from the packages' metadata.
+The facts are also what a report keeps of the environment (`collect`). Versions come from the
+packages' metadata; of the heavy ones only torch is imported.
 """
 
 from __future__ import annotations
@@ -88,6 +88,7 @@ def _cuda() -> dict[str, Any]:
     if importlib.util.find_spec("torch") is None:
         return {"torch_build": None, "devices": [], "nccl": None, "backend": "none: torch is missing"}
     import torch
+    from torch.cuda import nccl
 
     devices = []
     if torch.cuda.is_available():
@@ -100,12 +101,12 @@ def _cuda() -> dict[str, Any]:
                     "capability": f"{d.major}.{d.minor}",
                 }
             )
-    nccl = ".".join(map(str, torch.cuda.nccl.version())) if torch.version.cuda and devices else None
+    release = ".".join(map(str, nccl.version())) if torch.version.cuda and devices else None
     return {
         "torch_build": torch.version.cuda or "cpu",
         "devices": devices,
-        "nccl": nccl,
-        "backend": f"nccl {nccl}" if devices else "gloo",
+        "nccl": release,
+        "backend": f"nccl {release}" if devices else "gloo",
     }
 
 
@@ -136,7 +137,8 @@ def _warnings(facts: dict[str, Any], on_gpu: bool) -> list[str]:
             out.append("/dev/shm holds less than 8 GiB: NCCL needs it between ranks (a container's --shm-size)")
     else:
         out.append(
-            "no CUDA device: Megatron-Core runs unfused over gloo, SGLang on torch_native; right for the Atlas, not for a real model"
+            "no CUDA device: Megatron-Core runs unfused over gloo, SGLang on torch_native; "
+            "right for the Atlas, not for a real model"
         )
         if shutil.which("nvidia-smi"):
             out.append("nvidia-smi is here, but torch sees no device: check the driver, CUDA_VISIBLE_DEVICES and torch's build")
@@ -145,7 +147,8 @@ def _warnings(facts: dict[str, Any], on_gpu: bool) -> list[str]:
         out.append("one core: trainer and engine share it, and time-outs may strike; two are the least that was tried")
     if m["memory_free_gib"] < 8:
         out.append(
-            f"{m['memory_free_gib']} GiB of memory are free: the Atlas loop wants about 8 (two ranks, an engine, a search server)"
+            f"{m['memory_free_gib']} GiB of memory are free: the Atlas loop wants about 8 "
+            "(two ranks, an engine, a search server)"
         )
     if m["disk_free_gib"] < 10:
         out.append(f"{m['disk_free_gib']} GiB of disk are free here: runs keep checkpoints and weights")

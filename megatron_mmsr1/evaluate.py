@@ -41,7 +41,8 @@ class Row:
 @dataclass(slots=True)
 class EvalResult:
     name: str
-    rows: list[Row]  # by kind, in the order of their names; the last one is the overall
+    rows: list[Row]  # by kind; the last one is the overall
+    categories: list[Row] = field(default_factory=list)  # search_free and search_required, where the data say so
     meta: dict[str, Any] = field(default_factory=dict)
 
     @property
@@ -49,7 +50,8 @@ class EvalResult:
         return self.rows[-1]
 
     def row(self, kind: str) -> Row | None:
-        return next((r for r in self.rows if r.kind == kind), None)
+        """By kind, category or "overall"."""
+        return next((r for r in [*self.rows, *self.categories] if r.kind == kind), None)
 
     @classmethod
     def from_trajectories(
@@ -62,14 +64,11 @@ class EvalResult:
                 f"evaluation {name!r}: none of {len(trajectories)} trajectories was scored; "
                 "the engine or the search server failed, see their logs"
             )
-        rows = []
-        for kind, members in [*by_kind(trajectories).items(), (OVERALL, list(trajectories))]:
-            ok = scored(members)
-            if ok:
-                s = summary(ok, protocol)
-                n = int(s.pop("n"))
-                rows.append(Row(kind, n, **s, failed=len(members) - len(ok)))
-        return cls(name, rows, dict(meta))
+        rows = [_row(k, members, protocol) for k, members in by_kind(trajectories).items() if scored(members)]
+        categories = [
+            _row(c, [t for t in trajectories if t.category == c], protocol) for c in sorted({t.category for t in good} - {""})
+        ]
+        return cls(name, [*rows, _row(OVERALL, trajectories, protocol)], categories, dict(meta))
 
     def save(self, path: Path) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -87,7 +86,7 @@ class EvalResult:
 
     @classmethod
     def from_dict(cls, d: dict[str, Any]) -> EvalResult:
-        return cls(d["name"], [Row(**r) for r in d["rows"]], d.get("meta", {}))
+        return cls(d["name"], [Row(**r) for r in d["rows"]], [Row(**r) for r in d["categories"]], d["meta"])
 
     def line(self) -> str:
         """The overall and each kind in one line."""
@@ -95,6 +94,14 @@ class EvalResult:
         parts = "; ".join(f"{r.kind} {r.accuracy:.0%} right, {r.search_share:.0%} search" for r in self.rows[:-1])
         failed = f", {o.failed} failed in the engine or a tool" if o.failed else ""
         return f"evaluation {self.name}: {o.n} questions{failed}, accuracy {o.accuracy:.1%}, reward {o.reward:.3f} ({parts})"
+
+
+def _row(kind: str, members: Sequence[Trajectory], protocol: ProtocolConfig) -> Row:
+    """Sums up at least one scored trajectory."""
+    ok = scored(members)
+    s = summary(ok, protocol)
+    n = int(s.pop("n"))
+    return Row(kind, n, **s, failed=len(members) - len(ok))
 
 
 def evaluate[P](
@@ -145,48 +152,51 @@ def _place(stem: str) -> int:
 
 # ----------------------------------------------------------------------------------------------------------------- tables
 @dataclass(slots=True, frozen=True)
-class Line:
-    """A policy's line in the comparison: "accuracy / searches" a kind, then the overall numbers."""
+class Measure:
+    """One line of the comparison: a text for each result, "" where it has none."""
 
-    name: str
-    by_kind: list[str]
-    overall: list[str]
-
-
-OVERALL_TITLES = ("accuracy", "searches", "calls / allowed", "reward", "format", "questions")
+    section: str
+    title: str
+    cells: list[str]
 
 
-def compare(results: Sequence[EvalResult]) -> tuple[list[str], list[Line]]:
-    """(kinds, one Line a result): the comparison that terminal, markdown and report all show."""
-    kinds: dict[str, None] = {}
-    for r in results:
-        kinds |= dict.fromkeys(row.kind for row in r.rows[:-1])
-    lines = []
-    for r in results:
-        rows = [r.row(kind) for kind in kinds]
-        o = r.overall
-        lines.append(
-            Line(
-                r.name,
-                [f"{row.accuracy:.0%} / {row.search_share:.0%}" if row else "" for row in rows],
-                [
-                    f"{o.accuracy:.1%}",
-                    f"{o.search_share:.1%}",
-                    f"{o.search_ratio:.1%}",
-                    f"{o.reward:.3f}",
-                    f"{o.format:.1%}",
-                    f"{o.n} + {o.failed} failed" if o.failed else str(o.n),
-                ],
-            )
-        )
-    return list(kinds), lines
+SECTIONS = ("all questions", "accuracy / searches, by kind", "accuracy / searches, by category")
+
+
+def compare(results: Sequence[EvalResult]) -> list[Measure]:
+    """The comparison that terminal, markdown and report all show: measures down, results across."""
+    whole, kind, category = SECTIONS
+    overall = [r.overall for r in results]
+    out = [
+        Measure(whole, "accuracy", [f"{o.accuracy:.1%}" for o in overall]),
+        Measure(whole, "reward", [f"{o.reward:.3f}" for o in overall]),
+        Measure(whole, "format", [f"{o.format:.1%}" for o in overall]),
+        Measure(whole, "responses that search", [f"{o.search_share:.1%}" for o in overall]),
+        Measure(whole, "calls made / allowed", [f"{o.search_ratio:.1%}" for o in overall]),
+        Measure(whole, "questions", [f"{o.n} + {o.failed} failed" if o.failed else str(o.n) for o in overall]),
+    ]
+    kinds = dict.fromkeys(row.kind for r in results for row in r.rows[:-1])
+    if list(kinds) != ["all"]:
+        out += [Measure(kind, k, [_both(r.row(k)) for r in results]) for k in kinds]
+    categories = dict.fromkeys(row.kind for r in results for row in r.categories)
+    if categories != kinds:
+        out += [Measure(category, c.replace("_", "-"), [_both(r.row(c)) for r in results]) for c in categories]
+    return out
+
+
+def _both(row: Row | None) -> str:
+    return f"{row.accuracy:.0%} / {row.search_share:.0%}" if row else ""
 
 
 def markdown(results: Sequence[EvalResult]) -> str:
-    """A table for a README; a kind's cell is accuracy / share of responses that search."""
-    kinds, lines = compare(results)
-    out = ["| policy | " + " | ".join([*kinds, *OVERALL_TITLES]) + " |", "|---|" + "---:|" * (len(kinds) + len(OVERALL_TITLES))]
-    out += [f"| {line.name} | " + " | ".join([*line.by_kind, *line.overall]) + " |" for line in lines]
+    """The comparison as a table for a README."""
+    out = ["| | " + " | ".join(r.name for r in results) + " |", "|---|" + "---:|" * len(results)]
+    section = SECTIONS[0]
+    for m in compare(results):
+        if m.section != section:
+            section = m.section
+            out.append(f"| **{section}** |" + " |" * len(results))
+        out.append(f"| {m.title} | " + " | ".join(m.cells) + " |")
     return "\n".join(out) + "\n"
 
 
@@ -194,11 +204,15 @@ def table(results: Sequence[EvalResult]) -> Table:
     """For a terminal: `rich.print(table(results))`."""
     from rich.table import Table
 
-    kinds, lines = compare(results)
-    out = Table(title="Held-out questions (by kind: accuracy / searches)", title_justify="left")
-    out.add_column("policy")
-    for title in (*kinds, *OVERALL_TITLES):
-        out.add_column(title, justify="right")
-    for line in lines:
-        out.add_row(line.name, *line.by_kind, *line.overall)
+    out = Table(title="Held-out questions", title_justify="left")
+    out.add_column("")
+    for r in results:
+        out.add_column(r.name, justify="right")
+    section = SECTIONS[0]
+    for m in compare(results):
+        if m.section != section:
+            section = m.section
+            out.add_section()
+            out.add_row(f"[dim]{section}[/dim]")
+        out.add_row(m.title, *m.cells)
     return out

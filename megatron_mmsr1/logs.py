@@ -1,4 +1,4 @@
-"""What a run writes as it goes: metrics.jsonl always, TensorBoard and wandb by config, a table of samples.
+"""What a run writes as it goes: metrics.jsonl always, TensorBoard and wandb by config, the environment, a table of samples.
 
 metrics.jsonl holds one object a step ({"step", "time", name: number, ...}), flushed line by line. A resumed run cuts the lines
 of steps that it will do again (and a line torn by a kill), so the file reads as if nothing had happened; TensorBoard is told
@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from megatron_mmsr1.config import RunConfig, dump
+from megatron_mmsr1.doctor import collect
 from megatron_mmsr1.errors import RunError, UsageError
 
 Value = float | int
@@ -35,6 +36,7 @@ class RunLog:
         directory.mkdir(parents=True, exist_ok=True)
         self.path = directory / "metrics.jsonl"
         cut_from(self.path, resume_step)
+        (directory / "environment.json").write_text(json.dumps(collect(), indent=1) + "\n")
         self._file = self.path.open("a", encoding="utf-8")
         self._board = TensorBoard(directory / "tensorboard", resume_step) if cfg.logging.tensorboard else None
         self._wandb = _start_wandb(directory, cfg) if cfg.logging.wandb else None
@@ -62,23 +64,23 @@ class RunLog:
 
     def info(self, message: str) -> None:
         """A line for the person and for RUN/run.log."""
-        self._say("info", message)
+        self._say(message)
 
     def warn(self, message: str) -> None:
         """As `info`, marked; what should not be overlooked."""
-        self._say("warning", message)
+        self._say(f"warning: {message}")
 
-    def _say(self, level: str, message: str) -> None:
+    def _say(self, line: str) -> None:
         with (self.directory / "run.log").open("a", encoding="utf-8") as f:
-            f.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {level}: {message}\n")
-        print(message if level == "info" else f"{level}: {message}", file=sys.stderr, flush=True)
+            f.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {line}\n")
+        print(line, file=sys.stderr, flush=True)
 
     def close(self) -> None:
         self._file.close()
         if self._board:
             self._board.close()
         if self._wandb:
-            self._wandb.finish(quiet=True)
+            self._wandb.finish()
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
@@ -145,7 +147,8 @@ def _start_wandb(directory: Path, cfg: RunConfig) -> Any:
         ) from e
     import yaml
 
-    mode = os.environ.get("WANDB_MODE") or ("online" if os.environ.get("WANDB_API_KEY") else "offline")
+    # None leaves it to wandb, which reads WANDB_MODE.
+    mode = None if os.environ.get("WANDB_MODE") else "online" if os.environ.get("WANDB_API_KEY") else "offline"
     id_file = directory / "wandb_id"
     if not id_file.is_file():
         id_file.write_text(secrets.token_hex(4))
@@ -155,6 +158,6 @@ def _start_wandb(directory: Path, cfg: RunConfig) -> Any:
         id=id_file.read_text().strip(),
         resume="allow",
         dir=str(directory),
-        mode=mode,  # type: ignore[arg-type]
+        mode=mode,
         config=yaml.safe_load(dump(cfg)),
     )

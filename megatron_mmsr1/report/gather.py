@@ -1,0 +1,99 @@
+"""What a run left behind, read for its report. Parts that a run has not made (yet) are noted, not fatal."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from megatron_mmsr1 import config
+from megatron_mmsr1.config import RunConfig
+from megatron_mmsr1.errors import UsageError
+from megatron_mmsr1.evaluate import EvalResult, load_all
+from megatron_mmsr1.logs import read_metrics
+from megatron_mmsr1.trajectory import Trajectory
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
+
+
+@dataclass(slots=True)
+class RunData:
+    directory: Path
+    cfg: RunConfig
+    metrics: list[dict[str, Any]] = field(default_factory=list)
+    results: list[EvalResult] = field(default_factory=list)
+    trajectories: list[Trajectory] = field(default_factory=list)  # the examples come from these
+    source: str = ""  # the dump they were read from
+    earlier: dict[str, Trajectory] = field(default_factory=dict)  # by prompt: what was answered before training
+    environment: dict[str, Any] = field(default_factory=dict)
+    tokenizer: Tokenizer | None = None
+    corpus_id: str = ""
+    notes: list[str] = field(default_factory=list)
+
+
+def gather(directory: Path) -> RunData:
+    """Read RUN. Raises UsageError if there is no config.yaml in it, RunError naming a file that is damaged."""
+    if not (directory / "config.yaml").is_file():
+        raise UsageError(f"{directory} is not a run's directory: it has no config.yaml (mmsr1 train and mmsr1 sft make one)")
+    data = RunData(directory, config.load(directory / "config.yaml"))
+    if (directory / "metrics.jsonl").is_file():
+        data.metrics = read_metrics(directory / "metrics.jsonl")
+    else:
+        data.notes.append("There are no metrics: the run has not finished a step.")
+    data.results = load_all(directory / "eval")
+    if not data.results:
+        data.notes.append("There is no evaluation: the config names no held-out data, or the run has not got there.")
+    _examples(data)
+    environment = directory / "environment.json"
+    if environment.is_file():
+        data.environment = json.loads(environment.read_text())
+    data.tokenizer = _tokenizer(data)
+    data.corpus_id = _corpus_id(data.cfg)
+    return data
+
+
+def _examples(data: RunData) -> None:
+    """The trained model's held-out answers if there are any, else the newest rollouts."""
+    from megatron_mmsr1.rollout.dump import read_dump
+
+    rollouts = data.directory / "rollouts"
+    steps = sorted(int(p.name[5:].split(".")[0]) for p in rollouts.glob("step_*"))
+    if (rollouts / "eval_after.jsonl.zst").is_file():
+        key: str | int | None = "eval_after"
+    elif steps:
+        key = steps[-1]
+    else:
+        key = "eval_before" if (rollouts / "eval_before.jsonl.zst").is_file() else None
+    if key is None:
+        data.notes.append("There are no rollouts to show.")
+        return
+    data.trajectories, _ = read_dump(rollouts, key)
+    data.source = "held-out questions, after training" if key == "eval_after" else f"rollouts of step {key}"
+    if key == "eval_after" and (rollouts / "eval_before.jsonl.zst").is_file():
+        before, _ = read_dump(rollouts, "eval_before")
+        data.earlier = {t.prompt_id: t for t in before}
+    elif key == "eval_before":
+        data.source = "held-out questions, before training"
+
+
+def _tokenizer(data: RunData) -> Tokenizer | None:
+    from tokenizers import Tokenizer
+
+    places = [data.directory / "model", Path(data.cfg.model.path)]
+    for place in places:
+        if (place / "tokenizer.json").is_file():
+            return Tokenizer.from_file(str(place / "tokenizer.json"))
+    looked = " or ".join(map(str, places))
+    data.notes.append(f"There is no tokenizer.json in {looked}: the examples are shown by turns, not by tokens.")
+    return None
+
+
+def _corpus_id(cfg: RunConfig) -> str:
+    """The corpus that was searched, by content; else the server's address."""
+    corpus = Path(cfg.search.corpus or "") / "corpus.jsonl"
+    if cfg.search.corpus and corpus.is_file():
+        return f"{cfg.search.corpus} (sha256 {hashlib.sha256(corpus.read_bytes()).hexdigest()[:16]})"
+    return cfg.search.url or cfg.search.corpus or "none"
