@@ -12,6 +12,7 @@ import os
 import platform
 import shutil
 import sys
+from collections.abc import Mapping
 from importlib import metadata
 from typing import Any
 
@@ -48,19 +49,22 @@ def version(package: str) -> str | None:
         return None
 
 
-def collect() -> dict[str, Any]:
-    """JSON-ready facts: python, machine, cuda, packages, kernels, attention, ports, and `warnings` as sentences."""
+def collect(ports: Mapping[int, str] = PORTS) -> dict[str, Any]:
+    """JSON-ready facts: python, machine, cuda, packages, kernels, attention, ports, and `warnings` as sentences.
+
+    `ports`: those to look at, and what each is for.
+    """
     facts: dict[str, Any] = {
         "python": sys.version.split()[0],
         "machine": _machine(),
         "packages": {p: version(p) for p in PACKAGES},
         "cuda": _cuda(),
-        "ports": {str(p): "free" if port_is_free(p) else "taken" for p in PORTS},
+        "ports": {str(p): "free" if port_is_free(p) else "taken" for p in ports},
     }
     on_gpu = bool(facts["cuda"]["devices"])
     facts["sgl_kernel"] = _sgl_kernel(on_gpu)
     facts["attention"] = _attention(facts["packages"], on_gpu)
-    facts["warnings"] = _warnings(facts, on_gpu)
+    facts["warnings"] = _warnings(facts, on_gpu, ports)
     return facts
 
 
@@ -125,7 +129,7 @@ def _attention(packages: dict[str, str | None], on_gpu: bool) -> dict[str, str]:
     return {"trainer": fused, "engine": "SGLang's default for this GPU"}
 
 
-def _warnings(facts: dict[str, Any], on_gpu: bool) -> list[str]:
+def _warnings(facts: dict[str, Any], on_gpu: bool, ports: Mapping[int, str]) -> list[str]:
     out = [f"{p} is not installed: run ./scripts/env.sh" for p in PACKAGES[:5] if facts["packages"][p] is None]
     if on_gpu:
         out += [
@@ -154,7 +158,7 @@ def _warnings(facts: dict[str, Any], on_gpu: bool) -> list[str]:
         out.append(f"{m['disk_free_gib']} GiB of disk are free here: runs keep checkpoints and weights")
     out += [
         f"port {p}, the default of the {what}, is taken: name another"
-        for p, what in PORTS.items()
+        for p, what in ports.items()
         if facts["ports"][str(p)] == "taken"
     ]
     if os.environ.get("PYTHONDONTWRITEBYTECODE"):

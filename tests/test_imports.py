@@ -1,0 +1,160 @@
+"""The rules of the house, as the import statements tell them."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+PACKAGE = "megatron_mmsr1"
+PARTS = (PACKAGE, "serving", "demo")
+FILES = sorted(p for part in (*PARTS, "tests", "scripts", "benchmarks") for p in (ROOT / part).rglob("*.py"))
+SOURCES = sorted(p for part in PARTS for p in (ROOT / part).rglob("*.py"))
+# Replacements of other packages, put on the path of a process that is not ours: what they import is not the house's.
+FOREIGN = ("cpu_shims",)
+
+
+def module(path: Path) -> str:
+    return ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
+
+
+def room(name: str) -> str:
+    """`data` for megatron_mmsr1.data.images, `config` for megatron_mmsr1.config, else the top-level package."""
+    parts = name.split(".")
+    return parts[1] if parts[0] == PACKAGE and len(parts) > 1 else parts[0]
+
+
+def imports(path: Path, *, loading_only: bool = False) -> Iterator[str]:
+    """What a file imports; with `loading_only` just what runs when it is loaded (no functions, no TYPE_CHECKING)."""
+
+    def walk(node: ast.AST) -> Iterator[ast.AST]:
+        for child in ast.iter_child_nodes(node):
+            typing_only = isinstance(child, ast.If) and "TYPE_CHECKING" in ast.unparse(child.test)
+            if loading_only and (typing_only or isinstance(child, ast.FunctionDef | ast.AsyncFunctionDef)):
+                continue
+            yield child
+            yield from walk(child)
+
+    for node in walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            yield from (a.name for a in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: imports are written in full here"
+            # "from package import name" may name a module; both are given, and the one that is none does no harm.
+            yield str(node.module)
+            yield from (f"{node.module}.{a.name}" for a in node.names)
+
+
+OURS = [p for p in SOURCES if module(p).startswith(PACKAGE) and not set(FOREIGN) & set(p.parts)]
+
+
+def in_room(*rooms: str) -> list[Path]:
+    return [p for p in OURS if room(module(p)) in rooms]
+
+
+def offenders(paths: list[Path], forbidden: tuple[str, ...]) -> list[str]:
+    found = []
+    for p in paths:
+        for name in imports(p):
+            if any(name == f or name.startswith(f + ".") for f in forbidden):
+                found.append(f"{p.relative_to(ROOT)} imports {name}")
+    return found
+
+
+def test_the_light_rooms_import_no_engine_no_trainer_no_app() -> None:
+    light = in_room("config", "trajectory", "protocol", "errors", "algorithm", "reward", "search", "data")
+    assert len(light) > 8
+    assert not offenders(light, ("megatron", "sglang", "gradio", f"{PACKAGE}.megatron", f"{PACKAGE}.rollout"))
+
+
+def test_algorithm_imports_only_torch() -> None:
+    allowed = {"torch", PACKAGE} | set(sys.stdlib_module_names)
+    for p in in_room("algorithm"):
+        for name in imports(p):
+            assert name.split(".")[0] in allowed, f"{p}: {name}"
+            assert room(name) == "algorithm" or not name.startswith(PACKAGE), f"{p}: {name}"
+
+
+def test_only_its_room_imports_megatron_core() -> None:
+    outside = set(SOURCES) - set(in_room("megatron"))
+    assert not offenders([p for p in sorted(outside) if not set(FOREIGN) & set(p.parts)], ("megatron",))
+
+
+def test_nothing_imports_what_stands_above_it() -> None:
+    assert not offenders(OURS, ("serving", "demo", "gradio", "tests", "benchmarks"))
+
+
+def test_no_circle() -> None:
+    """Among modules, by what is imported when they are loaded."""
+    known = {module(p): p for p in SOURCES}
+    graph = {m: {n for n in imports(p, loading_only=True) if n in known and n != m} for m, p in known.items()}
+    state: dict[str, int] = {}
+
+    def visit(m: str, trail: tuple[str, ...]) -> None:
+        if state.get(m) == 1:
+            pytest.fail("a circle: " + " -> ".join([*trail[trail.index(m) :], m]))
+        if state.get(m):
+            return
+        state[m] = 1
+        for n in sorted(graph[m]):
+            visit(n, (*trail, m))
+        state[m] = 2
+
+    for m in sorted(graph):
+        visit(m, ())
+
+
+def test_the_trainer_never_says_cuda() -> None:
+    """It runs where there is none; what differs lives in the platform layer (which also routes the random state that
+    checkpoint.py keeps). The doctor asks what is there, and so does whoever starts the engine."""
+    trainer = in_room("train", "run", "sft", "launch", "evaluation", "algorithm", "reward", "data", "sync", "megatron")
+    allowed = {ROOT / PACKAGE / "megatron" / f"{n}.py" for n in ("platform", "cpu", "checkpoint")}
+    said = [
+        f"{p.relative_to(ROOT)}:{node.lineno}"
+        for p in trainer
+        if p not in allowed
+        for node in ast.walk(ast.parse(p.read_text()))
+        if isinstance(node, ast.Attribute) and ast.unparse(node) == "torch.cuda"
+    ]
+    assert not said
+
+
+def test_a_file_holds_one_idea() -> None:
+    long = [f"{p.relative_to(ROOT)} has {n} lines" for p in FILES if (n := len(p.read_text().splitlines())) > 400]
+    assert not long
+
+
+def test_no_bare_except() -> None:
+    for p in FILES:
+        for node in ast.walk(ast.parse(p.read_text())):
+            assert not (isinstance(node, ast.ExceptHandler) and node.type is None), f"{p}:{node.lineno}"
+
+
+def loaded_by(code: str) -> set[str]:
+    """The top-level modules that a fresh interpreter holds after running `code`."""
+    script = f"import sys\ntry:\n    {code}\nexcept SystemExit:\n    pass\nprint('\\n' + ' '.join(sys.modules))"
+    out = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True, cwd=ROOT).stdout
+    return {m.split(".")[0] for m in out.splitlines()[-1].split()}
+
+
+HEAVY = {"torch", "transformers", "numpy", "sglang", "megatron", "pydantic", "yaml", "rich", "aiohttp", "matplotlib"}
+
+
+@pytest.mark.parametrize("argv", [["--help"], ["train", "--help"], ["search", "query", "--help"], ["--version"]])
+def test_help_loads_nothing_heavy(argv: list[str]) -> None:
+    assert not HEAVY & loaded_by(f"import {PACKAGE}.cli; {PACKAGE}.cli.main({argv!r})")
+
+
+@pytest.mark.parametrize("name", ["config", "trajectory", "protocol", "errors", "processes", "progress", "evaluate", "launch"])
+def test_contracts_load_without_torch(name: str) -> None:
+    assert not {"torch", "transformers", "sglang", "megatron"} & loaded_by(f"import {PACKAGE}.{name}")
+
+
+@pytest.mark.parametrize("name", ["search.client", "search.server", "reward.mmsearch", "data.images"])
+def test_tools_load_without_torch(name: str) -> None:
+    assert not {"torch", "sglang", "megatron"} & loaded_by(f"import {PACKAGE}.{name}")

@@ -1,0 +1,86 @@
+"""Progress: one line a step where there is no terminal, a bar where there is one, another process's steps through its file."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import pty
+from pathlib import Path
+
+import pytest
+
+from megatron_mmsr1.progress import Follower, duration, progress
+
+
+def test_one_line_a_step_with_the_time_left() -> None:
+    out = io.StringIO()
+    with progress("GRPO", 3, stream=out) as p:
+        for i in range(3):
+            p.step(loss=0.123456, reward=i)
+    lines = out.getvalue().splitlines()
+    assert len(lines) == 3
+    assert lines[0].startswith("GRPO 1/3  ") and "ETA" in lines[0] and lines[0].endswith("loss 0.1235  reward 0")
+    assert lines[2].startswith("GRPO 3/3  ") and "ETA 0s" in lines[2]
+
+
+def test_lines_may_be_spaced_but_the_last_one_stands() -> None:
+    out = io.StringIO()
+    with progress("SFT", 50, every_s=3600, stream=out) as p:
+        for _ in range(50):
+            p.step()
+    assert [line.split()[1] for line in out.getvalue().splitlines()] == ["1/50", "50/50"]
+
+
+def test_a_resumed_run_counts_on() -> None:
+    out = io.StringIO()
+    with progress("GRPO", 10, done=7, stream=out) as p:
+        p.step()
+    assert out.getvalue().startswith("GRPO 8/10")
+
+
+def test_a_bar_on_a_terminal() -> None:
+    master, slave = pty.openpty()
+    with os.fdopen(slave, "w") as terminal, progress("GRPO", 2, stream=terminal) as p:
+        p.step(loss=1.5)
+        p.step(loss=0.5)
+    shown = os.read(master, 65536).decode()
+    os.close(master)
+    assert "2/2" in shown and "loss 0.5" in shown
+
+
+def line(step: int, **values: float | None) -> str:
+    return json.dumps({"step": step, **values}) + "\n"
+
+
+def test_following_another_process(tmp_path: Path) -> None:
+    path, out = tmp_path / "metrics.jsonl", io.StringIO()
+    with progress("GRPO", 5, stream=out) as p:
+        follower = Follower(path, p, {"reward": "reward/mean"})
+        follower.poll()  # no file yet
+        path.write_text(line(0, **{"reward/mean": 0.5}) + line(1) + '{"step": 2, "rew')
+        follower.poll()  # the torn line waits
+        with path.open("a") as f:
+            f.write('ard/mean": null}\n')
+        follower.poll()
+    lines = out.getvalue().splitlines()
+    assert [shown.split()[1] for shown in lines] == ["1/5", "2/5", "3/5"]
+    assert lines[0].endswith("reward 0.5") and "reward" not in lines[2]
+
+
+def test_following_over_a_resume_that_cuts_the_file(tmp_path: Path) -> None:
+    path, out = tmp_path / "metrics.jsonl", io.StringIO()
+    path.write_text("".join(line(s) for s in range(6)))
+    with progress("GRPO", 10, done=4, stream=out) as p:
+        follower = Follower(path, p, {})
+        path.write_text("".join(line(s) for s in range(4)))  # the ranks resume at step 4
+        follower.poll()
+        with path.open("a") as f:
+            f.write(line(4))
+        follower.poll()
+    assert [shown.split()[1] for shown in out.getvalue().splitlines()] == ["5/10"]
+
+
+@pytest.mark.parametrize(("seconds", "text"), [(0, "0s"), (59.4, "59s"), (60, "1m00s"), (200, "3m20s"), (7500, "2h05m")])
+def test_durations(seconds: float, text: str) -> None:
+    assert duration(seconds) == text
