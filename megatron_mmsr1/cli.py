@@ -141,6 +141,7 @@ def _atlas_build(args: argparse.Namespace) -> None:
     for item in args.override:
         config.override(knobs, item)
     build(load_spec(None, **knobs), Path(args.out))
+    print(f"wrote {args.out}; look at it: mmsr1 atlas inspect {args.out}")
 
 
 def _atlas_inspect(args: argparse.Namespace) -> None:

@@ -22,7 +22,7 @@ step "1/5 environment"
 venv="$(./scripts/env.sh)"
 export PATH="$venv/bin:$PATH" PYTHONPATH="$PWD${PYTHONPATH:+:$PYTHONPATH}"
 
-world=build/atlas run=runs/atlas
+world=build/atlas run=runs/atlas cold=megatron_mmsr1/atlas/cold-start
 step "2/5 the Atlas world ($world)"
 if [[ -f $world/world.json ]]; then
   echo "there already" >&2
@@ -31,20 +31,30 @@ else
 fi
 
 step "3/5 the cold start: how to use the tools"
-if [[ $from_scratch == no ]]; then
-  echo "taking the cold-started model that ships with the package (--from-scratch makes it here, in 20 to 30 minutes)" >&2
+if [[ $from_scratch == no && -f $cold/config.json ]]; then
+  echo "taking the model that ships with the package; --from-scratch makes it here, in half an hour" >&2
 else
-  run=runs/atlas-from-scratch
-  mmsr1 sft configs/atlas-sft.yaml
-  overrides=("model.path=runs/atlas-sft/model" "output=$run" "${overrides[@]}")
+  run=runs/atlas-from-scratch cold=runs/atlas-sft/model
+  if [[ -f $cold/config.json ]]; then
+    echo "there already ($cold)" >&2
+  else
+    mmsr1 sft configs/atlas-sft.yaml model.path="$world/model"
+  fi
 fi
 
-step "4/5 GRPO: when to search"
-mmsr1 train configs/atlas.yaml "${overrides[@]}"
 for override in "${overrides[@]}"; do
   if [[ $override == output=* ]]; then run="${override#output=}"; fi
 done
-mmsr1 eval configs/atlas.yaml --policies "${overrides[@]}"
+settings=(configs/atlas.yaml "model.path=$cold" "output=$run" "${overrides[@]}")
+step "4/5 GRPO: when to search ($run)"
+if [[ -f $run/model/config.json && -f $run/eval/after.json && ${#overrides[@]} == 0 ]]; then
+  echo "trained already; remove $run to train again" >&2
+else
+  mmsr1 train "${settings[@]}"
+fi
+if [[ ! -f $run/eval/policies.json ]]; then
+  mmsr1 eval "${settings[@]}" --policies
+fi
 
 step "5/5 the report"
 report="$(mmsr1 report "$run")"
