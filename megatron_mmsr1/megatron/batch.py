@@ -12,7 +12,7 @@ from torch import Tensor
 from megatron_mmsr1.data.mrope import mrope_positions
 from megatron_mmsr1.data.packing import balance, pack
 from megatron_mmsr1.errors import UsageError
-from megatron_mmsr1.megatron.layers import Packed, packed
+from megatron_mmsr1.megatron.layout import Packed, packed
 from megatron_mmsr1.trajectory import ImageRef, Trajectory
 
 

@@ -5,69 +5,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from megatron.core.models.gpt.gpt_layer_specs import get_gpt_layer_local_spec
-from megatron.core.packed_seq_params import PackedSeqParams
 from megatron.core.transformer.transformer_block import TransformerBlockSubmodules, get_num_layers_to_build
 from torch import Tensor
 
-
-@dataclass
-class Packed(PackedSeqParams):
-    """Packed sequences plus where each token stands in padded batches, worked out once and used by every layer.
-
-    `buckets` holds, a batch of sequences of similar length: (slots int64 [t], tokens int64 [t], sequences, longest). Token
-    `tokens[i]` of the pack stands at `slots[i]` of the flattened [sequences * longest] batch.
-    """
-
-    buckets: tuple[tuple[Tensor, Tensor, int, int], ...] = ()
-
-
-def packed(lengths: list[int], *, device: torch.device) -> Packed:
-    """The layout of sequences of these lengths, laid end to end."""
-    bounds = torch.zeros(len(lengths) + 1, dtype=torch.int32)
-    bounds[1:] = torch.tensor(lengths, dtype=torch.int32).cumsum(0)
-    longest = max(lengths)
-    bounds = bounds.to(device)
-    # One sequence for the rotary embedding, whose angles are per token here: it would loop over the sequences otherwise.
-    whole = torch.tensor([0, sum(lengths)], dtype=torch.int32)
-    return Packed(
-        qkv_format="thd",
-        cu_seqlens_q=bounds,
-        cu_seqlens_kv=bounds,
-        cu_seqlens_q_padded=whole,
-        cu_seqlens_kv_padded=whole,
-        max_seqlen_q=longest,
-        max_seqlen_kv=longest,
-        buckets=tuple(_bucket(members, lengths, device) for members in _by_length(lengths)),
-    )
-
-
-def _by_length(lengths: list[int]) -> list[list[int]]:
-    """Sequences in batches, longest first, each padded by at most a quarter of the longest (and 32 tokens at the least):
-    attention costs the square of the padded length, and a batch costs a few kernel calls."""
-    order = sorted(range(len(lengths)), key=lambda i: -lengths[i])
-    groups: list[list[int]] = []
-    for i in order:
-        if groups and lengths[i] >= min(lengths[groups[-1][0]] * 3 // 4, lengths[groups[-1][0]] - 32):
-            groups[-1].append(i)
-        else:
-            groups.append([i])
-    return groups
-
-
-def _bucket(members: list[int], lengths: list[int], device: torch.device) -> tuple[Tensor, Tensor, int, int]:
-    starts = [0]
-    for n in lengths:
-        starts.append(starts[-1] + n)
-    longest = lengths[members[0]]
-    slots = torch.cat([torch.arange(lengths[i]) + k * longest for k, i in enumerate(members)])
-    tokens = torch.cat([torch.arange(lengths[i]) + starts[i] for i in members])
-    return slots.to(device), tokens.to(device), len(members), longest
+from megatron_mmsr1.megatron.layout import Packed
 
 
 class RMSNorm(torch.nn.Module):
@@ -110,29 +56,47 @@ class PackedAttention(torch.nn.Module):
         packed_seq_params: Any = None,
     ) -> Tensor:
         """query [T, heads, d], key and value [T, groups, d] -> [T, heads * d]. Raises TypeError without a `Packed` layout."""
-        if not isinstance(packed_seq_params, Packed):
-            raise TypeError("PackedAttention needs sequences packed by layers.packed")
-        t, heads, d = query.shape
-        repeats = heads // key.shape[1]
-        if repeats > 1:  # torch's CPU kernel for grouped queries is the slow one
-            key, value = key.repeat_interleave(repeats, 1), value.repeat_interleave(repeats, 1)
-        qkv = torch.stack([query, key, value]).view(3, t, heads * d)
-        out = _attend(qkv, packed_seq_params.buckets, heads, self.scale)
+        layout = packed_seq_params
+        if not isinstance(layout, Packed):
+            raise TypeError("PackedAttention needs sequences packed by layout.packed")
+        padded: list[Any] = [_Pad.apply(x.flatten(1), layout.gather, layout.slots) for x in (query, key, value)]
+        parts, at = [], 0
+        for n, longest in layout.batches:
+            q, k, v = (x[at : at + n * longest].view(n, longest, -1, query.shape[-1]).transpose(1, 2) for x in padded)
+            # Padding stands after the tokens of its sequence, where the causal mask hides it from all of them.
+            o = F.scaled_dot_product_attention(q, k, v, is_causal=True, scale=self.scale, enable_gqa=True)
+            parts.append(o.transpose(1, 2).reshape(n * longest, -1))
+            at += n * longest
+        out: Any = _Unpad.apply(torch.cat(parts), layout.slots)
         return out
 
 
-def _attend(qkv: Tensor, buckets: tuple[tuple[Tensor, Tensor, int, int], ...], heads: int, scale: float | None) -> Tensor:
-    """[3, T, heads * d] -> [T, heads * d]."""
-    _, t, width = qkv.shape
-    parts, order = [], []
-    for slots, tokens, n, longest in buckets:
-        batch = qkv.new_zeros(3, n * longest, width).index_copy(1, slots, qkv.index_select(1, tokens))
-        # Padding stands after the tokens of its sequence, where the causal mask hides it from all of them.
-        q, k, v = batch.view(3, n, longest, heads, width // heads).transpose(2, 3).unbind(0)
-        o = F.scaled_dot_product_attention(q, k, v, is_causal=True, scale=scale)
-        parts.append(o.transpose(1, 2).reshape(n * longest, width).index_select(0, slots))
-        order.append(tokens)
-    return qkv.new_empty(t, width).index_copy(0, torch.cat(order), torch.cat(parts))
+class _Pad(torch.autograd.Function):
+    """[T, w] -> [S, w], the padded batches end to end. What stands in padding is arbitrary and takes no gradient, which makes
+    the backward pass a selection where autograd's own would be a sum."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, gather: Tensor, slots: Tensor) -> Tensor:  # pyright: ignore[reportIncompatibleMethodOverride]
+        ctx.save_for_backward(slots)
+        return x.index_select(0, gather)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:  # pyright: ignore[reportIncompatibleMethodOverride]
+        return grad.index_select(0, ctx.saved_tensors[0]), None, None
+
+
+class _Unpad(torch.autograd.Function):
+    """[S, w] -> [T, w]: back to the pack."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, slots: Tensor) -> Tensor:  # pyright: ignore[reportIncompatibleMethodOverride]
+        ctx.save_for_backward(slots)
+        ctx.rows = x.shape[0]
+        return x.index_select(0, slots)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:  # pyright: ignore[reportIncompatibleMethodOverride]
+        return grad.new_zeros(ctx.rows, grad.shape[1]).index_copy_(0, ctx.saved_tensors[0], grad), None
 
 
 def local_block(config: Any, vp_stage: int | None = None) -> TransformerBlockSubmodules:

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from megatron_mmsr1.config import RunConfig
 from megatron_mmsr1.errors import RunError, UsageError
-from megatron_mmsr1.megatron import hf, platform
+from megatron_mmsr1.megatron import hf, platform, rope
 from megatron_mmsr1.megatron.provider import configure
 
 # What the last stage makes of its hidden states, given the output layer's weight [vocabulary / tp, H].
@@ -118,6 +118,8 @@ def build(cfg: RunConfig, path: Path, *, trainable: bool, key: str = "model.path
             bf16=provider.bf16,
         )
     core = _unwrap(chunks[0])
+    rope.install()
+    core.config.apply_rope_fusion = True
     # The loss has divided by the global token count already: no token count reaches this.
     core.config.finalize_model_grads_func = lambda models, _, **kwargs: finalize_model_grads(models, None, **kwargs)
     if not trainable:

@@ -56,8 +56,7 @@ def configure(provider: Any, cfg: RunConfig, hf_config: dict[str, Any]) -> None:
     provider.calculate_per_token_loss = True
     provider.batch_p2p_comm = platform.has_cuda()
     provider.mrope_section = _mrope_section(hf_config)
-    # The fused kernel numbers the tokens of each packed sequence itself, which is wrong for three-row positions.
-    provider.apply_rope_fusion = False
+    provider.apply_rope_fusion = False  # NVIDIA's kernel; rope.py takes its place once the model is built
     provider.attention_dropout = provider.hidden_dropout = 0.0
     if m.recompute == "full":
         provider.recompute_granularity, provider.recompute_method, provider.recompute_num_layers = "full", "uniform", 1
