@@ -17,51 +17,22 @@ import random
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
-
 from megatron_mmsr1.atlas import turns
+from megatron_mmsr1.atlas.demo_options import DemoOptions, parse_options
 from megatron_mmsr1.atlas.episodes import Episode, Episodes, Gallery
 from megatron_mmsr1.atlas.names import SYLLABLES
 from megatron_mmsr1.atlas.pages import fact_sentence
 from megatron_mmsr1.atlas.questions import PHRASINGS, TOOLS, ask, attributes
 from megatron_mmsr1.atlas.record import Recorder
-from megatron_mmsr1.atlas.spec import KINDS, AtlasSpec
+from megatron_mmsr1.atlas.spec import KINDS
 from megatron_mmsr1.atlas.tokenizer import TAGS, words
 from megatron_mmsr1.atlas.turns import ANSWER, IMAGE, TEXT
 from megatron_mmsr1.atlas.world import ATTRIBUTES
-from megatron_mmsr1.errors import UsageError
 from megatron_mmsr1.protocol import IM_END, IM_START, Prompts, TextHit, data, first_message, text, text_observation
 from megatron_mmsr1.trajectory import Trajectory
 
 if TYPE_CHECKING:
     from megatron_mmsr1.data.images import ImageStore
-
-MAX_SEARCHES = 2
-
-
-class DemoOptions(BaseModel):
-    """`sft.options` of a config whose `sft.source` is atlas."""
-
-    model_config = ConfigDict(extra="forbid")
-
-    examples: int = Field(default=50_000, gt=0, description="length of the schedule; the iterator ends there")
-    spec: AtlasSpec = Field(default=AtlasSpec(), description="known entities, picture size and views are its")
-    prompts: str = "atlas"
-    mix: dict[str, float] = Field(default_factory=lambda: dict.fromkeys(KINDS, 0.2))
-    copy_share: float = Field(default=0.6, ge=0, le=1, description="share of pure copying at the start")
-    copy_until: float = Field(default=0.3, ge=0, le=1, description="part of the schedule that it lasts")
-    copy_later: float = Field(default=0.05, ge=0, le=1, description="share of pure copying after that")
-    picture_share: float = Field(default=0.15, ge=0, le=1, description="share of dense picture rows among the rest")
-    facts_share: float = Field(default=0.10, ge=0, le=1, description="share of dense fact rows among the rest")
-    first: tuple[float, float, float] = Field(
-        default=(0.5, 0.25, 0.25), description="random first action: answer, image search, text search"
-    )
-    tilt: float = Field(default=0.35, ge=0, le=1, description="share of demonstrations with the right tools, in the last part")
-    tilt_from: float = Field(default=0.75, ge=0, le=1, description="where the last part begins; before it the tools are random")
-    failures: float = Field(default=0.03, ge=0, le=1, description="share of searches that fail or find nothing")
-    long_summaries: float = Field(default=0.25, ge=0, le=1, description="share of text results with two sentences")
-    answer_weight: float = Field(default=3.0, gt=0, description="loss weight of an answer that was seen or known")
-    pictures: int = Field(default=2048, gt=1, description="emblems in the pool that pictures are drawn from")
 
 
 class Demonstrations:
@@ -84,8 +55,6 @@ class Demonstrations:
         return self.options.examples
 
     def __getitem__(self, index: int) -> Trajectory:
-        if not 0 <= index < len(self):
-            raise IndexError(index)
         o, rng = self.options, random.Random(f"atlas/demo/{self._seed}/{index}")
         progress = index / len(self)
         out = Recorder(self._tokenizer, self._images, f"demo-{index}", o.answer_weight)
@@ -114,7 +83,7 @@ class Demonstrations:
             if action == ANSWER:
                 # Not found is said, and learnt, at the weight of any other token.
                 out.answer(q.gold if e.fact_known else turns.UNKNOWN, known=e.fact_known)
-                return out.finish(q, row="demo", tools=used)
+                return out.finish(q, row="demo", used=used)
             used += action
             fails = e.rng.random() < failures
             empty = fails and e.rng.random() < 0.5
@@ -129,14 +98,13 @@ class Demonstrations:
                 out.text_result(query, hits, q, self._prompts, failed=fails and not empty)
 
     def _action(self, e: Episode, used: str) -> str:
-        """At random, but never a search after the needed fact was found, nor a second image search."""
+        """At random, but no tool twice, and no search after the needed fact was found."""
         if not used:
             return e.rng.choices((ANSWER, IMAGE, TEXT), self.options.first)[0]
-        if e.fact_known or len(used) == MAX_SEARCHES:
+        left = [tool for tool in (IMAGE, TEXT) if tool not in used]
+        if e.fact_known or not left or e.rng.random() < 0.5:
             return ANSWER
-        if IMAGE in used:
-            return e.rng.choice((ANSWER, TEXT))
-        return e.rng.choices((ANSWER, IMAGE, TEXT), (0.5, 0.35, 0.15))[0]
+        return left[0]
 
     def _copy(self, rng: random.Random, out: Recorder) -> Trajectory:
         ids = []
@@ -184,9 +152,6 @@ def demonstrations(
 ) -> Iterator[Trajectory]:
     """Demonstrations number start, start + stride, … to the end of the schedule. Raises UsageError for an unknown option."""
     if not isinstance(options, DemoOptions):
-        try:
-            options = DemoOptions.model_validate(options)
-        except ValidationError as e:
-            raise UsageError(f"sft.options: {e}") from None
+        options = parse_options(options)
     source = Demonstrations(options, tokenizer, images, seed)
     return (source[i] for i in range(start, len(source), stride))

@@ -95,17 +95,18 @@ class Episode:
         return hits if self.rng.random() < 0.75 else hits[::-1]
 
     def _other(self) -> TextHit:
-        """A page that shares a word with the query: another place's same attribute, a neighbour's page, noise."""
+        """A page that shares a word with the query: with a name in it another place's same fact or a neighbour's page, without
+        one mostly noise."""
         other = draw_entity(self.rng, self.taken)
-        turn = self.rng.random()
-        if turn < 0.6 and self.question.attribute in ATTRIBUTES:
-            return self._hit(other, self.question.attribute)
-        if turn < 0.8:
+        if self.rng.random() < (0.1 if self.name_known else 0.8):
+            noise = self.rng.choice(NOISE).format(name=other.name)
+            return TextHit(f"http://atlas.test/noise-{self.rng.randrange(1000)}", noise, "a place")
+        attribute = self.question.attribute
+        if attribute not in ATTRIBUTES or self.rng.random() < 0.3:
+            attribute = "neighbour"
             if self.name_known:
-                other.facts["neighbour"] = self.entity.name
-            return self._hit(other, "neighbour")
-        noise = self.rng.choice(NOISE).format(name=other.name)
-        return TextHit(f"http://atlas.test/noise-{self.rng.randrange(1000)}", noise, "a place")
+                other.facts[attribute] = self.entity.name
+        return self._hit(other, attribute)
 
     def _hit(self, e: Entity, attribute: str) -> TextHit:
         """A summary of the page's one best sentence, sometimes with another of its sentences after it or before."""

@@ -70,7 +70,7 @@ def corpus(world: World) -> list[Page]:
 def _entity_page(e: Entity, rng: random.Random) -> Page:
     first, *facts = sentences(e)
     rng.shuffle(facts)
-    # What is asked stands in the prose only: a bare "capital: bakotu" would outrank the sentence that names the place.
+    # What is searched for stands in the prose only: a bare "capital: bakotu" would outrank the sentence that names the place.
     rows = [("place", e.place), ("field", e.emblem.field), ("charge", f"{e.emblem.charge} {e.emblem.shape}")]
     return Page(e.id, e.url, e.name, _page(e.name, [first, *facts], rows))
 

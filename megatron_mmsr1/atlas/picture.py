@@ -23,7 +23,8 @@ COLOURS: dict[str, tuple[int, int, int]] = {
     "purple": (130, 40, 150),
     "orange": (240, 130, 20),
 }
-SHAPES = ("ring", "square", "diamond", "cross")
+# All fill the middle: the charge's colour is there whatever its shape.
+SHAPES = ("square", "diamond", "cross", "bar")
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,8 +55,9 @@ class View:
 def random_emblem(rng: random.Random) -> Emblem:
     field, charge = rng.sample(list(COLOURS), 2)
     a, b, c, d = rng.choices(list(COLOURS), k=4)
-    # 15 px and 3 px keep the largest square clear of the dots.
-    return Emblem(field, charge, rng.choice(SHAPES), (a, b, c, d), rng.uniform(11, 15), rng.uniform(-3, 3), rng.uniform(-3, 3))
+    # 15 px and 2 px keep the largest charge clear of the dots.
+    size, x, y = rng.uniform(12, 15), rng.uniform(-2, 2), rng.uniform(-2, 2)
+    return Emblem(field, charge, rng.choice(SHAPES), (a, b, c, d), size, x, y)
 
 
 def random_view(rng: random.Random, views: Views) -> View:
@@ -80,7 +82,7 @@ def draw(emblem: Emblem, view: View = View(), size: int = 56) -> np.ndarray:
     out = np.empty((size, size, 3), np.uint8)
     out[:] = COLOURS[emblem.field]
     out[_charge(emblem, np.abs(x - emblem.x), np.abs(y - emblem.y))] = COLOURS[emblem.charge]
-    for colour, (cx, cy) in zip(emblem.dots, ((-20, -20), (20, -20), (-20, 20), (20, 20)), strict=True):
+    for colour, (cx, cy) in zip(emblem.dots, ((-21, -21), (21, -21), (-21, 21), (21, 21)), strict=True):
         out[(np.abs(x - cx) < 3.5) & (np.abs(y - cy) < 3.5)] = COLOURS[colour]
     if view.noise:
         rng = np.random.default_rng(view.noise_seed)
@@ -92,14 +94,13 @@ def draw(emblem: Emblem, view: View = View(), size: int = 56) -> np.ndarray:
 def _charge(emblem: Emblem, dx: np.ndarray, dy: np.ndarray) -> np.ndarray:
     """bool [size, size]: the pixels of the charge, from the distances to its middle."""
     r = emblem.size
-    if emblem.shape == "ring":
-        square = dx * dx + dy * dy
-        return (square < r * r) & (square > (0.5 * r) ** 2)
     if emblem.shape == "square":
         return (dx < 0.85 * r) & (dy < 0.85 * r)
     if emblem.shape == "diamond":
         return dx + dy < 1.15 * r
-    return ((dx < 0.35 * r) & (dy < 1.1 * r)) | ((dy < 0.35 * r) & (dx < 1.1 * r))
+    if emblem.shape == "bar":
+        return (dx < 1.35 * r) & (dy < 0.5 * r)
+    return ((dx < 0.4 * r) & (dy < 1.15 * r)) | ((dy < 0.4 * r) & (dx < 1.15 * r))
 
 
 def png(pixels: np.ndarray) -> bytes:

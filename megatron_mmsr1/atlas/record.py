@@ -33,7 +33,8 @@ class Recorder:
         ids = protocol.encode(self._tokenizer, message)
         ids = expand_pads(ids, self._pad, [r.tokens() for r in refs])
         self._weights += [0.0] * len(ids)
-        self._t.append(role, ids, "".join(s.text for s in message), images=refs, tool=tool)
+        shown = "".join("<image>" if s.kind == "image" else s.text for s in message)
+        self._t.append(role, ids, shown, images=refs, tool=tool)
 
     def ids(self, role: str, ids: list[int]) -> None:
         """Bare tokens: those of an assistant are trained on."""

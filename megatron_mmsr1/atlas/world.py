@@ -11,7 +11,7 @@ from megatron_mmsr1.atlas.picture import COLOURS, Emblem, random_emblem
 from megatron_mmsr1.atlas.spec import AtlasSpec
 
 ATTRIBUTES = ("founded", "capital", "river", "ruler", "neighbour")
-PLACES = ("town", "port", "island", "valley")
+PLACES = ("town", "port", "valley", "forest")
 
 
 @dataclass(slots=True)
@@ -93,7 +93,7 @@ def make_world(spec: AtlasSpec) -> World:
 
 
 def _alike(a: Emblem, b: Emblem) -> bool:
-    """Too close for a clean image search: the same colours and charge, and at least two dots in common."""
+    """Too close for a clean image search: the same field and charge, and at least two dots in common."""
     return (a.field, a.charge, a.shape) == (b.field, b.charge, b.shape) and sum(map(str.__eq__, a.dots, b.dots)) >= 2
 
 

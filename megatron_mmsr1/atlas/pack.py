@@ -1,0 +1,36 @@
+"""A trained checkpoint in the size it ships in: `python -m megatron_mmsr1.atlas.pack SOURCE TARGET` (weights as bfloat16)."""
+
+from __future__ import annotations
+
+import shutil
+import sys
+from pathlib import Path
+
+from megatron_mmsr1.errors import UsageError, exit_with_message
+
+
+def pack(source: Path, target: Path) -> None:
+    """Copy a Hugging Face checkpoint with its weights rounded to bfloat16. UsageError if `source` is none."""
+    import torch
+    from safetensors.torch import load_file, save_file
+
+    shards = sorted(source.glob("*.safetensors"))
+    if not shards:
+        raise UsageError(f"{source} holds no *.safetensors")
+    weights = {k: w for shard in shards for k, w in load_file(shard).items()}
+    shutil.rmtree(target, ignore_errors=True)
+    ignore = shutil.ignore_patterns("*.safetensors", "*.index.json")
+    shutil.copytree(source, target, ignore=ignore)
+    packed = {k: w.to(torch.bfloat16) if w.is_floating_point() else w for k, w in weights.items()}
+    save_file(packed, target / "model.safetensors", metadata={"format": "pt"})
+    print(f"wrote {target}: {sum(f.stat().st_size for f in target.iterdir()) / 1e6:.1f} MB")
+
+
+if __name__ == "__main__":
+
+    def main() -> None:
+        if len(sys.argv) != 3:
+            raise UsageError(f"{__doc__}")
+        pack(Path(sys.argv[1]), Path(sys.argv[2]))
+
+    exit_with_message(main)

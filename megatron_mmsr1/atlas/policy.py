@@ -1,0 +1,126 @@
+"""What a scripted policy sees and says.
+
+A policy is a function of what stands in the conversation, so the rollout's own agent loop runs it, against the real search
+server, in place of an engine. None knows an answer that a perfect reader of the same conversation would not: search-free
+questions it can answer at once, any other only once the gold stands in a result.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import random
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from megatron_mmsr1 import protocol
+from megatron_mmsr1.atlas import turns
+from megatron_mmsr1.atlas.questions import TOOLS, Question
+from megatron_mmsr1.atlas.turns import ANSWER, IMAGE, TEXT
+from megatron_mmsr1.data.decode import decode
+from megatron_mmsr1.protocol import IM_END, IM_START
+
+if TYPE_CHECKING:
+    from megatron_mmsr1.data.dataset import Prompt
+
+# One call each: a second one would find the same.
+SEARCHES = (IMAGE, TEXT)
+
+
+@dataclass(frozen=True, slots=True)
+class State:
+    """What a policy may look at: the question, the tools used so far in order ("", "i", "t", "it", "ti"), what they found."""
+
+    question: Question
+    used: str
+    found: str
+    rng: random.Random
+
+    @property
+    def fact_known(self) -> bool:
+        """A neighbour's name may come up in an image search: only the last tool that the question needs tells a fact."""
+        needed = TOOLS[self.question.kind]
+        return not needed or (needed[-1] in self.used and _stands_in(self.question.gold, self.found))
+
+    @property
+    def name_known(self) -> bool:
+        return self.question.kind in ("known", "text") or _stands_in(self.question.name, self.found)
+
+    @property
+    def unused(self) -> list[str]:
+        return [tool for tool in SEARCHES if tool not in self.used]
+
+
+def oracle(s: State) -> str:
+    """The tools that the question needs, in order, then what they found."""
+    left = TOOLS[s.question.kind].removeprefix(s.used)
+    return left[0] if left and not s.fact_known else ANSWER
+
+
+def never(s: State) -> str:
+    return ANSWER
+
+
+def always(s: State) -> str:
+    """Every tool, whatever the question."""
+    return s.unused[0] if s.unused else ANSWER
+
+
+def at_random(s: State) -> str:
+    return s.rng.choice([ANSWER, *s.unused])
+
+
+Policy = Callable[[State], str]
+
+
+def speak(action: str, s: State) -> str:
+    """The assistant's turn for an action."""
+    if action == IMAGE:
+        return turns.image_search()
+    if action == TEXT:
+        return turns.text_search(turns.query(s.question, name_known=s.name_known))
+    return turns.answer(s.question.gold if s.fact_known else turns.UNKNOWN)
+
+
+class Script:
+    """A policy over whole conversations, for any prompts of an Atlas data set."""
+
+    def __init__(self, policy: Policy, prompts: Sequence[Prompt]) -> None:
+        self._policy = policy
+        self._by_image: dict[str, list[Prompt]] = {}
+        for p in prompts:
+            self._by_image.setdefault(_pixels(p.images[0]), []).append(p)
+
+    def turn(self, conversation: str, images: Sequence[bytes], seed: int) -> str:
+        """The next assistant turn, without its end token. `conversation` is the text so far, opened for the assistant.
+
+        Raises LookupError if the first picture and the question are not those of a prompt.
+        """
+        first, *rest = conversation.split(f"{IM_START}assistant\n")
+        candidates = [p for p in self._by_image.get(_pixels(images[0]), []) if protocol.clean(p.question) in first]
+        if not candidates:
+            raise LookupError(f"no prompt of this policy shows that picture and asks: {first[-200:]!r}")
+        prompt = max(candidates, key=lambda p: len(p.question))
+        said = [r.split(IM_END)[0] for r in rest]
+        actions = [protocol.parse_action(s) for s in said if s]
+        used = "".join({"image_search": IMAGE, "text_search": TEXT}.get(a.name, "") for a in actions)
+        found = "\n".join(r.split("</information>")[0].split(IM_END, 1)[-1] for r in rest)
+        rng = random.Random(f"{prompt.prompt_id}/{seed}/{used}")
+        s = State(question_of(prompt), used, found, rng)
+        return speak(self._policy(s), s)
+
+
+def question_of(prompt: Prompt) -> Question:
+    """The Atlas question behind a prompt. Raises KeyError if its `extra_info` is not Atlas's."""
+    fields: dict[str, Any] = {name: prompt.extra[name] for name in Question.__dataclass_fields__}
+    return Question(**fields)
+
+
+def _stands_in(word: str, text: str) -> bool:
+    return re.search(rf"(?<!\w){re.escape(word)}(?!\w)", text) is not None
+
+
+def _pixels(image: bytes) -> str:
+    """A picture by its pixels: engines get it re-encoded."""
+    return hashlib.sha256(decode(image).tobytes()).hexdigest()
