@@ -52,10 +52,24 @@ class FileSource:
         return self._orders[epoch]
 
 
-def open_source(cfg: RunConfig, images: ImageStore) -> Source:
-    """The source that `sft.source` names. Raises UsageError for a missing file."""
-    if cfg.sft.source == "atlas":
-        from megatron_mmsr1.atlas.demos import AtlasSource
+class AtlasSource:
+    """Demonstrations drawn as they are needed: number i of a schedule is a pure function of the seed and i."""
 
+    def __init__(self, cfg: RunConfig, images: ImageStore) -> None:
+        from transformers import AutoTokenizer
+
+        from megatron_mmsr1.atlas.demo_options import parse_options
+        from megatron_mmsr1.atlas.demos import Demonstrations
+
+        options = parse_options({"examples": cfg.train.steps * cfg.sft.examples_per_step, **cfg.sft.options})
+        self.demonstrations = Demonstrations(options, AutoTokenizer.from_pretrained(cfg.model.path), images, cfg.seed)
+
+    def batch(self, step: int, n: int) -> list[Trajectory]:
+        return [self.demonstrations[i] for i in range(step * n, step * n + n)]
+
+
+def open_source(cfg: RunConfig, images: ImageStore) -> Source:
+    """The source that `sft.source` names. Raises UsageError for a missing file or an unknown option."""
+    if cfg.sft.source == "atlas":
         return AtlasSource(cfg, images)
     return FileSource(Path(cfg.sft.source), cfg.seed)
