@@ -7,7 +7,7 @@ from typing import Any
 import orjson
 from pydantic import ValidationError
 from starlette.exceptions import HTTPException
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 
 from megatron_mmsr1.search import requests
@@ -19,11 +19,14 @@ Body = dict[str, Any]
 async def read_body[R: requests.Request](request: Request, model: type[R]) -> R:
     """The typed body. Raises HTTPException 413 past the cap and 400, naming the field, for what the model forbids."""
     chunks, size = [], 0
-    async for chunk in request.stream():
-        size += len(chunk)
-        if size > requests.MAX_BODY_BYTES:
-            raise HTTPException(413, f"the body is larger than {requests.MAX_BODY_BYTES} bytes")
-        chunks.append(chunk)
+    try:
+        async for chunk in request.stream():
+            size += len(chunk)
+            if size > requests.MAX_BODY_BYTES:
+                raise HTTPException(413, f"the body is larger than {requests.MAX_BODY_BYTES} bytes")
+            chunks.append(chunk)
+    except ClientDisconnect:  # nobody reads this answer; the metrics count it
+        raise HTTPException(400, "the connection ended before the body did") from None
     try:
         return model.model_validate_json(b"".join(chunks))
     except ValidationError as e:

@@ -9,7 +9,7 @@ import asyncio
 import hashlib
 import logging
 import sqlite3
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Any
 
 import orjson
@@ -21,7 +21,7 @@ log = logging.getLogger(__name__)
 
 
 def cache_key(
-    kind: str, backends: tuple[Backend, ...], query: str | bytes, k: int, params: dict[str, Any] | None = None
+    kind: str, backends: Sequence[Backend], query: str | bytes, k: int, params: dict[str, Any] | None = None
 ) -> bytes:
     """32 bytes from everything that the value depends on. `query`: a normalised text, or the bytes of a picture."""
     if isinstance(query, bytes):

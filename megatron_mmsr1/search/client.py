@@ -10,6 +10,7 @@ import asyncio
 import base64
 import random
 import threading
+from collections.abc import Coroutine
 from typing import Any
 
 import aiohttp
@@ -87,7 +88,8 @@ class SearchClient:
     async def _once[R: Reply](self, path: str, data: bytes, reply: type[R]) -> tuple[R, float | None]:
         """One try, and the seconds to wait at least before another; None: another would not help."""
         try:
-            async with self._pool().post(self.url + path, data=data, headers=_HEADERS) as r:
+            # No redirects: the server is where the config says it is.
+            async with self._pool().post(self.url + path, data=data, headers=_HEADERS, allow_redirects=False) as r:
                 again = _retry_after(r.headers.get("retry-after")) if r.status in _RETRYABLE else None
                 return _parse(r.status, await r.read(), reply), again
         except aiohttp.ClientError as e:
@@ -128,33 +130,34 @@ def _retry_after(header: str | None) -> float:
 
 
 class SyncSearchClient:
-    """The same calls for code without an event loop; safe from several threads, one call at a time."""
+    """The same calls for code without an event loop, or inside somebody else's (a notebook); safe from several threads."""
 
     def __init__(self, url: str, **options: Any):
         self._client = SearchClient(url, **options)
-        self._runner = asyncio.Runner()
-        self._lock = threading.Lock()
+        self._loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self._loop.run_forever, name="search client", daemon=True)
+        self._thread.start()
 
     def text(self, query: str, k: int = 5) -> TextReply:
-        with self._lock:
-            return self._runner.run(self._client.text(query, k))
+        return self._wait(self._client.text(query, k))
 
     def image(self, data: bytes, k: int = 5) -> ImageReply:
-        with self._lock:
-            return self._runner.run(self._client.image(data, k))
+        return self._wait(self._client.image(data, k))
 
     def read(self, url: str) -> PageReply:
-        with self._lock:
-            return self._runner.run(self._client.read(url))
+        return self._wait(self._client.read(url))
 
     def summarise(self, query: str, text: str) -> SummaryReply:
-        with self._lock:
-            return self._runner.run(self._client.summarise(query, text))
+        return self._wait(self._client.summarise(query, text))
 
     def close(self) -> None:
-        with self._lock:
-            self._runner.run(self._client.close())
-            self._runner.close()
+        self._wait(self._client.close())
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._thread.join()
+        self._loop.close()
+
+    def _wait[T](self, call: Coroutine[Any, Any, T]) -> T:
+        return asyncio.run_coroutine_threadsafe(call, self._loop).result()
 
     def __enter__(self) -> SyncSearchClient:
         return self

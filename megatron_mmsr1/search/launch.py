@@ -60,7 +60,7 @@ def launch(
         command = [sys.executable, "-m", "megatron_mmsr1.search.server", "--json", cfg.model_dump_json(), "--host", host]
         command += ["--fd", str(sock.fileno()), "--parent", str(os.getpid())]
         command += ["--cache", str(cache_path)] if cache_path is not None else []
-        main_thread = threading.current_thread() is threading.main_thread()
+        command += ["--watch-thread"] if threading.current_thread() is threading.main_thread() else []
         process = subprocess.Popen(
             command,
             stdin=subprocess.DEVNULL,
@@ -68,7 +68,8 @@ def launch(
             stderr=subprocess.STDOUT,
             start_new_session=True,
             pass_fds=(sock.fileno(),),
-            env={**os.environ, "MMSR1_PDEATHSIG": str(int(main_thread))},
+            # Its products are small: more BLAS threads only take cores from engine and trainer.
+            env={"OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1", **os.environ},
         )
     server = SearchProcess(f"http://{host}:{port}", process)
     deadline = time.monotonic() + startup_s

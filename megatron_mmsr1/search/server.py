@@ -52,8 +52,8 @@ def serve(
     ready: Callable[[int], None] | None = None,
     sock: socket.socket | None = None,
 ) -> None:
-    """Serve until SIGTERM or SIGINT, then end the calls in flight and return. `ready` is given the bound port; `sock` is
-    a socket from `bind` to use instead of host and port. Raises UsageError or RunError before the first call."""
+    """Serve until SIGTERM or SIGINT, then end the calls in flight and return. `ready` is given the port once it listens;
+    `sock` is a socket from `bind` to use instead of host and port. Raises UsageError or RunError before the first call."""
     sock = sock or bind(host, port)
     with sock:
         app = build_app(cfg, cache_path)
@@ -67,19 +67,31 @@ def serve(
             timeout_keep_alive=75,  # longer than any client of ours keeps a connection, so that none meets a closed one
             timeout_graceful_shutdown=DRAIN_S,
         )
-        if ready is not None:
-            ready(sock.getsockname()[1])
-        # uvicorn raises the signal again once it has drained; a drained server has ended well.
+        server = _Server(settings, lambda: ready and ready(sock.getsockname()[1]))
+        # uvicorn raises the signal again once it has drained; a drained server has ended well. Before it takes over the
+        # signals, one must still stop it.
         for sig in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(sig, lambda *_: None)
-        uvicorn.Server(settings).run(sockets=[sock])
+            signal.signal(sig, lambda *_: setattr(server, "should_exit", True))
+        server.run(sockets=[sock])
+
+
+class _Server(uvicorn.Server):
+    """Says when it listens."""
+
+    def __init__(self, settings: uvicorn.Config, listening: Callable[[], object]):
+        super().__init__(settings)
+        self._listening = listening
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        self._listening()
 
 
 def main(argv: list[str] | None = None) -> int:
     args = _parser().parse_args(argv)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s %(levelname)s %(message)s")
     if args.parent is not None:
-        die_with(args.parent)
+        die_with(args.parent, watch_thread=args.watch_thread)
     try:
         sock = socket.socket(fileno=args.fd) if args.fd is not None else None
         serve(_section(args), args.host, args.port, cache_path=args.cache, ready=_announce, sock=sock)
@@ -92,11 +104,11 @@ def main(argv: list[str] | None = None) -> int:
     return 0
 
 
-def die_with(parent: int) -> None:
+def die_with(parent: int, *, watch_thread: bool) -> None:
     """End this process when `parent` ends, however it ends.
 
-    The kernel's signal comes at once but is tied to the thread that started us, so `launch` asks for it from the main thread
-    only; the watch works everywhere.
+    `watch_thread` has the kernel tell us at once; but it means the thread that started us, so `launch` asks for that only
+    from the main thread. The poll works from everywhere.
     """
 
     def watch() -> None:
@@ -104,7 +116,7 @@ def die_with(parent: int) -> None:
             time.sleep(0.5)
         os.kill(os.getpid(), signal.SIGTERM)
 
-    if sys.platform == "linux" and os.environ.get("MMSR1_PDEATHSIG") == "1":
+    if sys.platform == "linux" and watch_thread:
         ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
     threading.Thread(target=watch, name="parent", daemon=True).start()
 
@@ -131,6 +143,7 @@ def _parser() -> argparse.ArgumentParser:
     p.add_argument("--cache", type=Path, help="SQLite file; default: no cache")
     p.add_argument("--fd", type=int, help=argparse.SUPPRESS)
     p.add_argument("--parent", type=int, help=argparse.SUPPRESS)
+    p.add_argument("--watch-thread", action="store_true", help=argparse.SUPPRESS)
     p.add_argument("overrides", nargs="*", help="key=value, on top of --config")
     return p
 
