@@ -1,8 +1,73 @@
-"""Settings of every test: no property test has a deadline, because no failure may depend on the clock."""
+"""What several rooms' tests share: hypothesis without deadlines, tiny checkpoints, and one real SGLang server a session."""
 
 from __future__ import annotations
 
+import itertools
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+import tiny_checkpoint
 from hypothesis import settings
 
+from megatron_mmsr1.config import EngineConfig
+
+if TYPE_CHECKING:
+    from megatron_mmsr1.rollout.sglang_server import Engine
+
+# No failure may depend on the clock.
 settings.register_profile("mmsr1", deadline=None)
 settings.load_profile("mmsr1")
+
+# What the engine says under each checkpoint. "chain" searches or answers, each a third of the time; "pads" wants to say
+# nothing but image pads.
+CHECKPOINTS: dict[str, dict[str, object]] = {
+    "random": {"seed": 0},
+    "other": {"seed": 1},
+    "chain": {
+        "seed": 2,
+        "chain": [
+            "\n<search><img></search><|im_end|>",
+            "\n<text_search>q</text_search><|im_end|>",
+            "\n<answer>x</answer><|im_end|>",
+        ],
+    },
+    "pads": {"seed": 3, "chain": ["\n<|image_pad|>", "a<|vision_start|>", "b<|video_pad|>"]},
+}
+
+
+@pytest.fixture(scope="session")
+def checkpoints(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Qwen2.5-VL checkpoints of one architecture, by name (`CHECKPOINTS`)."""
+    root = tmp_path_factory.mktemp("checkpoints")
+    return {name: tiny_checkpoint.write(root / name, **options) for name, options in CHECKPOINTS.items()}  # type: ignore[arg-type]
+
+
+def launch_engine(checkpoint: Path, log: Path) -> Engine:
+    from megatron_mmsr1.rollout.sglang_server import launch
+
+    return launch(checkpoint, EngineConfig(sglang={"max_total_tokens": 16384}), log)
+
+
+@pytest.fixture(scope="session")
+def engine(checkpoints: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Engine]:
+    """A real SGLang server that starts with the checkpoint "random". Tests that care call `weights` first."""
+    with launch_engine(checkpoints["random"], tmp_path_factory.mktemp("engine") / "engine.log") as server:
+        yield server
+
+
+_versions = itertools.count(1)
+
+
+@pytest.fixture
+def weights(engine: Engine, checkpoints: dict[str, Path]) -> Callable[[str], int]:
+    """Puts a checkpoint into the engine by name, under a version never used before, and returns that version."""
+    from megatron_mmsr1.sync.disk import DiskSync
+
+    def load(name: str) -> int:
+        version = next(_versions)
+        DiskSync([engine.url]).push(checkpoints[name], version)
+        return version
+
+    return load

@@ -1,0 +1,221 @@
+"""One trajectory, alone: sample a turn, read its action, call the tool, append what it found, and again until an answer or a
+limit. Training, evaluation, gateway and demo all run conversations here.
+
+Two views of the tokens are kept equal: the trainer's (`Trajectory.token_ids`, pictures expanded), which is the one that is
+stored, and the engine's (one pad a picture), which is derived and checked every turn to start with what the engine saw before
+and what it sampled.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field
+
+from megatron_mmsr1 import protocol
+from megatron_mmsr1.data.dataset import Prompt
+from megatron_mmsr1.errors import RunError
+from megatron_mmsr1.protocol import GiveUp, ImageSearch, Invalid, TextSearch
+from megatron_mmsr1.rollout import tools
+from megatron_mmsr1.rollout.context import Context, Engine, Message
+from megatron_mmsr1.rollout.engine import EngineError, Generation
+from megatron_mmsr1.trajectory import Status, ToolCall, Trajectory
+
+
+@dataclass(slots=True, frozen=True)
+class Event:
+    """What an observer may show while a trajectory runs. `name`: turn_started, turn_ended, tool_started, tool_ended."""
+
+    name: str
+    round: int  # from 1
+    text: str = ""  # turn_ended: what was said; tool_started: the query; tool_ended: the observation
+    action: str = ""
+    call: ToolCall | None = None
+
+
+OnEvent = Callable[[Event], Awaitable[None]]
+
+
+@dataclass(slots=True, frozen=True)
+class Opening:
+    """The first prompt of a group, rendered once."""
+
+    prompt: Prompt
+    message: Message
+
+
+@dataclass(slots=True, frozen=True)
+class Seeds:
+    """Where a trajectory's randomness comes from: nothing else decides what a deterministic engine samples."""
+
+    run: int
+    step: int
+    index: int
+    sample: int
+
+    def turn(self, n: int) -> int:
+        """63 bits for the n-th turn (from 0)."""
+        key = f"{self.run}/{self.step}/{self.index}/{self.sample}/{n}"
+        return int.from_bytes(hashlib.blake2b(key.encode(), digest_size=8).digest()) >> 1
+
+
+async def open_group(context: Context, prompt: Prompt) -> Opening:
+    """Render the first prompt and keep its pictures. Raises ImageError if one of them is no picture."""
+    images = [await context.canonical(data) for data in prompt.images]
+    return Opening(prompt, context.message(protocol.first_message(context.prompts, prompt.question, len(images)), images))
+
+
+async def run_trajectory(
+    context: Context,
+    engine: Engine,
+    opening: Opening,
+    *,
+    seeds: Seeds,
+    group_id: str = "",
+    temperature: float | None = None,
+    on_event: OnEvent | None = None,
+) -> Trajectory:
+    """A finished trajectory, not yet scored; its status says how it ended. `temperature`: default `rollout.temperature`.
+
+    An engine that fails for good and (by `rollout.tool_failure`) a tool's infrastructure failure end it with a status of their
+    own. Raises RunError only if engine and trainer disagree on the tokens, which no retry would mend.
+    """
+    temperature = context.rollout.temperature if temperature is None else temperature
+    again = context.rollout.retries if context.rollout.tool_failure == "retry_trajectory" else 0
+    while True:
+        run = _Run(context, engine, opening, seeds, group_id or opening.prompt.prompt_id, temperature, on_event)
+        await run.go()
+        if run.trajectory.status is not Status.TOOL_ERROR or again == 0:
+            return run.trajectory
+        again -= 1
+
+
+@dataclass(slots=True)
+class _Run:
+    """The state of one try."""
+
+    context: Context
+    engine: Engine
+    opening: Opening
+    seeds: Seeds
+    group_id: str
+    temperature: float
+    on_event: OnEvent | None
+    trajectory: Trajectory = field(init=False)
+    images: list[bytes] = field(default_factory=list)
+    seen: list[int] = field(default_factory=list)  # the engine's view up to and including the last sampled turn
+    used: dict[str, int] = field(default_factory=lambda: {"image": 0, "text": 0})
+
+    def __post_init__(self) -> None:
+        p = self.opening.prompt
+        self.trajectory = Trajectory(
+            prompt_id=p.prompt_id,
+            group_id=self.group_id,
+            sample_index=self.seeds.sample,
+            question=p.question,
+            golden_answers=list(p.golden_answers),
+            category=p.category,
+            data_source=p.data_source,
+            extra=dict(p.extra),
+        )
+
+    async def go(self) -> None:
+        t, limits = self.trajectory, self.context.limits
+        self._append("prompt", self.opening.message)
+        if len(t) > limits.max_prompt_tokens:
+            t.status = Status.OUT_OF_TOKENS
+            t.extra["error"] = f"the first prompt has {len(t)} tokens, protocol.max_prompt_tokens is {limits.max_prompt_tokens}"
+            return
+        try:
+            t.status = await self._converse()
+        except EngineError as e:
+            t.status = Status.ENGINE_ERROR
+            t.extra["error"] = str(e)
+
+    async def _converse(self) -> Status:
+        for number in range(1, self.context.limits.max_rounds + 1):
+            generation, action = await self._turn(number)
+            if generation.finish == "length":
+                return Status.OUT_OF_TOKENS
+            if isinstance(action, Invalid):
+                return Status.INVALID
+            if isinstance(action, GiveUp):
+                return Status.GAVE_UP
+            if not isinstance(action, ImageSearch | TextSearch):
+                return Status.ANSWERED
+            ended = await self._tool(number, action)
+            if ended is not None:
+                return ended
+        raise AssertionError("unreachable: the last round's search ends the trajectory")
+
+    async def _turn(self, number: int) -> tuple[Generation, protocol.Action]:
+        c, t = self.context, self.trajectory
+        await self._tell(Event("turn_started", number))
+        ids = t.engine_ids(c.pad_id)
+        if ids[: len(self.seen)] != self.seen:
+            raise RunError(f"{t.prompt_id}#{t.sample_index}: turn {number} does not continue what the engine saw and sampled")
+        generation = await self.engine.generate(
+            ids,
+            self.images,
+            max_new_tokens=min(c.limits.max_turn_tokens, self._left()),
+            temperature=self.temperature,
+            seed=self.seeds.turn(number - 1),
+            banned_ids=c.banned_ids,
+        )
+        if generation.prompt_tokens is not None and generation.prompt_tokens != len(t):
+            raise RunError(
+                f"{t.prompt_id}#{t.sample_index}: the engine counts {generation.prompt_tokens} prompt tokens, the trainer "
+                f"{len(t)}: their image processors differ (compare model.min_pixels and max_pixels with the checkpoint's)"
+            )
+        text = c.decode(generation.token_ids)
+        action = protocol.parse_action(text)
+        versions = generation.weight_versions or [generation.weight_version] * len(generation.token_ids)
+        t.append(
+            "assistant",
+            generation.token_ids,
+            text,
+            logprobs=generation.logprobs,
+            weight_versions=versions,
+            action=action.name,
+            seconds=generation.seconds,
+        )
+        self.seen = ids + generation.token_ids
+        await self._tell(Event("turn_ended", number, text, action.name))
+        return generation, action
+
+    async def _tool(self, number: int, action: ImageSearch | TextSearch) -> Status | None:
+        """Call it and append what it found; a status if the trajectory ends here."""
+        c, t = self.context, self.trajectory
+        kind = "image" if isinstance(action, ImageSearch) else "text"
+        allowed = c.limits.image_searches if kind == "image" else c.limits.text_searches
+        if number == c.limits.max_rounds or self.used[kind] >= allowed:
+            return Status.OUT_OF_ROUNDS
+        self.used[kind] += 1
+        query = action.query if isinstance(action, TextSearch) else ""
+        await self._tell(Event("tool_started", number, query, action.name))
+        pictures = self.opening.prompt.images
+        seen = await tools.call(c, action, t.question, pictures[0] if pictures else None)
+        await self._tell(Event("tool_ended", number, seen.message.text, action.name, seen.call))
+        if seen.call.status.infrastructure and c.rollout.tool_failure != "neutral_observation":
+            t.extra["error"] = f"{kind} search: {seen.call.status}: {seen.call.detail}"
+            return Status.TOOL_ERROR
+        # Text and pictures together or not at all, and with room to answer.
+        if len(seen.message.ids) >= self._left():
+            return Status.OUT_OF_TOKENS
+        self._append("tool", seen.message, seen.call)
+        return None
+
+    def _append(self, role: str, message: Message, call: ToolCall | None = None) -> None:
+        for image in message.images:
+            self.context.store.put(image)
+            self.images.append(image.png)
+        seconds = call.seconds if call else 0.0
+        self.trajectory.append(role, message.ids, message.text, images=message.refs, tool=call, seconds=seconds)
+
+    def _left(self) -> int:
+        """Tokens that the conversation after the first prompt may still take."""
+        return self.context.limits.max_response_tokens - (len(self.trajectory) - len(self.opening.message.ids))
+
+    async def _tell(self, event: Event) -> None:
+        if self.on_event is not None:
+            await self.on_event(event)

@@ -1,0 +1,106 @@
+"""A batch of prompts, all their trajectories in flight at once, each scored where it ends."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import Counter
+from collections.abc import Callable
+
+from megatron_mmsr1.config import RunConfig
+from megatron_mmsr1.data.images import ImageError
+from megatron_mmsr1.errors import RunError, UsageError
+from megatron_mmsr1.reward import score_trajectory
+from megatron_mmsr1.rollout.agent import Opening, Seeds, open_group, run_trajectory
+from megatron_mmsr1.rollout.context import Context
+from megatron_mmsr1.rollout.engine import EngineClient
+from megatron_mmsr1.rollout.jobs import Job, Progress
+from megatron_mmsr1.trajectory import Status, Trajectory
+
+REPORT_S = 0.25
+
+
+class Batch:
+    """One job. `report` gets its progress."""
+
+    def __init__(
+        self, context: Context, engine: EngineClient, cfg: RunConfig, job: Job, report: Callable[[Progress], None]
+    ) -> None:
+        self._context, self._engine, self._cfg, self._job, self._report = context, engine, cfg, job, report
+        self._slots = asyncio.Semaphore(cfg.rollout.concurrency)
+        self._done = self._tokens = 0
+        self._statuses: Counter[str] = Counter()
+        self._started = self._reported = time.monotonic()
+
+    async def run(self) -> list[Trajectory]:
+        """Prompt by prompt, sample by sample. The first error ends the rest."""
+        try:
+            async with asyncio.TaskGroup() as tasks:
+                running = [
+                    tasks.create_task(self._one(place, sample, opening))
+                    for place, opening in enumerate(self._openings(tasks))
+                    for sample in range(self._job.group_size)
+                ]
+        except ExceptionGroup as group:  # the first that a person can act on, else the bug as it is
+            raise next((e for e in group.exceptions if isinstance(e, UsageError | RunError)), group) from None
+        done = [task.result() for task in running]
+        self._tell(force=True)
+        return done
+
+    def _openings(self, tasks: asyncio.TaskGroup) -> list[asyncio.Task[Opening]]:
+        return [tasks.create_task(self._open(place)) for place in range(len(self._job.prompts))]
+
+    async def _open(self, place: int) -> Opening:
+        prompt = self._job.prompts[place]
+        try:
+            return await open_group(self._context, prompt)
+        except ImageError as e:
+            raise UsageError(f"prompt {prompt.prompt_id} (row {self._job.indices[place]}): {e}") from e
+
+    async def _one(self, place: int, sample: int, opening: asyncio.Task[Opening]) -> Trajectory:
+        job, cfg = self._job, self._cfg
+        index = job.indices[place]
+        # Should one batch hold a prompt twice, its copies are groups of their own, with randomness of their own.
+        copy = job.indices[:place].count(index)
+        group = f"{job.step}/{index}" + (f"/{copy}" if copy else "")
+        async with self._slots:
+            trajectory = await run_trajectory(
+                self._context,
+                self._engine.conversation(group),
+                await opening,
+                seeds=Seeds(cfg.seed, job.step, index, sample + copy * job.group_size),
+                group_id=group,
+                temperature=job.temperature,
+            )
+        trajectory.sample_index = sample
+        self._check_version(trajectory)
+        # A reward may ask a judge; the event loop must not wait for it.
+        await asyncio.to_thread(score_trajectory, trajectory, cfg.reward)
+        self._count(trajectory)
+        return trajectory
+
+    def _check_version(self, t: Trajectory) -> None:
+        want = self._job.weight_version
+        if want is None:
+            return
+        found = {v for v, sampled in zip(t.weight_versions, t.loss_mask, strict=True) if sampled} - {want}
+        if found:
+            raise RunError(
+                f"step {self._job.step}: an engine sampled with weights of version {sorted(found)}, not {want}: it was "
+                "restarted, or another run updates it; restart the run, which publishes its weights again"
+            )
+
+    def _count(self, t: Trajectory) -> None:
+        self._done += 1
+        self._tokens += sum(t.loss_mask)
+        self._statuses[str(t.status)] += 1
+        if t.status is Status.ENGINE_ERROR and self._statuses[str(Status.ENGINE_ERROR)] == 1:
+            print(f"step {self._job.step}: {t.extra.get('error')}", flush=True)
+        self._tell()
+
+    def _tell(self, *, force: bool = False) -> None:
+        now = time.monotonic()
+        if force or now - self._reported >= REPORT_S:
+            self._reported = now
+            total = len(self._job.prompts) * self._job.group_size
+            self._report(Progress(self._done, total, now - self._started, self._tokens, dict(self._statuses)))

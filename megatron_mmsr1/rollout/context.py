@@ -1,0 +1,123 @@
+"""What every trajectory of a run shares: tokenizer and its special ids, prompts, limits, tools, the image store."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+from megatron_mmsr1 import protocol
+from megatron_mmsr1.config import ModelConfig, ProtocolConfig, RolloutConfig
+from megatron_mmsr1.data.images import CanonicalImage, ImageStore, canonicalize
+from megatron_mmsr1.errors import UsageError
+from megatron_mmsr1.protocol import Prompts, Segment
+from megatron_mmsr1.rollout.engine import Generation
+from megatron_mmsr1.search.replies import ImageReply, TextReply
+from megatron_mmsr1.trajectory import ImageRef, expand_pads
+
+# A larger picture is decoded and resized in a thread, so that the event loop goes on serving the others.
+INLINE_IMAGE_BYTES = 32 * 1024
+
+
+class Engine(Protocol):
+    """Anything that samples a turn: an `EngineClient`, one of its conversations, a scripted policy."""
+
+    async def generate(
+        self,
+        engine_ids: Sequence[int],
+        images: Sequence[bytes],
+        *,
+        max_new_tokens: int,
+        temperature: float,
+        seed: int,
+        banned_ids: Sequence[int],
+    ) -> Generation: ...
+
+
+class Search(Protocol):
+    """The two tools; `search.client.SearchClient` is one. Failures come back as a status, never as an exception."""
+
+    async def text(self, query: str, k: int = 5) -> TextReply: ...
+    async def image(self, data: bytes, k: int = 5) -> ImageReply: ...
+
+
+@dataclass(slots=True, frozen=True)
+class Message:
+    """Context ready to append: `ids` with every picture expanded to its pads, `text` for reading, pictures in order."""
+
+    ids: list[int]
+    text: str
+    images: list[CanonicalImage]
+
+    @property
+    def refs(self) -> list[ImageRef]:
+        return [ImageRef(i.sha256, i.grid_thw) for i in self.images]
+
+
+@dataclass(slots=True)
+class Context:
+    tokenizer: Any
+    prompts: Prompts
+    limits: ProtocolConfig
+    rollout: RolloutConfig
+    model: ModelConfig
+    search: Search | None
+    store: ImageStore
+    pad_id: int
+    stop_id: int
+    banned_ids: list[int]
+
+    @classmethod
+    def build(
+        cls,
+        tokenizer: Any,
+        *,
+        prompts: Prompts,
+        limits: ProtocolConfig,
+        rollout: RolloutConfig,
+        model: ModelConfig,
+        search: Search | None,
+        store: ImageStore,
+    ) -> Context:
+        """Raises UsageError if the tokenizer lacks a token that the protocol is made of."""
+        ids = {}
+        for token in (protocol.IMAGE_PAD, protocol.IM_END):
+            found = tokenizer.encode(token, add_special_tokens=False)
+            if len(found) != 1:
+                raise UsageError(f"{model.path}: its tokenizer has no token {token}; is it a Qwen2-VL family checkpoint?")
+            ids[token] = found[0]
+        return cls(
+            tokenizer, prompts, limits, rollout, model, search, store,
+            pad_id=ids[protocol.IMAGE_PAD], stop_id=ids[protocol.IM_END], banned_ids=protocol.banned_ids(tokenizer),
+        )  # fmt: skip
+
+    async def canonical(self, data: bytes) -> CanonicalImage:
+        """The form of a picture that engine and trainer both get. ImageError if it is no picture."""
+        limits = {"min_pixels": self.model.min_pixels, "max_pixels": self.model.max_pixels}
+        if len(data) <= INLINE_IMAGE_BYTES:
+            return canonicalize(data, **limits)
+        return await asyncio.to_thread(canonicalize, data, **limits)
+
+    def message(self, segments: list[Segment], images: list[CanonicalImage]) -> Message:
+        """Token ids of a message and its pictures, as one. Raises ValueError if their numbers differ."""
+        ids = protocol.encode(self.tokenizer, segments)
+        pads = [ImageRef(i.sha256, i.grid_thw).tokens() for i in images]
+        shown = "".join("<image>" if s.kind == "image" else s.text for s in segments)
+        return Message(expand_pads(ids, self.pad_id, pads), shown, images)
+
+    def decode(self, ids: list[int]) -> str:
+        """A sampled turn as text, for parsing and reading only, without its end-of-turn token."""
+        ids = ids[:-1] if ids and ids[-1] == self.stop_id else ids
+        return self.tokenizer.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False)
+
+
+def load_tokenizer(path: str | Path) -> Any:
+    """The checkpoint's own tokenizer. UsageError if there is none."""
+    from transformers import AutoTokenizer
+
+    try:
+        return AutoTokenizer.from_pretrained(path)
+    except (OSError, ValueError) as e:
+        raise UsageError(f"{path}: cannot load its tokenizer: {e}") from e

@@ -1,0 +1,44 @@
+"""What a leader and its rollout worker say to each other through their pipe."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from megatron_mmsr1.data.dataset import Prompt
+
+
+@dataclass(slots=True, frozen=True)
+class Job:
+    prompts: list[Prompt]
+    step: int
+    indices: list[int]
+    weight_version: int | None
+    group_size: int
+    temperature: float | None
+
+
+@dataclass(slots=True, frozen=True)
+class Progress:
+    """How far a batch is. `tokens`: sampled so far."""
+
+    done: int
+    total: int
+    seconds: float
+    tokens: int = 0
+    statuses: dict[str, int] = field(default_factory=dict)
+
+    def line(self) -> str:
+        rate = self.done / self.seconds if self.seconds else 0.0
+        ended = ", ".join(f"{n} {name}" for name, n in sorted(self.statuses.items(), key=lambda x: -x[1]))
+        return f"rollout {self.done}/{self.total}, {rate:.1f}/s, {self.tokens} tokens" + (f" ({ended})" if ended else "")
+
+
+@dataclass(slots=True, frozen=True)
+class Ready:
+    pass
+
+
+@dataclass(slots=True, frozen=True)
+class Failed:
+    message: str
+    usage: bool = False  # the person's input was wrong

@@ -1,0 +1,76 @@
+"""Starting SGLang: its arguments as a command line, and what a person sees when it cannot start."""
+
+from __future__ import annotations
+
+import argparse
+import socket
+
+import pytest
+
+from megatron_mmsr1.config import EngineConfig
+from megatron_mmsr1.errors import RunError, UsageError
+from megatron_mmsr1.rollout.sglang_entry import command_line
+from megatron_mmsr1.rollout.sglang_server import launch
+
+
+@pytest.fixture(scope="module")
+def parser() -> argparse.ArgumentParser:
+    p = argparse.ArgumentParser()
+    p.add_argument("--mem-fraction-static", type=float)
+    p.add_argument("--tp-size", "--tensor-parallel-size", dest="tp_size", type=int)
+    p.add_argument("--enable-metrics", action="store_true")
+    p.add_argument("--warm", action=argparse.BooleanOptionalAction)
+    p.add_argument("--cuda-graph-bs", nargs="+", type=int)
+    p.add_argument("--mm-process-config")
+    return p
+
+
+@pytest.mark.parametrize(
+    ("arguments", "argv"),
+    [
+        ({"mem_fraction_static": 0.7, "tp_size": 2}, ["--mem-fraction-static", "0.7", "--tensor-parallel-size", "2"]),
+        ({"enable_metrics": True}, ["--enable-metrics"]),
+        ({"enable_metrics": False, "tp_size": None}, []),
+        ({"warm": True}, ["--warm"]),
+        ({"warm": False}, ["--no-warm"]),
+        ({"cuda_graph_bs": [1, 2]}, ["--cuda-graph-bs", "1", "2"]),
+        ({"mm_process_config": {"image": {"max_pixels": 4}}}, ["--mm-process-config", '{"image": {"max_pixels": 4}}']),
+    ],
+)
+def test_native_arguments(parser, arguments, argv):
+    assert command_line(arguments, parser) == argv
+    parser.parse_args(argv)
+
+
+def test_a_misspelt_argument_is_met_with_the_right_one(parser):
+    with pytest.raises(ValueError, match=r"engine\.sglang\.mem_fraction_statik.*did you mean mem_fraction_static\?"):
+        command_line({"mem_fraction_statik": 0.7}, parser)
+    with pytest.raises(ValueError, match="true or false"):
+        command_line({"enable_metrics": "yes"}, parser)
+
+
+def test_sglangs_own_refusal_is_the_persons_error(checkpoints, tmp_path):
+    """The real server: an unknown name never gets as far as loading the model."""
+    with pytest.raises(UsageError, match="did you mean mem_fraction_static"):
+        launch(checkpoints["random"], EngineConfig(sglang={"mem_fraction_statik": 0.5}), tmp_path / "engine.log")
+
+
+def test_no_model_is_the_persons_error(tmp_path):
+    with pytest.raises(UsageError, match="config.json"):
+        launch(tmp_path, EngineConfig(), tmp_path / "engine.log")
+
+
+def test_a_taken_port_is_named(checkpoints, tmp_path):
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        s.listen()
+        port = s.getsockname()[1]
+        with pytest.raises(RunError, match=str(port)):
+            launch(checkpoints["random"], EngineConfig(sglang={"port": port}), tmp_path / "engine.log")
+
+
+def test_too_slow_a_start_shows_the_log_and_leaves_nothing(checkpoints, tmp_path):
+    log = tmp_path / "engine.log"
+    with pytest.raises(RunError, match="startup_timeout_s=0.5") as e:
+        launch(checkpoints["random"], EngineConfig(startup_timeout_s=0.5), log)
+    assert str(log) in str(e.value)

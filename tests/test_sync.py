@@ -1,0 +1,94 @@
+"""Weight updates of a real engine through the file system."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import httpx
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from megatron_mmsr1.errors import RunError
+from megatron_mmsr1.sync.disk import DiskSync
+
+
+def greedy(url: str) -> tuple[list[int], list[float], str]:
+    body = {
+        "input_ids": [5, 6, 7],
+        "sampling_params": {"max_new_tokens": 8, "temperature": 0, "ignore_eos": True},
+        "return_logprob": True,
+    }
+    answer = httpx.post(f"{url}/generate", json=body, timeout=60, trust_env=False).json()
+    meta = answer["meta_info"]
+    return answer["output_ids"], [x[0] for x in meta["output_token_logprobs"]], meta["weight_version"]
+
+
+def test_an_update_changes_version_and_outputs_and_back(engine, weights):
+    first = weights("random")
+    before = greedy(engine.url)
+    second = weights("other")
+    changed = greedy(engine.url)
+    third = weights("random")
+    after = greedy(engine.url)
+    assert [x[2] for x in (before, changed, after)] == [str(first), str(second), str(third)]
+    assert before[:2] == after[:2] and before[1] != changed[1]
+
+
+def _spoil(directory: Path, damage: str) -> None:
+    file = directory / "model.safetensors"
+    if damage == "no directory":
+        shutil.rmtree(directory)
+    elif damage == "no weights":
+        file.unlink()
+    elif damage == "torn":
+        file.write_bytes(file.read_bytes()[:-1000])
+    elif damage == "a shard is missing":
+        (directory / "model.safetensors.index.json").write_text(json.dumps({"weight_map": {"x": "model-00002.safetensors"}}))
+    else:
+        held = load_file(file)
+        name = "model.norm.weight" if "model.norm.weight" in held else next(n for n in held if n.endswith("norm.weight"))
+        held[name] = torch.zeros(3) if damage == "another shape" else held.pop(name)
+        if damage == "a tensor is missing":
+            del held[name]
+        save_file(held, file, {"format": "pt"})
+
+
+@pytest.mark.parametrize(
+    "damage", ["no directory", "no weights", "torn", "a shard is missing", "a tensor is missing", "another shape"]
+)
+def test_a_bad_checkpoint_leaves_the_old_weights(engine, weights, checkpoints, tmp_path, damage):
+    version = weights("random")
+    before = greedy(engine.url)
+    bad = tmp_path / "bad"
+    shutil.copytree(checkpoints["other"], bad)
+    _spoil(bad, damage)
+    with pytest.raises(RunError, match=str(bad)):
+        DiskSync([engine.url]).push(bad, version + 1000)
+    assert greedy(engine.url) == before and before[2] == str(version)
+
+
+def test_a_refusal_of_the_engine_is_passed_on(engine, weights, checkpoints, tmp_path):
+    version = weights("random")
+    before = greedy(engine.url)
+    with pytest.raises(RunError, match="keeps its old weights"):
+        DiskSync([engine.url])._update(engine.url, tmp_path / "nothing", version + 1000)
+    assert greedy(engine.url) == before
+
+
+def test_every_failing_engine_is_named(engine, weights, checkpoints):
+    weights("random")
+    dead = ["http://127.0.0.1:9", "http://127.0.0.1:10"]
+    with pytest.raises(RunError) as e:
+        DiskSync([dead[0], engine.url, dead[1]]).push(checkpoints["random"], 5000)
+    assert all(url in str(e.value) for url in dead) and engine.url not in str(e.value)
+
+
+def test_one_engine_twice_agrees_with_itself(engine, weights, checkpoints):
+    """Two URLs of one server: the checksums, which SGLang computes on a CPU too, are compared and equal."""
+    weights("random")
+    DiskSync([engine.url, engine.url.replace("127.0.0.1", "localhost")]).push(checkpoints["other"], 6000)
+    answer = httpx.post(f"{engine.url}/weights_checker", json={"action": "checksum"}, timeout=60, trust_env=False).json()
+    assert answer["success"] and answer["ranks"][0]["per_gpu_checksum"]
