@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import random
 import time
 
@@ -59,7 +60,7 @@ async def test_ids_in_are_ids_out_over_three_turns_with_pictures(client, weights
         seen.append((g.cached_tokens, len(ids)))
         ids = ids + g.token_ids
     # A turn finds all of the turn before it in the cache, but for its last sampled token.
-    assert seen[0][0] == 0 and all(now[0] >= before[1] + 3 for before, now in zip(seen, seen[1:], strict=False))
+    assert seen[0][0] == 0 and all(now[0] >= before[1] + 3 for before, now in itertools.pairwise(seen))
 
 
 @pytest.mark.parametrize("temperature", [1.0, 0.7])
@@ -159,9 +160,8 @@ async def test_a_dead_engine_is_named_and_a_live_one_takes_over(engine, weights)
         await sample(client, words(1, 5))
     await client.close()
     client = EngineClient([dead, engine.url], timeout_s=60, retries=1, stop_ids=[STOP])
-    assert (await sample(client, words(1, 5), url=dead)).token_ids == (
-        await sample(client, words(1, 5), url=engine.url)
-    ).token_ids
+    moved, straight = [await sample(client, words(1, 5), url=url) for url in (dead, engine.url)]
+    assert moved.token_ids == straight.token_ids
     await client.close()
 
 

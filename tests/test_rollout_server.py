@@ -56,7 +56,7 @@ def test_sglangs_own_refusal_is_the_persons_error(checkpoints, tmp_path):
 
 
 def test_no_model_is_the_persons_error(tmp_path):
-    with pytest.raises(UsageError, match="config.json"):
+    with pytest.raises(UsageError, match=r"config\.json"):
         launch(tmp_path, EngineConfig(), tmp_path / "engine.log")
 
 
@@ -71,6 +71,6 @@ def test_a_taken_port_is_named(checkpoints, tmp_path):
 
 def test_too_slow_a_start_shows_the_log_and_leaves_nothing(checkpoints, tmp_path):
     log = tmp_path / "engine.log"
-    with pytest.raises(RunError, match="startup_timeout_s=0.5") as e:
+    with pytest.raises(RunError, match=r"startup_timeout_s=0\.5") as e:
         launch(checkpoints["random"], EngineConfig(startup_timeout_s=0.5), log)
     assert str(log) in str(e.value)

@@ -7,8 +7,6 @@ import subprocess
 import sys
 from pathlib import Path
 
-import pytest
-
 SHIMS = Path(__file__).parents[1] / "megatron_mmsr1" / "rollout" / "cpu_shims"
 
 
@@ -24,14 +22,15 @@ def test_the_version_of_sglang_that_this_was_written_for():
     assert importlib.metadata.version("sglang") == "0.5.21"
 
 
-def test_a_missing_operator_says_its_name():
-    out = run("import sgl_kernel\ntry: sgl_kernel.fast_topk(1)\nexcept NotImplementedError as e: print(e)")
-    assert "sgl_kernel.fast_topk" in out
-
-
-def test_amx_stays_off():
-    """SGLang packs weights for AMX, which the stand-in cannot run, where this operator exists."""
-    assert run("import torch, sgl_kernel\nprint(hasattr(torch.ops.sgl_kernel, 'convert_weight_packed'))") == "False"
+def test_what_it_offers():
+    """A missing operator says its name. AMX stays off: SGLang packs weights for it where `convert_weight_packed` exists."""
+    out = run(
+        "import torch, sgl_kernel\n"
+        "print(hasattr(torch.ops.sgl_kernel, 'convert_weight_packed'))\n"
+        "try: sgl_kernel.fast_topk(1)\n"
+        "except NotImplementedError as e: print(e)"
+    )
+    assert out.startswith("False\nsgl_kernel.fast_topk")
 
 
 def murmur3(data: bytes) -> int:
@@ -54,9 +53,8 @@ def test_murmur_against_its_published_vectors():
     assert [murmur3(x) for x in (b"", b"test")] == [0, 0xBA6BD213]
 
 
-@pytest.mark.parametrize("seed", [0, 1, 42, 2**31, 2**63 - 1])
-def test_the_sampling_noise_is_murmur3_of_seed_position_column(seed):
-    rows = [(seed, 0), (seed, 7), (seed ^ 5, 100000)]
+def test_the_sampling_noise_is_murmur3_of_seed_position_column():
+    rows = [(0, 0), (1, 7), (42, 3), (2**31, 100_000), (2**32 + 5, 1), (2**63 - 1, 2**31)]
     columns = [0, 1, 255, 151_935]
     out = run(
         "import torch, sgl_kernel\n"

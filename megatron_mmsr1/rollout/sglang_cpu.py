@@ -1,9 +1,9 @@
 """What SGLang 0.5.21 needs on a CPU beyond its flags: seeded sampling, and attention over a whole batch at once.
 
 Seeded sampling is SGLang's deterministic-inference mode, of which a CPU lacks three things: permission (an attention backend
-must be on a list), the noise (an operator of `cpu_shims.sgl_kernel`) and the Triton kernels of the batch-invariant mode, without
-which a token's logits move by about 1e-6 with the company it is computed in. `rollout.sglang_entry` calls `install` in every
-process of the server, before SGLang reads its arguments.
+must be on a list), the noise (an operator of `cpu_shims.sgl_kernel`) and the Triton kernels of the batch-invariant mode,
+without which a token's logits move by about 1e-6 with the company it is computed in. `rollout.sglang_entry` calls `install`
+before SGLang reads its arguments.
 """
 
 from __future__ import annotations
