@@ -22,7 +22,7 @@ step "1/5 environment"
 venv="$(./scripts/env.sh)"
 export PATH="$venv/bin:$PATH" PYTHONPATH="$PWD${PYTHONPATH:+:$PYTHONPATH}"
 
-world=build/atlas run=runs/atlas cold=megatron_mmsr1/atlas/cold-start
+world=build/atlas run=runs/atlas settings=(configs/atlas.yaml)
 step "2/5 the Atlas world ($world)"
 if [[ -f $world/world.json ]]; then
   echo "there already" >&2
@@ -31,21 +31,18 @@ else
 fi
 
 step "3/5 the cold start: how to use the tools"
-if [[ $from_scratch == no && -f $cold/config.json ]]; then
+if [[ $from_scratch == no ]]; then
   echo "taking the model that ships with the package; --from-scratch makes it here, in half an hour" >&2
 else
-  run=runs/atlas-from-scratch cold=runs/atlas-sft/model
-  if [[ -f $cold/config.json ]]; then
-    echo "there already ($cold)" >&2
-  else
-    mmsr1 sft configs/atlas-sft.yaml model.path="$world/model"
-  fi
+  ./scripts/cold_start.sh
+  run=runs/atlas-from-scratch
+  settings+=(model.path=runs/atlas-tilt/model "output=$run")
 fi
-
+settings+=("${overrides[@]}")
 for override in "${overrides[@]}"; do
   if [[ $override == output=* ]]; then run="${override#output=}"; fi
 done
-settings=(configs/atlas.yaml "model.path=$cold" "output=$run" "${overrides[@]}")
+
 step "4/5 GRPO: when to search ($run)"
 if [[ -f $run/model/config.json && -f $run/eval/after.json && ${#overrides[@]} == 0 ]]; then
   echo "trained already; remove $run to train again" >&2
