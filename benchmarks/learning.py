@@ -1,0 +1,136 @@
+"""Does the loop learn when to search? `python benchmarks/learning.py [--seeds 0 1 2] [--ablations] [--table]`
+
+For each seed: a fresh Atlas world of that seed, GRPO from the shipped cold start (configs/atlas.yaml), held-out questions before
+and after, the oracle beside them. One JSON a run in benchmarks/results/, then the table over all that stands there. A run takes
+about as long as the quickstart; what is there is not run again. Ablations: no search penalty, and a cold start whose
+demonstrations chose their tools at random to the end ("untilted").
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import platform
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).parent.parent
+RESULTS = ROOT / "benchmarks" / "results"
+VARIANTS: dict[str, list[str]] = {
+    "grpo": [],
+    "no-search-penalty": ["reward.search_penalty=0.0"],
+    "untilted": ["model.path=megatron_mmsr1/atlas/checkpoints/untilted"],
+}
+FREE, REQUIRED = ("known", "picture"), ("image", "text", "both")
+
+
+def run(variant: str, seed: int, extra: list[str]) -> Path:
+    """Build, train, evaluate the policies; the result file. A failing command ends the benchmark with its exit code."""
+    name = f"learning-{variant}-seed{seed}"
+    target = RESULTS / f"{name}.json"
+    if target.exists():
+        return target
+    world, out = ROOT / "build" / f"atlas-seed{seed}", ROOT / "runs" / name
+    if not (world / "heldout.parquet").exists():
+        _mmsr1("atlas", "build", str(world), f"seed={seed}")
+    settings = [
+        f"seed={seed}",
+        f"output={out}",
+        f"data.train=[{world}/train.parquet]",
+        f"data.heldout=[{world}/heldout.parquet]",
+        f"search.corpus={world}",
+        *VARIANTS[variant],
+        *extra,
+    ]
+    started = time.monotonic()
+    _mmsr1("train", "configs/atlas.yaml", *settings)
+    seconds = time.monotonic() - started
+    if not (out / "eval" / "policies.json").exists():
+        _mmsr1("eval", "configs/atlas.yaml", *settings, "--policies")
+    evals = {n: json.loads((out / "eval" / f"{n}.json").read_text()) for n in ("before", "after")}
+    policies = json.loads((out / "eval" / "policies.json").read_text())["results"]
+    result = {
+        "benchmark": "learning",
+        "variant": variant,
+        "seed": seed,
+        "settings": [s for s in settings if "/" not in s],
+        "train_seconds": round(seconds, 1),
+        "machine": _machine(),
+        "before": evals["before"]["rows"],
+        "after": evals["after"]["rows"],
+        "policies": {p["name"]: p["rows"] for p in policies},
+    }
+    RESULTS.mkdir(parents=True, exist_ok=True)
+    target.write_text(json.dumps(result, indent=1) + "\n")
+    return target
+
+
+def share(rows: list[dict[str, Any]], kinds: tuple[str, ...], key: str) -> float:
+    """Mean of `key` over the rows of these kinds, weighted by their questions."""
+    chosen = [r for r in rows if r["kind"] in kinds]
+    return sum(r[key] * r["n"] for r in chosen) / sum(r["n"] for r in chosen)
+
+
+def table(paths: list[Path]) -> str:
+    """One line a run: accuracy, reward and searches before and after, the oracle's reward, and whether the target is met."""
+    out = [
+        "| run | accuracy before | after | reward before | after | oracle | searches on free before | after | "
+        "on required before | after | minutes | target |",
+        "| --- |" + " ---: |" * 10 + " --- |",
+    ]
+    for path in sorted(paths):
+        r = json.loads(path.read_text())
+        before, after = r["before"], r["after"]
+        b, a, oracle = before[-1], after[-1], r["policies"]["oracle"][-1]
+        free = [share(rows, FREE, "search_share") for rows in (before, after)]
+        required = [share(rows, REQUIRED, "search_share") for rows in (before, after)]
+        met = (
+            a["accuracy"] - b["accuracy"] >= 0.25
+            and free[1] <= 0.10
+            and required[1] >= 0.90
+            and 0.25 <= free[0] <= 0.75
+            and 0.25 <= required[0] <= 0.75
+            and oracle["reward"] - a["reward"] <= 0.1
+        )
+        cells = [b["accuracy"], a["accuracy"], b["reward"], a["reward"], oracle["reward"], *free, *required]
+        line = " | ".join(f"{c:.2f}" for c in cells)
+        out.append(
+            f"| {r['variant']}, seed {r['seed']} | {line} | {r['train_seconds'] / 60:.1f} | {'met' if met else 'missed'} |"
+        )
+    return "\n".join(out)
+
+
+def _mmsr1(*args: str) -> None:
+    done = subprocess.run([sys.executable, "-m", "megatron_mmsr1.cli", *args], cwd=ROOT, check=False)
+    if done.returncode:
+        sys.exit(done.returncode)
+
+
+def _machine() -> dict[str, Any]:
+    import os
+
+    lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
+    cpu = next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), platform.processor())
+    return {"cpu": cpu, "cores": os.cpu_count(), "python": platform.python_version()}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--ablations", action="store_true", help="run the ablations too, with the first seed")
+    parser.add_argument("--table", action="store_true", help="only print the table of the results that are there")
+    parser.add_argument("settings", nargs="*", help="key=value, as for mmsr1 train")
+    args = parser.parse_args()
+    if not args.table:
+        for seed in args.seeds:
+            run("grpo", seed, args.settings)
+        for variant in ("no-search-penalty", "untilted") if args.ablations else ():
+            run(variant, args.seeds[0], args.settings)
+    print(table(list(RESULTS.glob("learning-*.json"))))
+
+
+if __name__ == "__main__":
+    main()
