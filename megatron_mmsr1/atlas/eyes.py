@@ -29,8 +29,7 @@ SCALE = 0.25  # features as loud as the language model's own states, not four ti
 def labels(e: Emblem) -> dict[str, int]:
     """What there is to see in an emblem, as class numbers."""
     colours = list(COLOURS)
-    seen = {part: colours.index(getattr(e, part)) for part in ("field", "chief", "charge")}
-    seen["shape"] = SHAPES.index(e.shape)
+    seen = {"field": colours.index(e.field), "charge": colours.index(e.charge), "shape": SHAPES.index(e.shape)}
     return seen | {corner: colours.index(dot) for corner, dot in zip(CORNERS, e.dots, strict=True)}
 
 

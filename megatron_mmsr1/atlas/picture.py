@@ -1,4 +1,4 @@
-"""Emblems: a field, a chief (the band on top), a charge in the middle, a dot in each corner; drawn by numpy in varied views."""
+"""Emblems: a field, a charge in the middle and a dot in each corner, drawn by numpy, seen in varied views."""
 
 from __future__ import annotations
 
@@ -32,7 +32,6 @@ class Emblem:
     """What a picture shows. Lengths are pixels of a 56-pixel picture, positions count from its middle."""
 
     field: str
-    chief: str
     charge: str
     shape: str
     dots: tuple[str, str, str, str]  # top left, top right, bottom left, bottom right
@@ -54,11 +53,11 @@ class View:
 
 
 def random_emblem(rng: random.Random) -> Emblem:
-    field, chief, charge = rng.sample(list(COLOURS), 3)
+    field, charge = rng.sample(list(COLOURS), 2)
     a, b, c, d = rng.choices(list(COLOURS), k=4)
-    # Low and small enough to keep the largest charge clear of the dots and of most of the chief.
-    size, x, y = rng.uniform(12, 14), rng.uniform(-2, 2), rng.uniform(1, 4)
-    return Emblem(field, chief, charge, rng.choice(SHAPES), (a, b, c, d), size, x, y)
+    # 15 px and 2 px keep the largest charge clear of the dots.
+    size, x, y = rng.uniform(12, 15), rng.uniform(-2, 2), rng.uniform(-2, 2)
+    return Emblem(field, charge, rng.choice(SHAPES), (a, b, c, d), size, x, y)
 
 
 def random_view(rng: random.Random, views: Views) -> View:
@@ -82,7 +81,6 @@ def draw(emblem: Emblem, view: View = View(), size: int = 56) -> np.ndarray:
     x, y = cos * px + sin * py, cos * py - sin * px
     out = np.empty((size, size, 3), np.uint8)
     out[:] = COLOURS[emblem.field]
-    out[y < -14] = COLOURS[emblem.chief]
     out[_charge(emblem, np.abs(x - emblem.x), np.abs(y - emblem.y))] = COLOURS[emblem.charge]
     for colour, (cx, cy) in zip(emblem.dots, ((-21, -21), (21, -21), (-21, 21), (21, 21)), strict=True):
         out[(np.abs(x - cx) < 3.5) & (np.abs(y - cy) < 3.5)] = COLOURS[colour]

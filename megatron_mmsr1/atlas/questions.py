@@ -19,7 +19,7 @@ from typing import Any
 from megatron_mmsr1.atlas.spec import KINDS, SEARCH_FREE
 from megatron_mmsr1.atlas.world import ATTRIBUTES, Entity, World
 
-PICTURE_ATTRIBUTES = ("field colour", "chief colour", "charge colour")
+PICTURE_ATTRIBUTES = ("field colour", "charge colour", "charge shape")
 THIS = "this place"
 
 # Three (or more) phrasings that train, then the one that is held out.
@@ -72,11 +72,11 @@ PHRASINGS: dict[str, tuple[str, ...]] = {
         "tell me the colour of the charge .",
         "name the colour of the charge .",
     ),
-    "chief colour": (
-        "what colour is the chief ?",
-        "tell me the colour of the chief .",
-        "name the colour of the chief .",
-        "which colour has the chief ?",
+    "charge shape": (
+        "what shape is the charge ?",
+        "name the shape of the charge .",
+        "tell me the shape of the charge .",
+        "which shape has the charge ?",
     ),
 }
 # What to type into the text search, after the name (or `this place`, before it is known).
@@ -121,7 +121,7 @@ def gold(e: Entity, attribute: str) -> str:
         "name": e.name,
         "field colour": e.emblem.field,
         "charge colour": e.emblem.charge,
-        "chief colour": e.emblem.chief,
+        "charge shape": e.emblem.shape,
     }[attribute]
 
 

@@ -86,7 +86,7 @@ def words() -> list[str]:
         # A placeholder is data: it is no word.
         found |= set(re.findall(r" [A-Za-z]+| ?[?.:]", " " + re.sub(r"\{\w*\}", "", t)))
     # What may open a query or a summary has no space before it.
-    found |= {"this", "field", "chief", "charge", ".", "?", ":", ",", "(", ")"}
+    found |= {"this", "field", "charge", ".", "?", ":", ",", "(", ")"}
     return sorted(found)
 
 

@@ -6,7 +6,7 @@ tokens long: every token costs time on two cores.
 
 from __future__ import annotations
 
-from megatron_mmsr1.atlas.picture import COLOURS
+from megatron_mmsr1.atlas.picture import COLOURS, SHAPES
 from megatron_mmsr1.atlas.questions import QUERY_WORD, THIS, Question
 from megatron_mmsr1.protocol import IMAGE_SEARCH
 
@@ -14,7 +14,7 @@ ANSWER, IMAGE, TEXT = "a", "i", "t"
 REASON = {ANSWER: " I know", IMAGE: " look at it", TEXT: " need facts"}
 UNKNOWN = "unknown"
 # One token with the space before it; a name or a year is tokens that need none.
-WORD_ANSWERS = frozenset((*COLOURS, UNKNOWN))
+WORD_ANSWERS = frozenset((*COLOURS, *SHAPES, UNKNOWN))
 
 
 def answer(text: str) -> str:

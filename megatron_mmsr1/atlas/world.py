@@ -93,8 +93,8 @@ def make_world(spec: AtlasSpec) -> World:
 
 
 def _alike(a: Emblem, b: Emblem) -> bool:
-    """Too close for a clean image search: the same colours, and at least two dots in common."""
-    return (a.field, a.chief, a.charge) == (b.field, b.chief, b.charge) and sum(map(str.__eq__, a.dots, b.dots)) >= 2
+    """Too close for a clean image search: the same field and charge, and at least two dots in common."""
+    return (a.field, a.charge, a.shape) == (b.field, b.charge, b.shape) and sum(map(str.__eq__, a.dots, b.dots)) >= 2
 
 
 def _trouble(rng: random.Random, spec: AtlasSpec, split: list[Entity], share: float) -> None:
