@@ -160,7 +160,7 @@ class Measure:
     cells: list[str]
 
 
-SECTIONS = ("all questions", "accuracy / searches, by kind", "accuracy / searches, by category")
+SECTIONS = ("all questions", "by kind: % right / % that search", "by category: % right / % that search")
 
 
 def compare(results: Sequence[EvalResult]) -> list[Measure]:
@@ -171,8 +171,8 @@ def compare(results: Sequence[EvalResult]) -> list[Measure]:
         Measure(whole, "accuracy", [f"{o.accuracy:.1%}" for o in overall]),
         Measure(whole, "reward", [f"{o.reward:.3f}" for o in overall]),
         Measure(whole, "format", [f"{o.format:.1%}" for o in overall]),
-        Measure(whole, "responses that search", [f"{o.search_share:.1%}" for o in overall]),
-        Measure(whole, "calls made / allowed", [f"{o.search_ratio:.1%}" for o in overall]),
+        Measure(whole, "searching", [f"{o.search_share:.1%}" for o in overall]),
+        Measure(whole, "calls / allowed", [f"{o.search_ratio:.1%}" for o in overall]),
         Measure(whole, "questions", [f"{o.n} + {o.failed} failed" if o.failed else str(o.n) for o in overall]),
     ]
     kinds = dict.fromkeys(row.kind for r in results for row in r.rows[:-1])
@@ -185,7 +185,7 @@ def compare(results: Sequence[EvalResult]) -> list[Measure]:
 
 
 def _both(row: Row | None) -> str:
-    return f"{row.accuracy:.0%} / {row.search_share:.0%}" if row else ""
+    return f"{100 * row.accuracy:.0f} / {100 * row.search_share:.0f}" if row else ""
 
 
 def markdown(results: Sequence[EvalResult]) -> str:
@@ -201,18 +201,19 @@ def markdown(results: Sequence[EvalResult]) -> str:
 
 
 def table(results: Sequence[EvalResult]) -> Table:
-    """For a terminal: `rich.print(table(results))`."""
+    """For a terminal, six results in 80 columns: `rich.print(table(results))`."""
+    from rich.box import SIMPLE_HEAD
     from rich.table import Table
 
-    out = Table(title="Held-out questions", title_justify="left")
-    out.add_column("")
+    caption = "by kind and by category: % right/% of responses that search"
+    out = Table(title="Held-out questions", title_justify="left", caption=caption, caption_justify="left", box=SIMPLE_HEAD)
+    out.add_column("", no_wrap=True)
     for r in results:
         out.add_column(r.name, justify="right")
     section = SECTIONS[0]
     for m in compare(results):
         if m.section != section:
             section = m.section
-            out.add_section()
-            out.add_row(f"[dim]{section}[/dim]")
-        out.add_row(m.title, *m.cells)
+            out.add_row()
+        out.add_row(m.title, *(c.replace(" / ", "/") for c in m.cells))
     return out

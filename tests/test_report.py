@@ -204,7 +204,7 @@ def test_table_headline_and_plots(html: str) -> None:
     shown = "".join(page.text)
     # Of 24 answers those with n % 5 == 0 are wrong (0, 5, 10, 15, 20): 19/24 = 79.2 %, from none.
     assert "Accuracy on 24 held-out questions: 0.0% before, 79.2% after (+79.2 points)." in shown
-    for name in ("before", "after", "oracle", "responses that search", "calls made / allowed", "search-required"):
+    for name in ("before", "after", "oracle", "searching", "calls / allowed", "search-required"):
         assert name in shown
     assert page.tags.count("svg") == 3  # rewards, searches, loss: what these metrics hold
     assert "currentColor" in html and "#010203" not in html
