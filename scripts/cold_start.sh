@@ -1,8 +1,9 @@
 #!/usr/bin/env bash
-# Make the cold-started Atlas models: how to use each tool, from demonstrations. About half an hour on two cores.
+# Make the cold-started Atlas models: how to see, how to use each tool, from demonstrations. About 20 minutes on two cores.
 #
-#   ./scripts/cold_start.sh          both parts, into runs/atlas-sft/model (untilted) and runs/atlas-tilt/model (tilted)
-#   ./scripts/cold_start.sh --ship   then put them where the package keeps the ones that ship
+#   ./scripts/cold_start.sh          into runs/atlas-tilt/model (tilted, what GRPO starts from)
+#   ./scripts/cold_start.sh --ship   the ablation too (runs/atlas-untilted/model: as long, but every tool at random), then put both
+#                                    where the package keeps the ones that ship, as bfloat16
 #
 # What is there already is used again, and a part that was interrupted resumes.
 set -euo pipefail
@@ -19,23 +20,27 @@ venv="$(./scripts/env.sh)"
 export PATH="$venv/bin:$PATH" PYTHONPATH="$PWD${PYTHONPATH:+:$PYTHONPATH}"
 
 if [[ ! -f build/atlas/world.json ]]; then mmsr1 atlas build build/atlas; fi
-for part in atlas-sft atlas-tilt; do
-  if [[ -f runs/$part/model/config.json ]]; then
-    echo "runs/$part/model is there already" >&2
+if [[ ! -f runs/atlas-eyes/config.json ]]; then
+  mkdir -p runs
+  cp -r build/atlas/model runs/atlas-eyes.new
+  OMP_NUM_THREADS=1 python -m megatron_mmsr1.atlas.eyes runs/atlas-eyes.new # tiny layers: a second thread only gets in the way
+  mv runs/atlas-eyes.new runs/atlas-eyes
+fi
+
+part() { # CONFIG NAME [key=value ...]
+  local config=$1 name=$2
+  shift 2
+  if [[ -f runs/$name/model/config.json ]]; then
+    echo "runs/$name/model is there already" >&2
   else
-    mmsr1 sft "configs/$part.yaml"
+    mmsr1 sft "configs/$config.yaml" "name=$name" "output=runs/$name" "$@"
   fi
-done
+}
+part atlas-sft atlas-sft
+part atlas-tilt atlas-tilt
 
 if [[ $ship == yes ]]; then
-  checkpoints=megatron_mmsr1/atlas/checkpoints
-  mkdir -p "$checkpoints"
-  for pair in atlas-sft:untilted atlas-tilt:tilted; do
-    target="$checkpoints/${pair#*:}"
-    rm -rf "$target.new"
-    cp -r "runs/${pair%:*}/model" "$target.new"
-    rm -rf "$target"
-    mv "$target.new" "$target"
-    du -sh "$target" >&2
-  done
+  part atlas-tilt atlas-untilted sft.options.tilt=0.0
+  python -m megatron_mmsr1.atlas.pack runs/atlas-tilt/model megatron_mmsr1/atlas/checkpoints/tilted
+  python -m megatron_mmsr1.atlas.pack runs/atlas-untilted/model megatron_mmsr1/atlas/checkpoints/untilted
 fi
