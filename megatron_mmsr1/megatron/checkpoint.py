@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import queue
 import random
 import shutil
 from pathlib import Path
@@ -17,6 +18,7 @@ import numpy as np
 import torch
 from megatron.core import dist_checkpointing
 from megatron.core.dist_checkpointing.mapping import ShardedObject
+from megatron.core.dist_checkpointing.strategies import filesystem_async
 from megatron.core.tensor_parallel import get_cuda_rng_tracker
 
 from megatron_mmsr1.errors import RunError
@@ -26,7 +28,6 @@ if TYPE_CHECKING:
     from megatron_mmsr1.megatron.actor import MegatronActor
 
 MANIFEST, EXTRA, LATEST = "manifest.json", "extra.pt", "latest"
-_METADATA = {"distrib_optim_sharding_type": "fully_reshardable"}
 
 
 def save(actor: MegatronActor, directory: Path, extra: dict[str, Any]) -> None:
@@ -39,6 +40,8 @@ def save(actor: MegatronActor, directory: Path, extra: dict[str, Any]) -> None:
     p.barrier()
     state = _state(actor, is_loading=False)
     state["rng"] = _rng_object(p, _rng_state())
+    # megatron-core would start a server process a rank for this queue, which only its asynchronous saves need.
+    filesystem_async._results_queue = queue.Queue()  # pyright: ignore[reportAttributeAccessIssue]
     dist_checkpointing.save(state, str(part))
     p.barrier()
     if p.rank == 0:
@@ -92,10 +95,12 @@ def latest(parent: Path, p: Parallel) -> Path | None:
 
 
 def _state(actor: MegatronActor, *, is_loading: bool) -> dict[str, Any]:
-    model = actor.model.core.sharded_state_dict(metadata=_METADATA)
+    # A new dict each time: megatron-core writes its process groups into it.
+    metadata = {"distrib_optim_sharding_type": "fully_reshardable"}
+    model = actor.model.core.sharded_state_dict(metadata=metadata)
     return {
         "model": model,
-        "optimizer": actor.optimizer.sharded_state_dict(model, is_loading=is_loading, metadata=_METADATA),
+        "optimizer": actor.optimizer.sharded_state_dict(model, is_loading=is_loading, metadata=metadata),
     }
 
 

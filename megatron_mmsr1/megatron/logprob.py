@@ -86,25 +86,26 @@ class _LinearLogProb(torch.autograd.Function):
         ctx: Any, h: Tensor, weight: Tensor, targets: Tensor, banned: Tensor, temperature: float, chunk: int, group: Any
     ) -> Tensor:
         n, size = h.shape[0], weight.shape[0]
-        # Rows: this rank's maximum, its sum of exponentials, its sum of exponential * logit, its target logit.
+        # Rows: this rank's largest logit m, its sum of e^(z-m), its sum of (z-m) e^(z-m), its target logit.
         mine = h.new_empty(4, n, dtype=torch.float32)
         for a in range(0, n, chunk):
             s = slice(a, a + chunk)
             z = _logits(h[s], weight, banned, temperature)
             top = z.amax(-1)
-            e = (z - top[:, None]).exp_()
+            z -= top[:, None]
+            e = z.exp()
             local = targets[s]
             here = (local >= 0) & (local < size)
-            own = z.gather(1, local.clamp(0, size - 1)[:, None]).squeeze(1)
+            own = z.gather(1, local.clamp(0, size - 1)[:, None]).squeeze(1) + top
             mine[:, s] = torch.stack([top, e.sum(-1), torch.linalg.vecdot(e, z), torch.where(here, own, 0.0)])
-        lse, mean, own = _combine(mine, group)
-        ctx.save_for_backward(h, weight, targets, banned, lse, mean)
+        top, lse, mean, own = _combine(mine, group)
+        ctx.save_for_backward(h, weight, targets, banned, top, lse, mean)
         ctx.temperature, ctx.chunk = temperature, chunk
-        return torch.stack([own - lse, lse - mean])
+        return torch.stack([own - top - lse, lse - mean])
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        h, weight, targets, banned, lse, mean = ctx.saved_tensors
+        h, weight, targets, banned, top, lse, mean = ctx.saved_tensors
         to_logprob, to_entropy = grads[0].float()
         size = weight.shape[0]
         dh = torch.empty_like(h)
@@ -112,7 +113,7 @@ class _LinearLogProb(torch.autograd.Function):
         with_entropy = bool(to_entropy.any())
         for a in range(0, h.shape[0], ctx.chunk):
             s = slice(a, a + ctx.chunk)
-            z = _logits(h[s], weight, banned, ctx.temperature)
+            z = _logits(h[s], weight, banned, ctx.temperature).sub_(top[s][:, None])
             g = -to_logprob[s][:, None]
             if with_entropy:
                 # d entropy / d z_j = -p_j (z_j - sum(p z))
@@ -134,14 +135,18 @@ def _logits(h: Tensor, weight: Tensor, banned: Tensor, temperature: float) -> Te
     return z.index_fill_(1, banned, BANNED)
 
 
-def _combine(mine: Tensor, group: Any) -> tuple[Tensor, Tensor, Tensor]:
-    """(logsumexp, expected logit, target logit), each [N], from every rank's share [4, N], in one exchange."""
+def _combine(mine: Tensor, group: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """(largest logit, logsumexp above it, expected logit above it, target logit), each [N], from every rank's share [4, N], in
+    one exchange. All but the first are relative to the largest: float32 would lose the entropy of a sure token otherwise."""
     if dist.get_world_size(group) == 1:
         shares = mine[None]
     else:
         parts = [torch.empty_like(mine) for _ in range(dist.get_world_size(group))]
         dist.all_gather(parts, mine, group=group)
         shares = torch.stack(parts)
-    top, total, weighted, own = shares.unbind(1)  # each [ranks, N]
-    lse = torch.logsumexp(top + total.log(), 0)
-    return lse, (weighted * (top - lse).exp()).sum(0), own.sum(0)
+    tops, totals, weighted, own = shares.unbind(1)  # each [ranks, N]
+    top = tops.amax(0)
+    below = tops - top
+    total = (below.exp() * totals).sum(0)
+    mean = (below.exp() * (weighted + below * totals)).sum(0) / total
+    return top, total.log(), mean, own.sum(0)

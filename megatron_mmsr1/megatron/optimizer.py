@@ -16,7 +16,7 @@ def build_optimizer(cfg: RunConfig, model: Built) -> Any:
     decayed (megatron-core's own rule)."""
     adam.install()
     o = cfg.optimizer
-    return get_megatron_optimizer(
+    optimizer: Any = get_megatron_optimizer(
         OptimizerConfig(
             optimizer="adam",
             lr=o.lr,
@@ -33,3 +33,6 @@ def build_optimizer(cfg: RunConfig, model: Built) -> Any:
         model.chunks,
         use_gloo_process_groups=platform.has_cuda(),
     )
+    for part in getattr(optimizer, "chained_optimizers", [optimizer]):
+        part.init_state_fn(part.optimizer, part.config)  # so that a checkpoint can be written before the first update
+    return optimizer

@@ -1,0 +1,85 @@
+"""What a step does, on one rank."""
+
+from __future__ import annotations
+
+import copy
+import math
+
+import torch
+
+from megatron_cases.harness import READABLE, Lab, same_gradients
+
+
+def each_image_once(lab: Lab) -> None:
+    """A trainable tower sees each distinct picture of a micro-batch once; a frozen one, once ever."""
+    seen: list[int] = []
+    distinct = len({i.sha256 for t in lab.trajectories for i in t.images})
+    for frozen, wanted in ((False, [distinct, distinct]), (True, [distinct])):
+        actor = lab.actor(model={"freeze_vision": frozen}, megatron={"tokens_per_microbatch": 10_000})
+        seen.clear()
+        hook = actor.model.core.visual.register_forward_pre_hook(
+            lambda module, args, kwargs: seen.append(len(kwargs["grid_thw"])), with_kwargs=True
+        )
+        for _ in range(2):
+            actor.train_step(lab.trajectories, lab.advantages)
+        hook.remove()
+        assert seen == wanted
+
+
+def sft_weights(lab: Lab) -> None:
+    """A weight of k is the same as k copies of the token; without weights, the loss is the mean over the mask."""
+    sft = {"name": "sft"}
+    plain = lab.trajectories[:2]
+    actor = lab.actor(algorithm=sft, optimizer=READABLE)
+    logprobs = actor.log_probs(plain)
+    metrics = actor.train_step(plain, None)
+    terms = [-x for t, row in zip(plain, logprobs, strict=True) for x, m in zip(row, t.loss_mask, strict=True) if m]
+    assert math.isclose(metrics["loss"], sum(terms) / len(terms), rel_tol=1e-5)
+    assert metrics["loss_tokens"] == len(terms)
+    weighted = copy.deepcopy(plain)
+    weighted[0].loss_weights = [2.0 * m for m in weighted[0].loss_mask]
+    found = lab.gradients(lab.actor(algorithm=sft, optimizer=READABLE), weighted, advantages=None)
+    wanted = lab.gradients(lab.actor(algorithm=sft, optimizer=READABLE), [plain[0], *plain], advantages=None)
+    same_gradients(found, wanted)
+
+
+def several_updates(lab: Lab) -> None:
+    """Two updates over one batch: the ratio's denominator stays at the weights before the first."""
+    two = {"updates_per_step": 2, "clip_low": 0.01, "clip_high": 0.01}
+    actor = lab.actor(algorithm=two, optimizer={"lr": 1e-2})
+    metrics = actor.train_step(lab.trajectories, lab.advantages)
+    assert metrics["clip_fraction"] > 0  # the second update meets a policy that has moved
+    assert actor.step == 1
+    single = lab.actor(algorithm={"clip_low": 0.01, "clip_high": 0.01}, optimizer={"lr": 1e-2})
+    assert single.train_step(lab.trajectories, lab.advantages)["clip_fraction"] == 0
+
+
+def reference_and_kl(lab: Lab) -> None:
+    """The reference is the model of step 0 and stays; KL is 0 before the first update and grows."""
+    actor = lab.actor(algorithm={"kl_coef": 0.1}, optimizer={"lr": 1e-2})
+    before = actor.log_probs(lab.trajectories, "reference")
+    assert before == actor.log_probs(lab.trajectories)
+    first, second = (actor.train_step(lab.trajectories, lab.advantages) for _ in range(2))
+    assert first["kl"] == 0 and second["kl"] > 0
+    assert actor.log_probs(lab.trajectories, "reference") == before
+    assert actor.log_probs(lab.trajectories) != before
+
+
+def nothing_to_train(lab: Lab) -> None:
+    """A batch whose groups were all dropped is a step without an update."""
+    actor = lab.actor()
+    before = actor.log_probs(lab.trajectories)
+    metrics = actor.train_step([], [])
+    assert metrics["tokens"] == 0 and actor.step == 1
+    assert actor.log_probs(lab.trajectories) == before
+
+
+def bfloat16(lab: Lab) -> None:
+    """bfloat16 weights with float32 masters: near float32's log-probs, and it learns what it is told to."""
+    exact = lab.actor().log_probs(lab.trajectories)
+    actor = lab.actor(model={"dtype": "bfloat16"}, algorithm={"name": "sft"}, optimizer={"lr": 1e-2})
+    rough = actor.log_probs(lab.trajectories)
+    for a, b in zip(exact, rough, strict=True):
+        assert (torch.tensor(a) - torch.tensor(b)).abs().max() < 0.1
+    losses = [actor.train_step(lab.trajectories, None)["loss"] for _ in range(6)]
+    assert losses[-1] < losses[0] - 0.5

@@ -1,0 +1,67 @@
+"""The cases of each world size. Those of one rank come first and leave what the others compare with."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+
+from megatron_cases import behaviour, errors, layouts, persistence, units
+from megatron_cases.harness import Lab
+
+Case = Callable[[Lab], None]
+
+CASES: dict[int, dict[str, Case]] = {
+    1: {
+        "log_prob_of_a_split_vocabulary": units.log_prob,
+        "attention_and_rope_of_a_pack": units.attention_and_rope,
+        "micro_batch_plan": units.plan,
+        "logits_equal_transformers": layouts.logits_equal_transformers,
+        "log_probs_equal_transformers": layouts.log_probs_equal_transformers,
+        "baseline_gradients": layouts.baseline,
+        "packed_equals_unpacked": layouts.packed_equals_unpacked,
+        "recompute_full": partial(layouts.recompute, mode="full"),
+        "recompute_selective": partial(layouts.recompute, mode="selective"),
+        "each_image_encoded_once": behaviour.each_image_once,
+        "sft_weights": behaviour.sft_weights,
+        "several_updates": behaviour.several_updates,
+        "reference_and_kl": behaviour.reference_and_kl,
+        "nothing_to_train": behaviour.nothing_to_train,
+        "bfloat16": behaviour.bfloat16,
+        "export_every_weight": persistence.export_every_weight,
+        "exact_resume": persistence.exact_resume,
+        "settings_refused": errors.settings,
+        "checkpoints_refused": errors.checkpoints,
+        "trajectories_refused": errors.trajectories,
+        "torn_training_checkpoint": errors.torn_training_checkpoint,
+    },
+    2: {
+        "log_prob_of_a_split_vocabulary": units.log_prob,
+        "objects_travel": units.objects,
+        **{
+            f"{name}_{what}": partial(getattr(layouts, what), layout=name)
+            for name in ("tp2", "tp2_sp", "pp2", "dp2")
+            for what in ("logits", "gradients", "steps")
+        },
+        "tied_embeddings_tp2": partial(layouts.tied, layout="tp2"),
+        "tied_embeddings_pp2": partial(layouts.tied, layout="pp2"),
+        "fewer_sequences_than_ranks": partial(layouts.one_sequence, layout="dp2"),
+        "export_every_weight_tp2": partial(persistence.export_every_weight, layout="tp2"),
+        "export_every_weight_pp2": partial(persistence.export_every_weight, layout="pp2"),
+        "exact_resume_tp2_sp": partial(persistence.exact_resume, layout="tp2_sp"),
+        "load_tp1_checkpoint_as_tp2_sp": partial(persistence.load_elsewhere, source="tp1", layout="tp2_sp"),
+        "exact_resume_dp2": partial(persistence.exact_resume, layout="dp2", distributed=False),
+        "load_tp2_sp_checkpoint_as_pp2": partial(persistence.load_elsewhere, source="tp2_sp", layout="pp2"),
+        "load_tp2_sp_checkpoint_as_dp2": partial(persistence.load_elsewhere, source="tp2_sp", layout="dp2"),
+    },
+    4: {
+        **{
+            f"{name}_{what}": partial(getattr(layouts, what), layout=name)
+            for name in ("tp2_pp2", "tp2_pp2_sp", "tp2_dp2_sp")
+            for what in ("logits", "gradients", "steps")
+        },
+        "fewer_sequences_than_ranks": partial(layouts.one_sequence, layout="tp2_dp2_sp"),
+        "export_every_weight_tp2_pp2": partial(persistence.export_every_weight, layout="tp2_pp2"),
+        "load_tp2_sp_checkpoint_as_tp2_pp2": partial(persistence.load_elsewhere, source="tp2_sp", layout="tp2_pp2_sp"),
+        "layout_refused": errors.layout,
+    },
+}

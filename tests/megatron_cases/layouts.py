@@ -1,0 +1,115 @@
+"""Numbers do not depend on how the model is split: against transformers, and against one rank."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from megatron_cases import tiny
+from megatron_cases.harness import LAYOUTS, READABLE, Lab, close, same_gradients
+from megatron_mmsr1.data.images import pixel_values
+from megatron_mmsr1.trajectory import Trajectory
+
+
+def transformers_logits(lab: Lab, t: Trajectory, model: Any) -> torch.Tensor:
+    ids = torch.tensor([t.token_ids])
+    images: dict[str, Any] = {}
+    if t.images:
+        images = {
+            "pixel_values": torch.cat([torch.from_numpy(pixel_values(lab.store.get(i.sha256))) for i in t.images]),
+            "image_grid_thw": torch.tensor([i.grid_thw for i in t.images]),
+            "mm_token_type_ids": (ids == tiny.ID["<|image_pad|>"]).int(),
+        }
+    with torch.no_grad():
+        return model(input_ids=ids, **images).logits[0]
+
+
+def load_transformers(lab: Lab) -> Any:
+    from transformers import Qwen2_5_VLForConditionalGeneration
+
+    path = lab.root / "tiny"
+    return Qwen2_5_VLForConditionalGeneration.from_pretrained(path, dtype=torch.float32, attn_implementation="eager").eval()
+
+
+def logits_equal_transformers(lab: Lab) -> None:
+    model = load_transformers(lab)
+    wanted = [transformers_logits(lab, t, model) for t in lab.trajectories]
+    lab.keep("logits", wanted)
+    found = lab.actor().logits(lab.trajectories)
+    for i, (a, b) in enumerate(zip(found, wanted, strict=True)):
+        close(a, b, 1e-4, f"logits of conversation {i}")
+
+
+def log_probs_equal_transformers(lab: Lab) -> None:
+    """Position t holds the log-prob of token t given those before it, vision tokens neither asked for nor in the sum."""
+    actor = lab.actor()
+    found = actor.log_probs(lab.trajectories)
+    for t, values, z in zip(lab.trajectories, found, lab.kept("logits"), strict=True):
+        z = z.clone()
+        z[:, actor.banned] = -torch.inf
+        wanted = torch.log_softmax(z, -1)[:-1].gather(1, torch.tensor(t.token_ids[1:])[:, None]).squeeze(1)
+        wanted = torch.where(wanted.isinf(), 0.0, wanted)
+        assert len(values) == len(t) and values[0] == 0.0
+        close(torch.tensor(values[1:]), wanted, 1e-4, "log-probs")
+
+
+def baseline(lab: Lab) -> None:
+    """One rank's gradients (the vision tower's too) and metrics of three real steps, for the other layouts."""
+    actor = lab.actor(model={"freeze_vision": False}, optimizer=READABLE)
+    found = lab.gradients(actor)
+    assert all(g.abs().max() > 0 for n, g in found.items() if "visual" in n or "layers" in n)
+    lab.keep("gradients", found)
+    lab.keep("steps", _steps(lab, {}))
+    tied = lab.actor(path="tied", optimizer=READABLE)
+    lab.keep("tied", lab.gradients(tied))
+
+
+def _steps(lab: Lab, megatron: dict[str, Any]) -> list[dict[str, float]]:
+    actor = lab.actor(megatron=megatron, algorithm={"kl_coef": 0.1, "entropy_coef": 0.01})
+    return [actor.train_step(lab.trajectories, lab.advantages) for _ in range(3)]
+
+
+def logits(lab: Lab, layout: str) -> None:
+    found = lab.actor(megatron=LAYOUTS[layout]).logits(lab.trajectories)
+    for i, (a, b) in enumerate(zip(found, lab.kept("logits"), strict=True)):
+        close(a, b, 1e-4, f"logits of conversation {i}")
+
+
+def gradients(lab: Lab, layout: str) -> None:
+    actor = lab.actor(megatron=LAYOUTS[layout], model={"freeze_vision": False}, optimizer=READABLE)
+    same_gradients(lab.gradients(actor), lab.kept("gradients"))
+
+
+def steps(lab: Lab, layout: str) -> None:
+    """Three steps of Adam with a KL term: Adam divides by the gradient's size, so rounding is enlarged where it is near 0."""
+    names = ("loss", "pg_loss", "kl", "entropy", "clip_fraction", "grad_norm", "logprob_diff_mean", "logprob_diff_max")
+    for i, (a, b) in enumerate(zip(_steps(lab, LAYOUTS[layout]), lab.kept("steps"), strict=True)):
+        for name in names:
+            assert abs(a[name] - b[name]) <= 1e-6 + 2e-5 * abs(b[name]), f"step {i} {name}: {a[name]} not {b[name]}"
+
+
+def tied(lab: Lab, layout: str) -> None:
+    """With tied embeddings, both ends of the pipeline hold one weight and must add up its gradients."""
+    actor = lab.actor(path="tied", megatron=LAYOUTS[layout], optimizer=READABLE)
+    same_gradients(lab.gradients(actor), lab.kept("tied"))
+
+
+def packed_equals_unpacked(lab: Lab) -> None:
+    for budget in (1, 60, 10_000):
+        actor = lab.actor(megatron={"tokens_per_microbatch": budget}, model={"freeze_vision": False}, optimizer=READABLE)
+        same_gradients(lab.gradients(actor), lab.kept("gradients"))
+
+
+def recompute(lab: Lab, mode: str) -> None:
+    actor = lab.actor(megatron={"recompute": mode}, model={"freeze_vision": False}, optimizer=READABLE)
+    same_gradients(lab.gradients(actor), lab.kept("gradients"))
+
+
+def one_sequence(lab: Lab, layout: str) -> None:
+    """A rank without work runs fillers and changes nothing."""
+    single = lab.trajectories[3:4]
+    found = lab.gradients(lab.actor(megatron=LAYOUTS[layout], optimizer=READABLE), single)
+    assert max(g.abs().max().item() for g in found.values()) > 0
+    many = lab.gradients(lab.actor(megatron=LAYOUTS[layout], optimizer=READABLE), single * 4, advantages=[1.0] * 4)
+    same_gradients(found, many)

@@ -1,0 +1,74 @@
+"""What is written comes back: exports, checkpoints, the same and other layouts."""
+
+from __future__ import annotations
+
+import torch
+from safetensors.torch import load_file
+
+from megatron_cases.harness import LAYOUTS, Lab, same_gradients
+
+NAMES = ("loss", "grad_norm", "kl", "entropy", "lr", "logprob_diff_mean")
+SCHEDULE = {"schedule": "cosine", "warmup_steps": 2, "weight_decay": 0.1}
+
+
+def export_every_weight(lab: Lab, layout: str = "tp1") -> None:
+    """Every live weight doubled, so that an export cannot pass by copying its source; transformers reads it."""
+    actor = lab.actor(megatron=LAYOUTS[layout])
+    with torch.no_grad():
+        for p in actor.model.core.parameters():
+            p.mul_(2.0)
+    target = lab.root / f"export_{layout}"
+    for _ in range(2):  # the second replaces the first
+        actor.export(target)
+    source = lab.root / "tiny"
+    found, wanted = load_file(target / "model.safetensors"), load_file(source / "model.safetensors")
+    assert found.keys() == wanted.keys()
+    assert all(torch.equal(found[n], wanted[n] * 2) for n in wanted)
+    assert {f.name for f in target.iterdir()} == {f.name for f in source.iterdir()}
+    assert not list(lab.root.glob(".export*"))
+    if lab.rank == 0:
+        from transformers import Qwen2_5_VLForConditionalGeneration
+
+        _, info = Qwen2_5_VLForConditionalGeneration.from_pretrained(target, output_loading_info=True)
+        assert not info["missing_keys"] and not info["unexpected_keys"]
+
+
+def exact_resume(lab: Lab, layout: str = "tp1", distributed: bool = True) -> None:
+    """Three steps in one go, or two, a checkpoint and one by another actor: the same numbers and weights, bit by bit."""
+    split = LAYOUTS[layout] | {"distributed_optimizer": distributed}
+    settings = {"megatron": split, "algorithm": {"kl_coef": 0.1}, "optimizer": SCHEDULE}
+    actor = lab.actor(**settings)
+    assert actor.latest(lab.root / f"run_{layout}") is None
+    for _ in range(2):
+        actor.train_step(lab.trajectories, lab.advantages)
+    extra = {"step": 2, "sampler": {"seed": 1, "order": [3, 1, 2], 7: (1.5, None)}, "search": "abc"}
+    actor.save(lab.root / f"run_{layout}" / "step_000002", extra)
+    third = actor.train_step(lab.trajectories, lab.advantages)
+    after = torch.rand(3)
+    actor.export(lab.root / f"straight_{layout}")
+
+    resumed = lab.actor(**settings)
+    torch.rand(100)  # the generators come back too
+    where = resumed.latest(lab.root / f"run_{layout}")
+    assert where is not None and where.name == "step_000002"
+    assert resumed.load(where) == extra and resumed.step == 2
+    again = resumed.train_step(lab.trajectories, lab.advantages)
+    assert {n: again[n] for n in NAMES} == {n: third[n] for n in NAMES}
+    assert torch.equal(torch.rand(3), after)
+    resumed.export(lab.root / f"resumed_{layout}")
+    a, b = (load_file(lab.root / f"{kind}_{layout}" / "model.safetensors") for kind in ("straight", "resumed"))
+    assert all(torch.equal(a[n], b[n]) for n in a)
+    lab.keep(f"third_{layout}", {n: third[n] for n in NAMES})
+
+
+def load_elsewhere(lab: Lab, source: str, layout: str) -> None:
+    """A checkpoint of one layout goes on under another: the next step has the numbers that it would have had."""
+    actor = lab.actor(megatron=LAYOUTS[layout], algorithm={"kl_coef": 0.1}, optimizer=SCHEDULE)
+    assert actor.load(lab.root / f"run_{source}" / "step_000002")["step"] == 2
+    found, wanted = actor.train_step(lab.trajectories, lab.advantages), lab.kept(f"third_{source}")
+    for n in NAMES:
+        assert abs(found[n] - wanted[n]) <= 1e-6 + 2e-5 * abs(wanted[n]), f"{n}: {found[n]} not {wanted[n]}"
+    target = lab.root / f"moved_{layout}"
+    actor.export(target)
+    a, b = (load_file(d / "model.safetensors") for d in (target, lab.root / f"straight_{source}"))
+    same_gradients(a, b)
