@@ -38,7 +38,9 @@ class Run:
         self.cfg = cfg
         self.out = Path(cfg.output)
         self.engines = engines
-        self.images = ImageStore(self.out / "images")
+        # A replayed dump refers to the pictures of the run that made it.
+        home = Path(cfg.train.replay).parent if cfg.train.mode == "train-only" and cfg.train.replay else self.out
+        self.images = ImageStore(home / "images")
         self.actor = MegatronActor(cfg, self.images, total_steps=cfg.train.steps)
         self.parallel = self.actor.parallel
         self.lead = self.parallel.rank == 0
