@@ -13,12 +13,12 @@ import tiny_checkpoint
 from conftest import launch_engine
 from rollout_fixtures import prompt
 
-from megatron_mmsr1.config import RunConfig, parse
+from megatron_mmsr1.config import RunConfig, SearchConfig, parse
 from megatron_mmsr1.data.images import ImageStore
 from megatron_mmsr1.errors import RunError, UsageError
 from megatron_mmsr1.rollout.dump import dump_path, read_dump, write_dump
 from megatron_mmsr1.rollout.worker import RolloutWorker
-from megatron_mmsr1.trajectory import Status
+from megatron_mmsr1.trajectory import Status, ToolStatus
 
 PROMPTS = [prompt(n, pictures=n % 3) for n in range(6)]
 INDICES = [40 + n for n in range(6)]
@@ -69,6 +69,30 @@ def test_a_batch_is_whole_ordered_scored_and_repeats(worker, weights):
     assert [t.reward for t in again] == [t.reward for t in done]
     other = roll(worker, None, step=4)
     assert [t.token_ids for t in other] != [t.token_ids for t in done]
+
+
+def test_with_a_real_search_server(engine, weights, checkpoints, tmp_path):
+    """Hits with pictures from another process: canonical, stored, counted alike by engine and trainer."""
+    from search_fixtures import write_corpus, write_images
+
+    from megatron_mmsr1.search.launch import launch
+
+    corpus = write_corpus(tmp_path / "corpus")
+    write_images(corpus, 4)
+    version = weights("chain")
+    cfg = settings(checkpoints["chain"])
+    with (
+        launch(SearchConfig(corpus=str(corpus)), cache_path=tmp_path / "cache.sqlite", log=tmp_path / "search.log") as server,
+        RolloutWorker(cfg, [engine.url], server.url, tmp_path / "images") as w,
+    ):
+        done = w.generate(PROMPTS[1:3], step=0, indices=[1, 2], weight_version=version, group_size=8)
+    pad = tiny_checkpoint.tokenizer().convert_tokens_to_ids("<|image_pad|>")
+    for t in done:
+        t.check(pad)
+    calls = [c for t in done for c in t.tool_calls]
+    assert {c.kind for c in calls if c.status is ToolStatus.OK} >= {"image"}
+    assert all(c.results for c in calls if c.status is ToolStatus.OK)
+    assert any(len(t.images) > 2 for t in done)
 
 
 def test_a_prompt_twice_in_a_batch_is_two_groups(worker, weights):

@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 BAN = -1e9
 BACKOFF_S = 0.5  # doubled a retry, with jitter
 ABORT_TIMEOUT_S = 5.0
+# SGLang drops a connection that was idle for 5 seconds; one taken up again at that moment fails without an answer.
+KEEP_ALIVE_S = 3.0
 
 
 class EngineError(RunError):
@@ -139,10 +141,13 @@ class EngineClient:
         try:
             async with asyncio.timeout(self._timeout_s):
                 data = orjson.dumps({**body, "rid": rid})
-                async with self._pool().post(f"{url}/generate", data=data, headers={"content-type": "application/json"}) as r:
-                    raw = await r.read()
-                    done = True
-            return _read(url, r.status, raw, time.monotonic() - started)
+                try:
+                    status, raw = await self._post(f"{url}/generate", data)
+                except aiohttp.ServerDisconnectedError:
+                    # An idle connection that the server was just closing, as a rule; a dead server refuses the next one.
+                    status, raw = await self._post(f"{url}/generate", data)
+                done = True
+            return _read(url, status, raw, time.monotonic() - started)
         except TimeoutError:
             raise EngineError(f"{url}: no answer within {self._timeout_s:g} s (rollout.generate_timeout_s)", url=url) from None
         except aiohttp.ClientError as e:
@@ -153,6 +158,10 @@ class EngineClient:
                 abort = asyncio.ensure_future(self._abort(url, rid))
                 _background.add(abort)
                 abort.add_done_callback(_background.discard)
+
+    async def _post(self, url: str, data: bytes) -> tuple[int, bytes]:
+        async with self._pool().post(url, data=data, headers={"content-type": "application/json"}) as r:
+            return r.status, await r.read()
 
     async def _abort(self, url: str, rid: str) -> None:
         import aiohttp
@@ -171,9 +180,9 @@ class EngineClient:
         if self._session is None or self._session.closed:
             # A turn waits in the engine, not here: as many connections as there are turns. Environment proxies must not
             # see loopback traffic; the only clock is the deadline above.
-            self._session = aiohttp.ClientSession(
-                connector=aiohttp.TCPConnector(limit=0), timeout=aiohttp.ClientTimeout(total=None), trust_env=False
-            )
+            connector = aiohttp.TCPConnector(limit=0, keepalive_timeout=KEEP_ALIVE_S)
+            timeout = aiohttp.ClientTimeout(total=None)
+            self._session = aiohttp.ClientSession(connector=connector, timeout=timeout, trust_env=False)
         return self._session
 
     async def close(self) -> None:

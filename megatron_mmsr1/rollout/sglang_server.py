@@ -163,6 +163,7 @@ def _environment(cpu: bool) -> dict[str, str]:
         "HF_HUB_OFFLINE": "1",
         "TOKENIZERS_PARALLELISM": "false",
         "PYTHONUNBUFFERED": "1",
+        "SGLANG_TIMEOUT_KEEP_ALIVE": "600",  # by default a connection idle for 5 seconds is closed, perhaps as it is taken up
     }
     if cpu:
         env |= {
