@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import os
 import shutil
+import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 from megatron_mmsr1 import config
 from megatron_mmsr1.config import RunConfig
-from megatron_mmsr1.errors import UsageError
-from megatron_mmsr1.processes import Supervisor, free_port
+from megatron_mmsr1.errors import RunError, UsageError
+from megatron_mmsr1.processes import Supervisor, free_port, tail
 from megatron_mmsr1.progress import Follower, progress
 
 # What the progress shows of a step: its short name and the metric.
@@ -26,15 +27,20 @@ SHOWN = {
 }
 
 
+# Settings that may change between a run's lives: where it runs and how long, not what it computes.
+FREE_TO_CHANGE = ("name", "train.", "logging.", "engine.", "megatron.", "search.url", "search.cache")
+
+
 @dataclass(slots=True)
 class Services:
     engines: list[str]
     search: str | None
+    check: Callable[[], None] = lambda: None  # raises RunError once one that we started has died
 
 
 def train(cfg: RunConfig, config_path: str | None = None) -> Path:
     """`mmsr1 train`: services, then the ranks; returns the run's directory. Resumes what is there."""
-    out = open_run(cfg)
+    out = open_run(cfg, preflight.train)
     if cfg.train.mode == "rollout-only":
         from megatron_mmsr1.rollout_only import rollout_only
 
@@ -52,26 +58,38 @@ def train(cfg: RunConfig, config_path: str | None = None) -> Path:
 
 def sft(cfg: RunConfig) -> Path:
     """`mmsr1 sft`: the ranks alone."""
-    if cfg.algorithm.name != "sft":
-        raise UsageError("mmsr1 sft wants algorithm.name: sft in its config")
-    out = open_run(cfg)
+    out = open_run(cfg, preflight.sft)
     with Supervisor() as supervisor:
         _ranks(cfg, out, supervisor, Services([], None))
     return out
 
 
-def open_run(cfg: RunConfig) -> Path:
-    """Make the run's directory and keep the whole config in it. A directory of another configuration is refused."""
+def open_run(cfg: RunConfig, check: Callable[[RunConfig], None]) -> Path:
+    """Make the run's directory and keep the whole config in it, once `check` has let the config pass.
+
+    UsageError for a directory that holds the work of another configuration, or that cannot be written.
+    """
     out = Path(cfg.output)
     kept = out / "config.yaml"
     text = config.dump(cfg)
-    if kept.is_file() and kept.read_text() != text:
+    if kept.is_file() and kept.read_text() != text and _has_work(out):
         raise UsageError(
             f"{out} holds a run of another configuration; differing: {_differing(kept, cfg)}. Name another output="
         )
-    out.mkdir(parents=True, exist_ok=True)
-    kept.write_text(text)
+    check(cfg)
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        kept.write_text(text)
+    except OSError as e:
+        raise UsageError(f"output={out} cannot be written ({e.strerror}): name another output=") from None
     return out
+
+
+def _has_work(out: Path) -> bool:
+    """Whether anything there depends on the configuration: a run that failed at its start may begin again, corrected."""
+    written = out / "metrics.jsonl"
+    work = ("checkpoints", "rollouts", "eval", "model", "weights")
+    return any((out / n).exists() for n in work) or (written.is_file() and written.stat().st_size > 0)
 
 
 @contextmanager
@@ -79,24 +97,40 @@ def services(cfg: RunConfig, supervisor: Supervisor, *, engine: bool = True) -> 
     """The engine and the search server that the config names, or ones of our own until the block ends.
 
     The two start side by side: loading an engine takes longest. Raises RunError if one does not become healthy.
+    Servers that the config names are asked first whether they answer.
     """
+    preflight.servers(cfg, engine=engine)
     from megatron_mmsr1.rollout import sglang_server
     from megatron_mmsr1.search import launch as search_launch
 
     logs = Path(cfg.output) / "logs"
+    checks: list[Callable[[], None]] = []
     with ExitStack() as stack:
         search = cfg.search.url
         if search is None:
             cache = Path(cfg.search.cache or Path(cfg.output) / "search-cache.sqlite")
             server = search_launch.launch(cfg.search, cache_path=cache, log=logs / "search.log")
             stack.callback(server.stop)
+            checks.append(lambda: _still_running(server.process, "the search server", logs / "search.log"))
             search = server.url
         engines = list(cfg.engine.urls)
         if engine and not engines:
+            print(f"starting the engine (half a minute; log: {logs / 'engine.log'})", file=sys.stderr, flush=True)
             started = sglang_server.launch(cfg.model.path, cfg.engine, logs / "engine.log", seed=cfg.seed)
             stack.callback(started.stop)
+            checks.append(started.check)
             engines = [started.url]
-        yield Services(engines, search)
+
+        def check() -> None:
+            for one in checks:
+                one()
+
+        yield Services(engines, search, check)
+
+
+def _still_running(process: subprocess.Popen[bytes], what: str, log: Path) -> None:
+    if process.poll() is not None:
+        raise RunError(f"{what} ended with exit code {process.returncode}; the last lines of its log, {log}:\n{tail(log)}")
 
 
 def _ranks(cfg: RunConfig, out: Path, supervisor: Supervisor, found: Services) -> None:
@@ -105,9 +139,6 @@ def _ranks(cfg: RunConfig, out: Path, supervisor: Supervisor, found: Services) -
     argv = [*_torchrun(cfg), str(out / "config.yaml")]
     argv += [arg for url in found.engines for arg in ("--engine", url)]
     argv += ["--search", found.search] if found.search else []
-    supervisor.start(
-        "ranks", argv, log=out / "logs" / "ranks.log", env={"OMP_NUM_THREADS": str(threads), "PYTHONUNBUFFERED": "1"}
-    )
     title = "Cold start" if cfg.algorithm.name == "sft" else "GRPO"
     done = checkpointed_step(out)
     notes = Tail(out / "run.log")
@@ -117,14 +148,17 @@ def _ranks(cfg: RunConfig, out: Path, supervisor: Supervisor, found: Services) -
         def poll() -> None:
             notes.poll()
             steps.poll()
+            found.check()
 
         supervisor.wait("ranks", poll=poll)
 
 
 def checkpointed_step(out: Path) -> int:
     """The step that a run in `out` would resume at; 0 without a checkpoint."""
-    latest = out / "checkpoints" / "latest"
-    return int(latest.read_text().strip().rpartition("_")[2]) if latest.is_file() else 0
+    from megatron_mmsr1.megatron.manifest import latest
+
+    found = latest(out / "checkpoints")
+    return int(found.name.rpartition("_")[2]) if found else 0
 
 
 def evaluate(cfg: RunConfig, policies: bool) -> Path:
@@ -133,6 +167,7 @@ def evaluate(cfg: RunConfig, policies: bool) -> Path:
     """
     from megatron_mmsr1.evaluation import evaluate_model, evaluate_policies
 
+    preflight.evaluate(cfg, engine=not policies)
     out = Path(cfg.output)
     out.mkdir(parents=True, exist_ok=True)
     with Supervisor() as supervisor, services(cfg, supervisor, engine=not policies) as found:
@@ -160,8 +195,7 @@ def export(source: Path, target: Path) -> None:
     cfg = config.load(source / "config.yaml")
     with Supervisor() as supervisor:
         argv = [*_torchrun(cfg), str(source / "config.yaml"), "--export", str(target)]
-        supervisor.start("ranks", argv, log=source / "logs" / "export.log")
-        supervisor.wait("ranks")
+        _to_their_end(supervisor, argv, source / "logs" / "export.log")
 
 
 def _torchrun(cfg: RunConfig) -> list[str]:
@@ -188,10 +222,9 @@ class Tail:
             print(line[20:], file=sys.stderr, flush=True)  # without the date: the terminal has its own time
 
 
-def _differing(kept: Path, cfg: RunConfig) -> str:
+def _differing(kept: Path, cfg: RunConfig) -> list[str]:
     old, new = _flat(config.load(kept).model_dump(mode="json")), _flat(cfg.model_dump(mode="json"))
-    keys = sorted(k for k in old.keys() | new.keys() if old.get(k) != new.get(k))
-    return ", ".join(keys[:6]) + (" …" if len(keys) > 6 else "")
+    return sorted(k for k in old.keys() | new.keys() if old.get(k) != new.get(k))
 
 
 def _flat(d: dict[str, object], prefix: str = "") -> dict[str, object]:

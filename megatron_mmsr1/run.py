@@ -30,6 +30,8 @@ from megatron_mmsr1.rollout.worker import RolloutWorker
 from megatron_mmsr1.sync.disk import DiskSync
 from megatron_mmsr1.trajectory import Trajectory
 
+SAMPLES = 4  # trajectories a step in the table of samples
+
 
 class Run:
     """Opens where an earlier run of the same output directory stopped: at its latest checkpoint, else at step 0."""
@@ -140,6 +142,8 @@ class Run:
                     f"{self.cfg.algorithm.logprob_alarm:g}: the engine may hold other weights or other kernels"
                 )
         self.logger.write(step, row)
+        if self.cfg.algorithm.name == "grpo":
+            self.logger.samples(step, [_sample(t) for t in trajectories[:: max(1, len(trajectories) // SAMPLES)][:SAMPLES]])
 
     def evaluate(self, name: str, *, at: int) -> None:
         """Held-out questions through the engine, once a name (a resumed run does not repeat it)."""
@@ -228,3 +232,14 @@ class Run:
                 self.worker.close()
         if self.logger:
             self.logger.close()
+
+
+def _sample(t: Trajectory) -> dict[str, Any]:
+    """A trajectory as a row of the sample table."""
+    return {
+        "question": t.question,
+        "gold": t.golden_answers[0] if t.golden_answers else "",
+        "conversation": "\n".join(turn.text for turn in t.turns if turn.role != "prompt"),
+        "status": t.status.value,
+        "reward": t.reward,
+    }

@@ -48,7 +48,7 @@ def school(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         sizes = {name: len(SHAPES) if name == "shape" else len(COLOURS) for name in labels(random_emblem(rng))}
-        width = GRID[1] * GRID[2] // 4 * model.config.text_config.hidden_size
+        width = GRID[1] * GRID[2] // 4 * tower.config.out_hidden_size
         heads = torch.nn.ModuleDict({name: torch.nn.Linear(width, n) for name, n in sizes.items()})
     patches = [p for n, p in tower.named_parameters() if "patch_embed" in n]
     others = [p for n, p in tower.named_parameters() if "patch_embed" not in n] + list(heads.parameters())
