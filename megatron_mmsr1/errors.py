@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
+import json
 import os
 import sys
 import traceback
 from collections.abc import Callable
+from pathlib import Path
 from typing import NoReturn
+
+# Where a child process leaves its failure for whoever started it; unset, nobody asks.
+REPORT = "MMSR1_FAILURE"
 
 
 class UsageError(Exception):
@@ -27,16 +33,35 @@ def exit_with_message(main: Callable[[], None]) -> NoReturn:
     try:
         main()
     except UsageError as e:
-        print(f"mmsr1: {e}", file=sys.stderr)
         code = 2
+        _leave(str(e), code)
     except RunError as e:
-        print(f"mmsr1: {e}", file=sys.stderr)
         code = 1
+        _leave(str(e), code)
     except KeyboardInterrupt:
         code = 130
-    except BaseException:
-        traceback.print_exc()
+    except BaseException as e:
         code = 1
+        traceback.print_exc()
+        _leave(f"rank {os.environ.get('RANK', '0')} met what should not happen: {type(e).__name__}: {e}", code)
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(code)
+
+
+def _leave(message: str, code: int) -> None:
+    """On stderr, and in the report if it is the first: the others fail because this one left."""
+    print(f"mmsr1: {message}", file=sys.stderr)
+    path = os.environ.get(REPORT)
+    if path:
+        with contextlib.suppress(FileExistsError), open(path, "x", encoding="utf-8") as f:
+            json.dump({"message": message, "code": code}, f)
+
+
+def left_by_child(path: Path) -> UsageError | RunError | None:
+    """The failure that a child reported at `path`; None if it left none, or was killed while it wrote."""
+    try:
+        report = json.loads(path.read_text(encoding="utf-8"))
+    except (FileNotFoundError, ValueError):
+        return None
+    return (UsageError if report["code"] == 2 else RunError)(report["message"])

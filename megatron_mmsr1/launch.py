@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import os
 import shutil
-import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from megatron_mmsr1 import config
+from megatron_mmsr1 import config, preflight
 from megatron_mmsr1.config import RunConfig
-from megatron_mmsr1.errors import RunError, UsageError
+from megatron_mmsr1.errors import REPORT, RunError, UsageError, left_by_child
 from megatron_mmsr1.processes import Supervisor, free_port, tail
 from megatron_mmsr1.progress import Follower, progress
 
@@ -28,7 +27,7 @@ SHOWN = {
 
 
 # Settings that may change between a run's lives: where it runs and how long, not what it computes.
-FREE_TO_CHANGE = ("name", "train.", "logging.", "engine.", "megatron.", "search.url", "search.cache")
+FREE_TO_CHANGE = ("name", "output", "train.", "logging.", "engine.", "megatron.", "search.url", "search.cache")
 
 
 @dataclass(slots=True)
@@ -72,10 +71,10 @@ def open_run(cfg: RunConfig, check: Callable[[RunConfig], None]) -> Path:
     out = Path(cfg.output)
     kept = out / "config.yaml"
     text = config.dump(cfg)
-    if kept.is_file() and kept.read_text() != text and _has_work(out):
-        raise UsageError(
-            f"{out} holds a run of another configuration; differing: {_differing(kept, cfg)}. Name another output="
-        )
+    changed = _differing(kept, cfg) if kept.is_file() and _has_work(out) else []
+    if changed:
+        shown = ", ".join(changed[:6]) + (" …" if len(changed) > 6 else "")
+        raise UsageError(f"{out} holds a run of another configuration; differing: {shown}. Name another output=")
     check(cfg)
     try:
         out.mkdir(parents=True, exist_ok=True)
@@ -111,7 +110,7 @@ def services(cfg: RunConfig, supervisor: Supervisor, *, engine: bool = True) -> 
             cache = Path(cfg.search.cache or Path(cfg.output) / "search-cache.sqlite")
             server = search_launch.launch(cfg.search, cache_path=cache, log=logs / "search.log")
             stack.callback(server.stop)
-            checks.append(lambda: _still_running(server.process, "the search server", logs / "search.log"))
+            checks.append(server.check)
             search = server.url
         engines = list(cfg.engine.urls)
         if engine and not engines:
@@ -126,11 +125,6 @@ def services(cfg: RunConfig, supervisor: Supervisor, *, engine: bool = True) -> 
                 one()
 
         yield Services(engines, search, check)
-
-
-def _still_running(process: subprocess.Popen[bytes], what: str, log: Path) -> None:
-    if process.poll() is not None:
-        raise RunError(f"{what} ended with exit code {process.returncode}; the last lines of its log, {log}:\n{tail(log)}")
 
 
 def _ranks(cfg: RunConfig, out: Path, supervisor: Supervisor, found: Services) -> None:
@@ -150,7 +144,29 @@ def _ranks(cfg: RunConfig, out: Path, supervisor: Supervisor, found: Services) -
             steps.poll()
             found.check()
 
+        _to_their_end(supervisor, argv, out / "logs" / "ranks.log", threads=threads, poll=poll)
+
+
+def _to_their_end(
+    supervisor: Supervisor, argv: list[str], log: Path, *, threads: int = 1, poll: Callable[[], None] | None = None
+) -> None:
+    """Start ranks and wait for them. What the first of them to fail reported is raised here, as its own kind of error."""
+    report = log.with_name("failure.json")
+    report.unlink(missing_ok=True)
+    env = {"OMP_NUM_THREADS": str(threads), "PYTHONUNBUFFERED": "1", REPORT: str(report.resolve())}
+    child = supervisor.start("ranks", argv, log=log, env=env)
+    try:
         supervisor.wait("ranks", poll=poll)
+    except RunError:
+        if child.process.poll() is None:
+            raise  # not the ranks: a server ended
+        said = left_by_child(report)
+        if said is None:
+            raise RunError(
+                f"the ranks ended with exit code {child.process.returncode} and none said why; one that was killed (for memory "
+                f"perhaps) cannot. The same command resumes. The log {log} ends:\n{tail(log, 6)}"
+            ) from None
+        raise type(said)(f"{said} (the ranks' log: {log})") from None
 
 
 def checkpointed_step(out: Path) -> int:
@@ -223,8 +239,10 @@ class Tail:
 
 
 def _differing(kept: Path, cfg: RunConfig) -> list[str]:
+    """The settings in which a run's kept config and this one tell different experiments."""
     old, new = _flat(config.load(kept).model_dump(mode="json")), _flat(cfg.model_dump(mode="json"))
-    return sorted(k for k in old.keys() | new.keys() if old.get(k) != new.get(k))
+    keys = sorted(k for k in old.keys() | new.keys() if old.get(k) != new.get(k))
+    return [k for k in keys if not k.startswith(FREE_TO_CHANGE)]
 
 
 def _flat(d: dict[str, object], prefix: str = "") -> dict[str, object]:

@@ -15,7 +15,8 @@ from typing import Any, NoReturn
 
 import pyarrow as pa
 
-from megatron_mmsr1.data.decode import ImageError, decode
+from megatron_mmsr1.data.decode import MAX_SOURCE_PIXELS, ImageError, decode
+from megatron_mmsr1.data.images import smart_resize
 from megatron_mmsr1.errors import UsageError
 
 
@@ -134,7 +135,7 @@ def _images(cells: Any, column: str, path: Path, number: int) -> list[bytes]:
         try:
             if not isinstance(data, bytes):
                 raise ImageError("holds no bytes (a path or URL alone is not read)")
-            decode(data)
+            smart_resize(*decode(data).size, factor=1, min_pixels=1, max_pixels=MAX_SOURCE_PIXELS)  # refuses slivers
         except ImageError as e:
             raise BadRow(path, number, column if column == "image" else f"{column}[{n}]", str(e)) from e
         out.append(data)

@@ -22,12 +22,14 @@ from megatron.core.dist_checkpointing.strategies import filesystem_async
 from megatron.core.tensor_parallel import get_cuda_rng_tracker
 
 from megatron_mmsr1.errors import RunError
+from megatron_mmsr1.megatron import manifest, platform
+from megatron_mmsr1.megatron.manifest import LATEST, MANIFEST
 from megatron_mmsr1.megatron.parallel import Parallel
 
 if TYPE_CHECKING:
     from megatron_mmsr1.megatron.actor import MegatronActor
 
-MANIFEST, EXTRA, LATEST = "manifest.json", "extra.pt", "latest"
+EXTRA = "extra.pt"
 
 
 def save(actor: MegatronActor, directory: Path, extra: dict[str, Any]) -> None:
@@ -67,7 +69,7 @@ def load(actor: MegatronActor, directory: Path) -> dict[str, Any]:
     Raises RunError naming the file that is missing or torn.
     """
     p = actor.parallel
-    problem, layout = p.broadcast_object(_verify(directory) if p.rank == 0 else ("", []))
+    problem, layout = p.broadcast_object(manifest.verify(directory) if p.rank == 0 else ("", []))
     if problem:
         raise RunError(problem)
     state = _state(actor, is_loading=True)
@@ -85,12 +87,8 @@ def load(actor: MegatronActor, directory: Path) -> dict[str, Any]:
 
 def latest(parent: Path, p: Parallel) -> Path | None:
     """The checkpoint that `parent/latest` names, if it is there; rank 0's view, on every rank."""
-    name = None
-    if p.rank == 0 and (parent / LATEST).is_file():
-        name = (parent / LATEST).read_text().strip()
-        if not (parent / name / MANIFEST).is_file():
-            raise RunError(f"{parent / LATEST} names {name}, which is not a complete checkpoint: write another's name there")
-    name = p.broadcast_object(name)
+    found = manifest.latest(parent) if p.rank == 0 else None
+    name = p.broadcast_object(found.name if found else None)
     return parent / name if name else None
 
 
@@ -102,24 +100,6 @@ def _state(actor: MegatronActor, *, is_loading: bool) -> dict[str, Any]:
         "model": model,
         "optimizer": actor.optimizer.sharded_state_dict(model, is_loading=is_loading, metadata=metadata),
     }
-
-
-def _verify(directory: Path) -> tuple[str, list[int]]:
-    """(what is wrong with the checkpoint or "", the layout that wrote it)."""
-    advice = "resume from another checkpoint, by writing its name into the file `latest` beside it"
-    try:
-        manifest = json.loads((directory / MANIFEST).read_text())
-    except FileNotFoundError:
-        return f"no complete checkpoint at {directory}: {directory / MANIFEST} is missing; {advice}", []
-    except ValueError as e:
-        return f"{directory / MANIFEST} is damaged ({e}); {advice}", []
-    for name, size in manifest["files"].items():
-        file = directory / name
-        if not file.is_file():
-            return f"checkpoint file {file} is missing; {advice}", []
-        if file.stat().st_size != size:
-            return f"checkpoint file {file} is torn: {file.stat().st_size} of {size} bytes; {advice}", []
-    return "", manifest["layout"]
 
 
 def _layout(p: Parallel) -> list[int]:
@@ -136,7 +116,7 @@ def _rng_state() -> dict[str, Any]:
         "python": random.getstate(),
         "numpy": np.random.get_state(),
         "torch": torch.get_rng_state(),
-        "device": torch.cuda.get_rng_state(),
+        "device": platform.generator_state(),
         "tracker": tracker.get_states(),
     }
 
@@ -145,7 +125,7 @@ def _set_rng_state(state: dict[str, Any]) -> None:
     tracker: Any = get_cuda_rng_tracker()
     random.setstate(state["python"])
     np.random.set_state(state["numpy"])
-    torch.cuda.set_rng_state(state["device"])
+    platform.set_generator_state(state["device"])
     torch.set_rng_state(state["torch"])
     tracker.set_states(state["tracker"])
 

@@ -24,6 +24,12 @@ class SearchProcess:
 
     url: str
     process: subprocess.Popen[bytes]
+    log: Path
+
+    def check(self) -> None:
+        """RunError with the log's last lines if the server has ended."""
+        if self.process.poll() is not None:
+            raise RunError(f"the search server ended with code {self.process.returncode}; {self.log} ends:\n{_tail(self.log)}")
 
     def stop(self) -> None:
         """Drain, then end the whole process group; harmless if it has ended already."""
@@ -71,12 +77,11 @@ def launch(
             # Its products are small: more BLAS threads only take cores from engine and trainer.
             env={"OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1", **os.environ},
         )
-    server = SearchProcess(f"http://{host}:{port}", process)
+    server = SearchProcess(f"http://{host}:{port}", process, log)
     deadline = time.monotonic() + startup_s
     try:
         while not _ready(host, port):
-            if process.poll() is not None:
-                raise RunError(f"the search server ended with code {process.returncode}; {log} ends:\n{_tail(log)}")
+            server.check()
             if time.monotonic() > deadline:
                 raise RunError(f"the search server was not ready within {startup_s:g} s; {log} ends:\n{_tail(log)}")
             time.sleep(0.05)

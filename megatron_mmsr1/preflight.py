@@ -1,0 +1,170 @@
+"""What can be known to be wrong with a run before its first process starts: said in seconds, and by the launcher.
+
+The ranks check again what they read. Here it is about hours: a row, a shard or a server that is missing should not show after
+the engine has loaded, or at step 700.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Sequence
+from pathlib import Path
+from urllib.parse import urlsplit
+
+from megatron_mmsr1.config import RunConfig
+from megatron_mmsr1.errors import RunError, UsageError
+
+MANY_ROWS = 500  # from here on, the person is told what is being waited for
+TRIES, PAUSE_S, TIMEOUT_S = 3, 1.0, 5.0  # of a server that should run already
+
+
+def train(cfg: RunConfig) -> None:
+    """Raises UsageError or RunError that names the setting, file, row, weight shard, checkpoint shard or port."""
+    if cfg.algorithm.name != "grpo":
+        raise UsageError(f"mmsr1 train wants algorithm.name: grpo, not {cfg.algorithm.name}; mmsr1 sft runs a cold start")
+    model(cfg.model.path, "model.path")
+    if cfg.algorithm.kl_coef and cfg.model.reference:
+        model(cfg.model.reference, "model.reference")
+    resumes = checkpoint(Path(cfg.output))
+    if not cfg.data.train:
+        raise UsageError("data.train names no parquet file to train on")
+    if cfg.train.mode == "train-only":
+        replay(cfg)
+    else:
+        local_services(cfg)
+    if not resumes:  # a run that is resumed was checked when it began
+        rows(cfg.data.train, "data.train", cfg.data.bad_rows)
+        if cfg.train.mode == "full":
+            rows(cfg.data.heldout, "data.heldout", cfg.data.bad_rows)
+
+
+def sft(cfg: RunConfig) -> None:
+    """As `train`, for a cold start."""
+    if cfg.algorithm.name != "sft":
+        raise UsageError(f"mmsr1 sft wants algorithm.name: sft, not {cfg.algorithm.name}; mmsr1 train runs GRPO")
+    model(cfg.model.path, "model.path")
+    checkpoint(Path(cfg.output))
+    if cfg.sft.source != "atlas" and not Path(cfg.sft.source).is_file():
+        raise UsageError(f"sft.source: no file of demonstrations at {cfg.sft.source}")
+
+
+def evaluate(cfg: RunConfig, *, engine: bool) -> None:
+    """As `train`, for `mmsr1 eval`; without `engine`, the model is not asked for."""
+    if engine:
+        model(cfg.model.path, "model.path")
+    local_services(cfg, engine=engine)
+    if not cfg.data.heldout:
+        raise UsageError("data.heldout names no parquet file to evaluate on")
+    rows(cfg.data.heldout, "data.heldout", cfg.data.bad_rows)
+
+
+def model(path: str, key: str) -> None:
+    """The checkpoint directory is a Qwen2.5-VL, each of its shards is whole, and it has a tokenizer and a processor."""
+    from megatron_mmsr1.megatron import hf
+    from megatron_mmsr1.sync.checkpoint import tensors
+
+    directory = Path(path)
+    hf.read_config(directory, key)
+    try:
+        tensors(directory)
+    except RunError as e:
+        raise RunError(f"{key}: {e} Download or export the checkpoint again.") from None
+    for names in (("tokenizer.json", "vocab.json"), ("preprocessor_config.json", "processor_config.json")):
+        if not any((directory / n).is_file() for n in names):
+            raise UsageError(
+                f"{key}: {directory} has no {' or '.join(names)}: copy the checkpoint whole, not its weights alone"
+            )
+
+
+def checkpoint(out: Path) -> bool:
+    """Whether a run in `out` would resume from a checkpoint. RunError names what is missing or torn in it."""
+    from megatron_mmsr1.megatron.manifest import latest, verify
+
+    directory = latest(out / "checkpoints")
+    problem = verify(directory)[0] if directory else ""
+    if problem:
+        raise RunError(problem)
+    return directory is not None
+
+
+def replay(cfg: RunConfig) -> None:
+    from megatron_mmsr1.rollout.dump import dump_path
+
+    first = dump_path(cfg.train.replay or ".", 0)
+    if not first.is_file():
+        raise UsageError(f"train.replay: no rollouts at {first}: name the rollouts/ directory of a run")
+
+
+def local_services(cfg: RunConfig, *, engine: bool = True) -> None:
+    """What the search server and the engine of our own would stumble over."""
+    from megatron_mmsr1.processes import require_port
+    from megatron_mmsr1.protocol import Prompts
+
+    Prompts.load(cfg.protocol.prompts)
+    if cfg.search.url is None:
+        if cfg.search.corpus is None:
+            raise UsageError("nothing to search: name a server (search.url) or a directory to serve (search.corpus)")
+        if not (Path(cfg.search.corpus) / "corpus.jsonl").is_file():
+            raise UsageError(f"search.corpus: no corpus.jsonl in {cfg.search.corpus} (mmsr1 atlas build writes one)")
+    if engine and not cfg.engine.urls and cfg.engine.sglang.get("port"):
+        require_port(int(cfg.engine.sglang["port"]), "the engine (engine.sglang.port)")
+
+
+def rows(paths: Sequence[str], key: str, bad_rows: str) -> None:
+    """Read every row once. The first bad one raises UsageError; with bad_rows="skip" they are counted aloud."""
+    from megatron_mmsr1.data.dataset import PromptDataset
+    from megatron_mmsr1.data.rows import BadRow
+
+    data = PromptDataset(paths)
+    if len(data) > MANY_ROWS:
+        print(f"reading the {len(data)} rows of {key} once ...", file=sys.stderr, flush=True)
+    bad: list[BadRow] = []
+    for i in range(len(data)):
+        try:
+            data[i]
+        except BadRow as e:
+            if bad_rows == "error":
+                raise UsageError(f"{key}: {e}; mend the row, or leave such rows out with data.bad_rows=skip") from None
+            bad.append(e)
+    if paths and len(bad) == len(data):
+        raise UsageError(f"{key}: not one usable row in {', '.join(paths)}" + (f"; the first: {bad[0]}" if bad else ""))
+    if bad:
+        print(f"{key}: {len(bad)} of {len(data)} rows are left out, the first: {bad[0]}", file=sys.stderr, flush=True)
+
+
+def servers(cfg: RunConfig, *, engine: bool = True) -> None:
+    """Every server that the config names by URL answers. RunError names the first that does not, within seconds."""
+    for url in cfg.engine.urls if engine else []:
+        answers(url, "/model_info", "engine.urls", "SGLang server; start it, or leave engine.urls empty to have one started")
+    if cfg.search.url is not None:
+        answers(
+            cfg.search.url,
+            "/readyz",
+            "search.url",
+            "search server; start it (mmsr1 search serve), or name search.corpus instead to have one started",
+        )
+
+
+def answers(url: str, path: str, key: str, what: str) -> None:
+    """Return once `url` + `path` gives 2xx; RunError after a few tries, UsageError for what is no http URL."""
+    at = urlsplit(url)
+    if at.scheme not in ("http", "https") or not at.hostname:
+        raise UsageError(f"{key}: {url!r} is no URL of a server; write it as http://HOST:PORT")
+    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+    reason = ""
+    for attempt in range(TRIES):
+        if attempt:
+            time.sleep(PAUSE_S)
+        try:
+            with opener.open(url.rstrip("/") + path, timeout=TIMEOUT_S):
+                return
+        except urllib.error.HTTPError as e:
+            reason = f"HTTP {e.code} from {path}"
+        except urllib.error.URLError as e:
+            reason = str(e.reason)
+        except (OSError, ValueError) as e:
+            reason = str(e) or type(e).__name__
+    raise RunError(f"{key}: {url} does not answer ({reason}): no {what}")
