@@ -91,6 +91,12 @@ def rollout_metrics(trajectories: Sequence[Trajectory], protocol: ProtocolConfig
     return out
 
 
+def throughput(trajectories: Sequence[Trajectory], seconds: float) -> dict[str, float]:
+    """rollout/tokens_per_s (sampled tokens; observations are not generated) and rollout/trajectories_per_s, over `seconds`."""
+    sampled = sum(sum(t.loss_mask) for t in trajectories)
+    return {"rollout/tokens_per_s": sampled / seconds, "rollout/trajectories_per_s": len(trajectories) / seconds}
+
+
 def _parts(prefix: str, groups: dict[str, list[Trajectory]], protocol: ProtocolConfig) -> dict[str, float]:
     out: dict[str, float] = {}
     for name, members in groups.items():

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 
 from megatron_mmsr1.config import RunConfig
 from megatron_mmsr1.data.dataset import PromptDataset
 from megatron_mmsr1.data.sampler import ResumableSampler
 from megatron_mmsr1.logs import RunLog
-from megatron_mmsr1.metrics import rollout_metrics
+from megatron_mmsr1.metrics import rollout_metrics, throughput
 from megatron_mmsr1.progress import progress
 from megatron_mmsr1.rollout.dump import dump_path, write_dump
 from megatron_mmsr1.rollout.worker import RolloutWorker
@@ -28,6 +29,7 @@ def rollout_only(cfg: RunConfig, engines: list[str], search: str | None) -> None
                 if dump_path(out / "rollouts", step).exists():
                     shown.step()
                     continue
+                started = time.monotonic()
                 done = worker.generate(
                     [data[i] for i in indices],
                     step=step,
@@ -35,8 +37,9 @@ def rollout_only(cfg: RunConfig, engines: list[str], search: str | None) -> None
                     weight_version=0,
                     group_size=cfg.data.group_size,
                 )
+                metrics = rollout_metrics(done, cfg.protocol) | throughput(done, time.monotonic() - started)
+                metrics["data/skipped_rows"] = data.skipped
                 write_dump(out / "rollouts", step, done, {"weights": 0})
-                metrics = rollout_metrics(done, cfg.protocol)
                 log.write(step, metrics)
                 shown.step(reward=metrics.get("reward/mean", 0.0), searches=metrics.get("search/share", 0.0))
     finally:

@@ -24,7 +24,7 @@ from megatron_mmsr1.errors import RunError
 from megatron_mmsr1.evaluation import evaluate_with
 from megatron_mmsr1.logs import RunLog
 from megatron_mmsr1.megatron.actor import MegatronActor
-from megatron_mmsr1.metrics import rollout_metrics
+from megatron_mmsr1.metrics import rollout_metrics, throughput
 from megatron_mmsr1.rollout.dump import dump_path, read_dump, write_dump
 from megatron_mmsr1.rollout.worker import RolloutWorker
 from megatron_mmsr1.sync.disk import DiskSync
@@ -47,6 +47,7 @@ class Run:
         self.parallel = self.actor.parallel
         self.lead = self.parallel.rank == 0
         self.seconds: dict[str, float] = {}
+        self.generated = False  # whether this step's rollouts were made here, or found
         self.worker: RolloutWorker | None = None
         self.dataset: PromptDataset | None = None
         self.sampler: ResumableSampler | None = None
@@ -70,6 +71,7 @@ class Run:
         indices = self.sampler.take(self.cfg.data.prompts_per_step)
         found = self._stored_rollouts(step) if self.lead else []
         stored = self.parallel.broadcast_object(found)
+        self.generated = not stored
         if stored:
             trajectories = stored
         else:
@@ -133,6 +135,9 @@ class Run:
         row |= {f"seconds/{k}": v for k, v in self.seconds.items()}
         if self.cfg.algorithm.name == "grpo":
             row |= rollout_metrics(trajectories, self.cfg.protocol)
+            row["data/skipped_rows"] = self.dataset.skipped if self.dataset else 0
+            if self.generated:
+                row |= throughput(trajectories, self.seconds["rollout"])
             row["trained_share"] = len(trained) / max(len(trajectories), 1)
             gap = metrics.get("logprob_diff_mean", 0.0)
             row["logprob_alarm"] = float(gap > self.cfg.algorithm.logprob_alarm)
