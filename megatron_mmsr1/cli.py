@@ -194,7 +194,7 @@ def build_parser() -> argparse.ArgumentParser:
 
     for name, run, what, example in (
         ("train", _train, "train by GRPO over real search", "mmsr1 train configs/atlas.yaml train.steps=20 output=runs/short"),
-        ("sft", _sft, "cold-start a model from demonstrations", "mmsr1 sft configs/atlas_sft.yaml optimizer.lr=1e-3"),
+        ("sft", _sft, "cold-start a model from demonstrations", "mmsr1 sft configs/atlas-sft.yaml optimizer.lr=1e-3"),
     ):
         _with_config(_verb(verbs, name, run, what, example))
 

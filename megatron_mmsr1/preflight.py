@@ -52,9 +52,8 @@ def sft(cfg: RunConfig) -> None:
 
 
 def evaluate(cfg: RunConfig, *, engine: bool) -> None:
-    """As `train`, for `mmsr1 eval`; without `engine`, the model is not asked for."""
-    if engine:
-        model(cfg.model.path, "model.path")
+    """As `train`, for `mmsr1 eval`; scripted policies do without an `engine`, but read and write the model's tokens."""
+    model(cfg.model.path, "model.path")
     local_services(cfg, engine=engine)
     if not cfg.data.heldout:
         raise UsageError("data.heldout names no parquet file to evaluate on")
