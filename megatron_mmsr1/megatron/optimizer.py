@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 from megatron.core.optimizer import OptimizerConfig, get_megatron_optimizer
@@ -25,7 +26,7 @@ def build_optimizer(cfg: RunConfig, model: Built) -> Any:
             adam_beta1=o.betas[0],
             adam_beta2=o.betas[1],
             adam_eps=o.eps,
-            clip_grad=o.clip_grad,
+            clip_grad=o.clip_grad or math.inf,  # 0 clips nothing, but the norm is measured all the same
             bf16=model.config.bf16,
             params_dtype=model.config.params_dtype,
             use_distributed_optimizer=cfg.megatron.distributed_optimizer,

@@ -26,6 +26,8 @@ def install() -> None:
     # megatron-core 0.19 calls torch.distributed by names, types and argument orders that torch 2.13 has deprecated.
     warnings.filterwarnings("ignore", module=r"torch\.distributed\..*")
     warnings.filterwarnings("ignore", message="Please use DTensor instead", category=FutureWarning)
+    # The distributed optimizer looks for gradients on shards that are views.
+    warnings.filterwarnings("ignore", message=r"The \.grad attribute of a Tensor that is not a leaf")
     for name in ("megatron.core", "megatron.bridge", "torch.utils.cpp_extension"):
         logging.getLogger(name).setLevel(logging.ERROR)
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")  # megatron-bridge passes it arguments that it deprecates
@@ -67,6 +69,19 @@ def seed(value: int) -> None:
     random.seed(value)
     np.random.seed(value % 2**32)
     torch.manual_seed(value)
+
+
+def generator_state() -> torch.Tensor:
+    """The state of the device's default generator (the CPU's without CUDA)."""
+    return torch.cuda.get_rng_state() if has_cuda() else torch.get_rng_state()
+
+
+def set_generator_state(state: torch.Tensor) -> None:
+    """Put back what `generator_state` gave."""
+    if has_cuda():
+        torch.cuda.set_rng_state(state)
+    else:
+        torch.set_rng_state(state)
 
 
 def synchronize() -> None:

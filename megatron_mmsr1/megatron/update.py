@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -43,12 +44,17 @@ class Update:
 
     def run(self, rate: float) -> dict[str, float]:
         actor = self.actor
+        # An update leaves the gradient buffer as each parameter's `grad`, where the next backward would add it twice.
+        actor.optimizer.zero_grad()
         reports = actor.policy.train(self.batches, self._loss)
         for group in actor.optimizer.param_groups:
             group["lr"] = rate
         ok, grad_norm, _ = actor.optimizer.step()
-        if not ok:
-            raise RunError(f"step {actor.step}: the optimizer refused the update (gradient norm {grad_norm})")
+        if not ok or not math.isfinite(grad_norm):
+            raise RunError(
+                f"step {actor.step}: the gradient norm is {grad_norm}: the weights in memory are lost, the last checkpoint is "
+                "not; resume from it with a lower optimizer.lr or a lower optimizer.clip_grad"
+            )
         n = len(objective.SUMS)
         sums = np.sum([r[:n] for r in reports], axis=0) if reports else np.zeros(n)
         maxima = np.max([r[n:] for r in reports], axis=0) if reports else np.zeros(len(objective.MAXIMA))
@@ -57,7 +63,7 @@ class Update:
         names = (*objective.SUMS, *objective.MAXIMA)
         values = [*actor.parallel.sum(sums.tolist()), *actor.parallel.max(maxima.tolist())]
         return dict(zip(names, values, strict=True)) | {
-            "grad_norm": float(grad_norm or 0.0),
+            "grad_norm": float(grad_norm),
             "loss_tokens": self.global_tokens,
         }
 

@@ -42,6 +42,8 @@ CASES: dict[int, dict[str, Case]] = {
             for name in ("tp2", "tp2_sp", "pp2", "dp2")
             for what in ("logits", "gradients", "steps")
         },
+        "plain_optimizer_tp2_sp": partial(layouts.plain_optimizer, layout="tp2_sp"),
+        "plain_optimizer_dp2": partial(layouts.plain_optimizer, layout="dp2"),
         "tied_embeddings_tp2": partial(layouts.tied, layout="tp2"),
         "tied_embeddings_pp2": partial(layouts.tied, layout="pp2"),
         "fewer_sequences_than_ranks": partial(layouts.one_sequence, layout="dp2"),

@@ -89,6 +89,8 @@ def trajectories(lab: Lab) -> None:
         actor.train_step(said, [1.0])
     with raises(UsageError, "every loss mask is 0"):
         actor.train_step(broken(loss_weights=[0.0] * len(good[0])), [1.0])
+    with raises(RunError, "gradient norm is nan"):
+        lab.actor().train_step(good, [float("nan")])
     gone = ImageRef("0" * 64, good[0].images[0].grid_thw)
     with raises(RunError, "0" * 64):
         actor.train_step(broken(images=[gone, *good[0].images[1:]]), [1.0])

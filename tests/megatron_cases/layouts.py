@@ -83,8 +83,12 @@ def gradients(lab: Lab, layout: str) -> None:
 
 def steps(lab: Lab, layout: str) -> None:
     """Three steps of Adam with a KL term: Adam divides by the gradient's size, so rounding is enlarged where it is near 0."""
+    _compare_steps(_steps(lab, LAYOUTS[layout]), lab.kept("steps"))
+
+
+def _compare_steps(found: list[dict[str, float]], wanted: list[dict[str, float]]) -> None:
     names = ("loss", "pg_loss", "kl", "entropy", "clip_fraction", "grad_norm", "logprob_diff_mean", "logprob_diff_max")
-    for i, (a, b) in enumerate(zip(_steps(lab, LAYOUTS[layout]), lab.kept("steps"), strict=True)):
+    for i, (a, b) in enumerate(zip(found, wanted, strict=True)):
         for name in names:
             assert abs(a[name] - b[name]) <= 1e-6 + 2e-5 * abs(b[name]), f"step {i} {name}: {a[name]} not {b[name]}"
 
@@ -99,6 +103,11 @@ def packed_equals_unpacked(lab: Lab) -> None:
     for budget in (1, 60, 10_000):
         actor = lab.actor(megatron={"tokens_per_microbatch": budget}, model={"freeze_vision": False}, optimizer=READABLE)
         same_gradients(lab.gradients(actor), lab.kept("gradients"))
+
+
+def plain_optimizer(lab: Lab, layout: str) -> None:
+    """Without the distributed optimizer, the same three steps."""
+    _compare_steps(_steps(lab, LAYOUTS[layout] | {"distributed_optimizer": False}), lab.kept("steps"))
 
 
 def recompute(lab: Lab, mode: str) -> None:

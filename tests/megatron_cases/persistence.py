@@ -53,7 +53,8 @@ def exact_resume(lab: Lab, layout: str = "tp1", distributed: bool = True) -> Non
     assert where is not None and where.name == "step_000002"
     assert resumed.load(where) == extra and resumed.step == 2
     again = resumed.train_step(lab.trajectories, lab.advantages)
-    assert {n: again[n] for n in NAMES} == {n: third[n] for n in NAMES}
+    found, wanted = ({n: m[n] for n in NAMES} for m in (again, third))
+    assert found == wanted, f"{found} not {wanted}"
     assert torch.equal(torch.rand(3), after)
     resumed.export(lab.root / f"resumed_{layout}")
     a, b = (load_file(lab.root / f"{kind}_{layout}" / "model.safetensors") for kind in ("straight", "resumed"))

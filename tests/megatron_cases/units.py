@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
@@ -16,7 +18,7 @@ def log_prob(lab: Lab) -> None:
     from megatron_mmsr1.megatron.step import parallel_state
 
     parallel.init(lab.config(megatron={"tensor_parallel": lab.world}))
-    group = parallel_state.get_tensor_model_parallel_group()
+    group: Any = parallel_state.get_tensor_model_parallel_group()
     torch.manual_seed(0)
     tokens, hidden, vocabulary = 13, 8, 20
     h = torch.randn(tokens, 1, hidden)
@@ -82,8 +84,9 @@ def attention_and_rope(lab: Lab) -> None:
 
     parts = []
     for a, b in zip(bounds[:-1].tolist(), bounds[1:].tolist(), strict=True):
-        one = [x[a:b].transpose(0, 1) for x in (rotate(q), rotate(k).repeat_interleave(2, 1), v.repeat_interleave(2, 1))]
-        parts.append(F.scaled_dot_product_attention(*one, is_causal=True).transpose(0, 1).flatten(1))
+        whole = (rotate(q), rotate(k).repeat_interleave(2, 1), v.repeat_interleave(2, 1))
+        one_q, one_k, one_v = (x[a:b].transpose(0, 1) for x in whole)
+        parts.append(F.scaled_dot_product_attention(one_q, one_k, one_v, is_causal=True).transpose(0, 1).flatten(1))
     wanted_out = torch.cat(parts)
     wanted = torch.autograd.grad((wanted_out * weigh).sum(), (q, k, v))
     close(out, wanted_out, 1e-5, "attention")
