@@ -23,6 +23,7 @@ def pack(source: Path, target: Path) -> None:
     shutil.copytree(source, target, ignore=ignore)
     packed = {k: w.to(torch.bfloat16) if w.is_floating_point() else w for k, w in weights.items()}
     save_file(packed, target / "model.safetensors", metadata={"format": "pt"})
+    (target / "model.safetensors").chmod(0o644)  # its writer makes it private
     print(f"wrote {target}: {sum(f.stat().st_size for f in target.iterdir()) / 1e6:.1f} MB")
 
 
