@@ -6,6 +6,7 @@ the engine has loaded, or at step 700.
 
 from __future__ import annotations
 
+import json
 import sys
 import time
 import urllib.error
@@ -26,6 +27,7 @@ def train(cfg: RunConfig) -> None:
     if cfg.algorithm.name != "grpo":
         raise UsageError(f"mmsr1 train wants algorithm.name: grpo, not {cfg.algorithm.name}; mmsr1 sft runs a cold start")
     model(cfg.model.path, "model.path")
+    pixels(cfg)
     if cfg.algorithm.kl_coef and cfg.model.reference:
         model(cfg.model.reference, "model.reference")
     resumes = checkpoint(Path(cfg.output))
@@ -54,6 +56,7 @@ def sft(cfg: RunConfig) -> None:
 def evaluate(cfg: RunConfig, *, engine: bool) -> None:
     """As `train`, for `mmsr1 eval`; scripted policies do without an `engine`, but read and write the model's tokens."""
     model(cfg.model.path, "model.path")
+    pixels(cfg)
     local_services(cfg, engine=engine)
     if not cfg.data.heldout:
         raise UsageError("data.heldout names no parquet file to evaluate on")
@@ -76,6 +79,27 @@ def model(path: str, key: str) -> None:
             raise UsageError(
                 f"{key}: {directory} has no {' or '.join(names)}: copy the checkpoint whole, not its weights alone"
             )
+
+
+def pixels(cfg: RunConfig) -> None:
+    """Pictures of the sizes that the config lets through are resized by nobody else: the engine's own processor must let them
+    through as well, or engine and trainer see different ones.
+    """
+    directory = Path(cfg.model.path)
+    files = [f for n in ("preprocessor_config.json", "processor_config.json") if (f := directory / n).is_file()]
+    try:
+        said = json.loads(files[0].read_text())
+    except ValueError as e:
+        raise RunError(f"model.path: {files[0]} is not valid JSON ({e}): copy the checkpoint again") from None
+    said = said.get("image_processor", said)
+    size = said.get("size") or {}
+    low = size.get("shortest_edge") or said.get("min_pixels") or 0  # both names are in use, and both count pixels
+    high = size.get("longest_edge") or said.get("max_pixels") or cfg.model.max_pixels
+    if cfg.model.min_pixels < low or cfg.model.max_pixels > high:
+        raise UsageError(
+            f"model.min_pixels={cfg.model.min_pixels} to model.max_pixels={cfg.model.max_pixels} exceeds {files[0]}, which "
+            f"takes pictures of {low} to {high} pixels: the engine would resize what the trainer does not; set both within"
+        )
 
 
 def checkpoint(out: Path) -> bool:
