@@ -37,7 +37,14 @@ def tokenizer() -> Any:
 
 
 def write(
-    directory: Path, *, seed: int = 0, dtype: str = "float32", hidden: int = 64, layers: int = 2, chain: list[str] | None = None
+    directory: Path,
+    *,
+    seed: int = 0,
+    dtype: str = "float32",
+    hidden: int = 64,
+    layers: int = 2,
+    chain: list[str] | None = None,
+    max_pixels: int = 28 * 28 * 64,
 ) -> Path:
     """Write model, tokenizer and processor. `chain` lists strings; each token of one leads to the next, an end to nothing
     certain. Returns the directory."""
@@ -80,7 +87,7 @@ def write(
         _make_chain(model, [tok.encode(s, add_special_tokens=False) for s in chain])
     model = model.to(getattr(torch, dtype))
     model.save_pretrained(directory)
-    image = Qwen2VLImageProcessor(min_pixels=56 * 56, max_pixels=28 * 28 * 64)
+    image = Qwen2VLImageProcessor(min_pixels=56 * 56, max_pixels=max_pixels)
     # A processor wants a chat template; nothing here uses it, since prompts are token ids.
     processor = Qwen2_5_VLProcessor(
         image_processor=image, tokenizer=tok, video_processor=Qwen2VLVideoProcessor(), chat_template="{{''}}"
