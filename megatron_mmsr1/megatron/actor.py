@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -57,6 +58,9 @@ class MegatronActor:
         self.reference: Stepper | None = None
         if cfg.algorithm.name == "grpo" and cfg.algorithm.kl_coef > 0:
             self.reference = self._build_reference()
+        # The libraries' hundred thousands of objects need not be looked at again at every full collection.
+        gc.collect()
+        gc.freeze()
 
     # ------------------------------------------------------------------------------------------------------- training
     def train_step(self, trajectories: Sequence[Trajectory], advantages: Sequence[float] | None) -> dict[str, float]:

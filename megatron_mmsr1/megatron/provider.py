@@ -17,6 +17,7 @@ OWNED = {
     "tensor_model_parallel_size": "megatron.tensor_parallel",
     "pipeline_model_parallel_size": "megatron.pipeline_parallel",
     "context_parallel_size": "megatron.context_parallel",
+    "virtual_pipeline_model_parallel_size": "the trainer, which does not interleave pipeline stages",
     "sequence_parallel": "megatron.sequence_parallel",
     "recompute_granularity": "megatron.recompute",
     "params_dtype": "model.dtype",

@@ -7,7 +7,7 @@ import math
 
 import torch
 
-from megatron_cases.harness import READABLE, Lab, same_gradients
+from megatron_cases.harness import LAYOUTS, READABLE, Lab, same_gradients
 
 
 def each_image_once(lab: Lab) -> None:
@@ -74,10 +74,11 @@ def nothing_to_train(lab: Lab) -> None:
     assert actor.log_probs(lab.trajectories) == before
 
 
-def bfloat16(lab: Lab) -> None:
+def bfloat16(lab: Lab, layout: str = "tp1") -> None:
     """bfloat16 weights with float32 masters: near float32's log-probs, and it learns what it is told to."""
-    exact = lab.actor().log_probs(lab.trajectories)
-    actor = lab.actor(model={"dtype": "bfloat16"}, algorithm={"name": "sft"}, optimizer={"lr": 1e-2})
+    split = LAYOUTS[layout]
+    exact = lab.actor(megatron=split).log_probs(lab.trajectories)
+    actor = lab.actor(megatron=split, model={"dtype": "bfloat16"}, algorithm={"name": "sft"}, optimizer={"lr": 1e-2})
     rough = actor.log_probs(lab.trajectories)
     for a, b in zip(exact, rough, strict=True):
         assert (torch.tensor(a) - torch.tensor(b)).abs().max() < 0.1

@@ -17,6 +17,7 @@ CASES: dict[int, dict[str, Case]] = {
         "micro_batch_plan": units.plan,
         "logits_equal_transformers": layouts.logits_equal_transformers,
         "log_probs_equal_transformers": layouts.log_probs_equal_transformers,
+        "gradients_equal_transformers": layouts.gradients_equal_transformers,
         "baseline_gradients": layouts.baseline,
         "packed_equals_unpacked": layouts.packed_equals_unpacked,
         "recompute_full": partial(layouts.recompute, mode="full"),
@@ -64,6 +65,7 @@ CASES: dict[int, dict[str, Case]] = {
         "fewer_sequences_than_ranks": partial(layouts.one_sequence, layout="tp2_dp2_sp"),
         "export_every_weight_tp2_pp2": partial(persistence.export_every_weight, layout="tp2_pp2"),
         "load_tp2_sp_checkpoint_as_tp2_pp2": partial(persistence.load_elsewhere, source="tp2_sp", layout="tp2_pp2_sp"),
+        "bfloat16_tp2_pp2_sp": partial(behaviour.bfloat16, layout="tp2_pp2_sp"),
         "layout_refused": errors.layout,
     },
 }

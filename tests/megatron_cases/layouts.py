@@ -5,11 +5,36 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+from safetensors.torch import load_file
 
 from megatron_cases import tiny
 from megatron_cases.harness import LAYOUTS, READABLE, Lab, close, same_gradients
 from megatron_mmsr1.data.images import pixel_values
 from megatron_mmsr1.trajectory import Trajectory
+
+
+def gradients_equal_transformers(lab: Lab) -> None:
+    """The loss of supervised fine-tuning by hand on transformers' model, and the update that READABLE makes of its gradient."""
+    model = load_transformers(lab)
+    actor = lab.actor(model={"freeze_vision": False}, algorithm={"name": "sft"}, optimizer=READABLE)
+    total = torch.zeros(())
+    for t in lab.trajectories:
+        z = transformers_logits(lab, t, model)
+        z = z.index_fill(1, torch.tensor(actor.banned), -torch.inf)
+        logprobs = torch.log_softmax(z, -1)[:-1].gather(1, torch.tensor(t.token_ids[1:])[:, None]).squeeze(1)
+        total = total - logprobs[torch.tensor(t.loss_mask[1:]).bool()].sum()
+    loss = total / sum(sum(t.loss_mask) for t in lab.trajectories)
+    loss.backward()
+    with torch.no_grad():
+        for p in model.parameters():
+            if p.grad is not None:
+                p.sub_(p.grad / (1 + p.grad.abs()))
+    model.save_pretrained(lab.root / "updated")
+    metrics = actor.train_step(lab.trajectories, None)
+    assert abs(metrics["loss"] - loss.item()) < 1e-5
+    actor.export(lab.root / "ours_updated")
+    found, wanted = (load_file(lab.root / d / "model.safetensors") for d in ("ours_updated", "updated"))
+    same_gradients(found, wanted)
 
 
 def transformers_logits(lab: Lab, t: Trajectory, model: Any) -> torch.Tensor:
@@ -21,8 +46,7 @@ def transformers_logits(lab: Lab, t: Trajectory, model: Any) -> torch.Tensor:
             "image_grid_thw": torch.tensor([i.grid_thw for i in t.images]),
             "mm_token_type_ids": (ids == tiny.ID["<|image_pad|>"]).int(),
         }
-    with torch.no_grad():
-        return model(input_ids=ids, **images).logits[0]
+    return model(input_ids=ids, **images).logits[0]
 
 
 def load_transformers(lab: Lab) -> Any:
@@ -34,7 +58,8 @@ def load_transformers(lab: Lab) -> Any:
 
 def logits_equal_transformers(lab: Lab) -> None:
     model = load_transformers(lab)
-    wanted = [transformers_logits(lab, t, model) for t in lab.trajectories]
+    with torch.no_grad():
+        wanted = [transformers_logits(lab, t, model) for t in lab.trajectories]
     lab.keep("logits", wanted)
     found = lab.actor().logits(lab.trajectories)
     for i, (a, b) in enumerate(zip(found, wanted, strict=True)):

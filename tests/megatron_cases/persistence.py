@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from safetensors.torch import load_file
 
@@ -29,7 +31,8 @@ def export_every_weight(lab: Lab, layout: str = "tp1") -> None:
     if lab.rank == 0:
         from transformers import Qwen2_5_VLForConditionalGeneration
 
-        _, info = Qwen2_5_VLForConditionalGeneration.from_pretrained(target, output_loading_info=True)
+        loaded: Any = Qwen2_5_VLForConditionalGeneration.from_pretrained(target, output_loading_info=True)
+        info = loaded[1]
         assert not info["missing_keys"] and not info["unexpected_keys"]
 
 
