@@ -9,9 +9,9 @@ import time
 from pathlib import Path
 
 import pytest
+from loop_fixtures import COLD_START, ROOT, kill_everything, metrics, mmsr1, settings, small_world
 
 from megatron_mmsr1.rollout.dump import read_dump
-from loop_fixtures import COLD_START, ROOT, kill_everything, metrics, mmsr1, settings, small_world
 
 SAME = ("loss", "reward/mean", "tokens", "search/share")  # of a step; grad_norm is compared to rounding
 
