@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
+import sys
 import threading
 import time
 from pathlib import Path
 
+import httpx
 import pytest
 import tiny_checkpoint
 from conftest import launch_engine
@@ -20,6 +23,7 @@ from megatron_mmsr1.rollout.dump import dump_path, read_dump, write_dump
 from megatron_mmsr1.rollout.worker import RolloutWorker
 from megatron_mmsr1.trajectory import Status, ToolStatus
 
+ROOT = Path(__file__).parents[1]
 PROMPTS = [prompt(n, pictures=n % 3) for n in range(6)]
 INDICES = [40 + n for n in range(6)]
 
@@ -146,6 +150,27 @@ def test_a_killed_worker_is_reported(engine, checkpoints, tmp_path):
             roll(w, None)
 
 
+def test_a_worker_ends_with_its_leader(checkpoints, tmp_path):
+    leader = tmp_path / "leader.py"
+    leader.write_text(
+        "import os, sys\n"
+        "from megatron_mmsr1.config import RunConfig\n"
+        "from megatron_mmsr1.rollout.worker import RolloutWorker\n"
+        "if __name__ == '__main__':\n"
+        f"    cfg = RunConfig.model_validate_json({settings(checkpoints['chain']).model_dump_json()!r})\n"
+        "    w = RolloutWorker(cfg, ['http://127.0.0.1:9'], None, sys.argv[1])\n"
+        "    w._wait_ready()\n"
+        "    print(w._process.pid, flush=True)\n"
+        "    os.kill(os.getpid(), 9)\n"
+    )
+    done = subprocess.run([sys.executable, str(leader), str(tmp_path)], capture_output=True, text=True, cwd=ROOT, timeout=300)
+    pid = int(done.stdout.splitlines()[0])
+    until = time.monotonic() + 60
+    while Path(f"/proc/{pid}").exists() and " Z " not in Path(f"/proc/{pid}/stat").read_text():
+        assert time.monotonic() < until, "the worker outlives its leader"
+        time.sleep(0.1)
+
+
 def test_an_engine_killed_in_mid_rollout_fails_its_trajectories_only(checkpoints, tmp_path):
     """A server of its own dies while turns of minutes are in flight: all end, as the engine's fault, and nothing hangs."""
     cfg = settings(checkpoints["random"])
@@ -153,10 +178,10 @@ def test_an_engine_killed_in_mid_rollout_fails_its_trajectories_only(checkpoints
     cfg.protocol.max_response_tokens = 3500
     with launch_engine(checkpoints["random"], tmp_path / "engine.log") as server:
         with RolloutWorker(cfg, [server.url], None, tmp_path / "images") as w:
-            w.generate(PROMPTS[:1], step=0, indices=[0], weight_version=None, group_size=2)  # warm
 
             def kill() -> None:
-                time.sleep(1.0)
+                while not httpx.get(f"{server.url}/v1/loads", trust_env=False).json()["loads"][0]["num_running_reqs"]:
+                    time.sleep(0.05)
                 os.killpg(os.getpgid(server.process.pid), signal.SIGKILL)
 
             threading.Thread(target=kill).start()

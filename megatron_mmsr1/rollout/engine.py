@@ -14,43 +14,21 @@ import random
 import time
 import uuid
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from megatron_mmsr1.errors import RunError
 from megatron_mmsr1.rollout.balance import Balance
+from megatron_mmsr1.rollout.generation import EngineError, Generation, read_answer
 
 if TYPE_CHECKING:
     import aiohttp
+
+__all__ = ["Conversation", "EngineClient", "EngineError", "Generation"]
 
 BAN = -1e9
 BACKOFF_S = 0.5  # doubled a retry, with jitter
 ABORT_TIMEOUT_S = 5.0
 # SGLang drops a connection that was idle for 5 seconds; one taken up again at that moment fails without an answer.
 KEEP_ALIVE_S = 3.0
-
-
-class EngineError(RunError):
-    """An engine failed a request for good. `url` names it; `retryable` tells whether another try could have helped."""
-
-    def __init__(self, message: str, *, url: str = "", retryable: bool = True) -> None:
-        super().__init__(message)
-        self.url = url
-        self.retryable = retryable
-
-
-@dataclass(slots=True)
-class Generation:
-    """One sampled turn. `logprobs` natural, one a token. `finish`: "stop" (the stop token is the last id) or "length"."""
-
-    token_ids: list[int]
-    logprobs: list[float]
-    weight_version: int
-    finish: str
-    cached_tokens: int = 0
-    seconds: float = 0.0
-    prompt_tokens: int | None = None  # as the engine counted them, pictures expanded; None: it did not say
-    weight_versions: list[int] = field(default_factory=list)  # one a token; empty: all are of `weight_version`
 
 
 class EngineClient:
@@ -70,6 +48,7 @@ class EngineClient:
         self._retries = retries
         self._stop_ids = list(stop_ids)
         self._session: aiohttp.ClientSession | None = None
+        self._aborts: set[asyncio.Future[None]] = set()  # the loop keeps only weak references to tasks
 
     def conversation(self, group: str) -> Conversation:
         """A handle whose turns all go to one engine, where their prefix is cached; near others of the same `group`."""
@@ -147,7 +126,7 @@ class EngineClient:
                     # An idle connection that the server was just closing, as a rule; a dead server refuses the next one.
                     status, raw = await self._post(f"{url}/generate", data)
                 done = True
-            return _read(url, status, raw, time.monotonic() - started)
+            return read_answer(url, status, raw, time.monotonic() - started)
         except TimeoutError:
             raise EngineError(f"{url}: no answer within {self._timeout_s:g} s (rollout.generate_timeout_s)", url=url) from None
         except aiohttp.ClientError as e:
@@ -156,8 +135,8 @@ class EngineClient:
         finally:
             if not done:  # a time-out or a cancellation: the engine would go on sampling for nobody
                 abort = asyncio.ensure_future(self._abort(url, rid))
-                _background.add(abort)
-                abort.add_done_callback(_background.discard)
+                self._aborts.add(abort)
+                abort.add_done_callback(self._aborts.discard)
 
     async def _post(self, url: str, data: bytes) -> tuple[int, bytes]:
         async with self._pool().post(url, data=data, headers={"content-type": "application/json"}) as r:
@@ -187,14 +166,10 @@ class EngineClient:
 
     async def close(self) -> None:
         """Wait for pending aborts, then close the connections."""
-        if _background:
-            await asyncio.gather(*_background, return_exceptions=True)
+        if self._aborts:
+            await asyncio.gather(*self._aborts)
         if self._session is not None:
             await self._session.close()
-
-
-# The loop keeps only weak references to tasks.
-_background: set[asyncio.Future[None]] = set()
 
 
 class Conversation:
@@ -208,56 +183,3 @@ class Conversation:
         if self._url is None:
             self._url = self._client.balance.choose_for(self._group)
         return await self._client.generate(engine_ids, images, url=self._url, **options)
-
-
-def _read(url: str, status: int, raw: bytes, seconds: float) -> Generation:
-    """The engine's answer as a Generation; EngineError if it is an error, an abort, or not what was asked for."""
-    import orjson
-
-    try:
-        answer = orjson.loads(raw)
-    except orjson.JSONDecodeError:
-        answer = None
-    if status != 200 or not isinstance(answer, dict) or "meta_info" not in answer:
-        error = answer.get("error", answer) if isinstance(answer, dict) else raw[:500].decode("utf-8", "replace")
-        message = error.get("message", error) if isinstance(error, dict) else error
-        raise EngineError(f"{url}: HTTP {status}: {message}", url=url, retryable=status >= 500 or status == 200)
-    meta = answer["meta_info"]
-    ids = list(answer["output_ids"])
-    finish = (meta.get("finish_reason") or {}).get("type", "")
-    if finish not in ("stop", "length"):
-        reason = meta.get("finish_reason")
-        raise EngineError(f"{url}: the turn ended as {reason}", url=url)
-    logprobs = [entry[0] for entry in meta.get("output_token_logprobs") or []]
-    said = [entry[1] for entry in meta.get("output_token_logprobs") or []]
-    if said != ids or any(x is None for x in logprobs):
-        raise EngineError(f"{url}: {len(logprobs)} log-probs do not belong to its {len(ids)} tokens", url=url, retryable=False)
-    return Generation(
-        token_ids=ids,
-        logprobs=logprobs,
-        weight_version=_version(meta.get("weight_version")),
-        finish=finish,
-        cached_tokens=int(meta.get("cached_tokens") or 0),
-        seconds=seconds,
-        prompt_tokens=meta.get("prompt_tokens"),
-        weight_versions=_versions(meta.get("weight_versions"), len(ids)),
-    )
-
-
-def _version(said: object) -> int:
-    """SGLang's versions are strings; "default" is what a server holds before its first update, which is version 0."""
-    if said in (None, "default"):
-        return 0
-    if not str(said).isdecimal():
-        raise EngineError(f"the engine's weight version is {said!r}, not one of ours: it is a number", retryable=False)
-    return int(str(said))
-
-
-def _versions(spans: list[dict[str, Any]] | None, n: int) -> list[int]:
-    """SGLang's spans [start, end) of one version each, a version a token; empty if there is one version only."""
-    if not spans or len(spans) == 1:
-        return []
-    out = [_version(spans[-1]["version"])] * n
-    for span in spans:
-        out[span["start"] : span["end"]] = [_version(span["version"])] * (min(span["end"], n) - span["start"])
-    return out
