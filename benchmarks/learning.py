@@ -1,9 +1,9 @@
 """Does the loop learn when to search? `python benchmarks/learning.py [--seeds 0 1 2] [--ablations] [--table]`
 
 For each seed: a fresh Atlas world of that seed, GRPO from the shipped cold start (configs/atlas.yaml), held-out questions
-before and after, the oracle beside them. One JSON a run in benchmarks/results/, then the table over all that stands there. A run takes
-about as long as the quickstart; what is there is not run again. Ablations: no search penalty, and a cold start whose
-demonstrations chose their tools at random to the end ("untilted").
+before and after, the oracle beside them. One JSON a run in benchmarks/results/, then the table over all that stands there. A
+run takes about as long as the quickstart; what is there is not run again. Ablations: no search penalty, and a cold start
+whose demonstrations chose their tools at random to the end ("untilted").
 """
 
 from __future__ import annotations
