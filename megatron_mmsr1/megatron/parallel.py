@@ -104,6 +104,15 @@ class Parallel:
         return out
 
 
+def leave() -> None:
+    """Give up every group but the world. Each gloo group has threads that wake a hundred times a second, so that those of
+    actors long gone would take the machine."""
+    parallel_state.destroy_model_parallel()
+    for group in list(dist.distributed_c10d._world.pg_map):
+        if group is not dist.group.WORLD:
+            dist.destroy_process_group(group)
+
+
 def init(cfg: RunConfig) -> Parallel:
     """Join the job that torchrun (or srun) describes in the environment and split it as `cfg.megatron` says.
 
@@ -125,7 +134,7 @@ def init(cfg: RunConfig) -> Parallel:
         else:
             dist.init_process_group(platform.backend(), rank=rank, world_size=world, timeout=TIMEOUT)
     if parallel_state.is_initialized():  # a second actor in one process: tests of several layouts
-        parallel_state.destroy_model_parallel()
+        leave()
     parallel_state.initialize_model_parallel(
         m.tensor_parallel,
         m.pipeline_parallel,
