@@ -2,8 +2,9 @@
 
 For each seed: a fresh Atlas world of that seed, GRPO from the shipped cold start (configs/atlas.yaml), held-out questions
 before and after, the oracle beside them. One JSON a run in benchmarks/results/, then the table over all that stands there. A
-run takes about as long as the quickstart; what is there is not run again. Ablations: no search penalty, and a cold start
-whose demonstrations chose their tools at random to the end ("untilted").
+run takes about as long as the quickstart; what is there is not run again. Ablations: no search penalty; a cold start
+whose demonstrations chose their tools at random to the end ("untilted"); and both cold starts where 60 % of the questions are
+search-free and the learning rate is three times as high ("mostly-free-fast").
 """
 
 from __future__ import annotations
@@ -19,11 +20,17 @@ from typing import Any
 
 ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
-VARIANTS: dict[str, list[str]] = {
-    "grpo": [],
-    "no-search-penalty": ["reward.search_penalty=0.0"],
-    "untilted": ["model.path=megatron_mmsr1/atlas/checkpoints/untilted"],
+UNTILTED = "model.path=megatron_mmsr1/atlas/checkpoints/untilted"
+MOSTLY_FREE = "mix={known: 0.3, picture: 0.3, image: 0.14, text: 0.13, both: 0.13}"
+# A variant: (knobs of the world, settings of the run).
+VARIANTS: dict[str, tuple[list[str], list[str]]] = {
+    "grpo": ([], []),
+    "no-search-penalty": ([], ["reward.search_penalty=0.0"]),
+    "untilted": ([], [UNTILTED]),
+    "mostly-free-fast": ([MOSTLY_FREE], ["optimizer.lr=3e-4"]),
+    "mostly-free-fast-untilted": ([MOSTLY_FREE], [UNTILTED, "optimizer.lr=3e-4"]),
 }
+ABLATIONS = [name for name in VARIANTS if name != "grpo"]
 FREE, REQUIRED = ("known", "picture"), ("image", "text", "both")
 
 
@@ -33,16 +40,17 @@ def run(variant: str, seed: int, extra: list[str]) -> Path:
     target = RESULTS / f"{name}.json"
     if target.exists():
         return target
-    world, out = ROOT / "build" / f"atlas-seed{seed}", ROOT / "runs" / name
+    knobs, own = VARIANTS[variant]
+    world, out = ROOT / "build" / (f"atlas-seed{seed}" + ("-mostly-free" if knobs else "")), ROOT / "runs" / name
     if not (world / "heldout.parquet").exists():
-        _mmsr1("atlas", "build", str(world), f"seed={seed}")
+        _mmsr1("atlas", "build", str(world), f"seed={seed}", *knobs)
     settings = [
         f"seed={seed}",
         f"output={out}",
         f"data.train=[{world}/train.parquet]",
         f"data.heldout=[{world}/heldout.parquet]",
         f"search.corpus={world}",
-        *VARIANTS[variant],
+        *own,
         *extra,
     ]
     started = time.monotonic()
@@ -127,7 +135,7 @@ def main() -> None:
     if not args.table:
         for seed in args.seeds:
             run("grpo", seed, args.settings)
-        for variant in ("no-search-penalty", "untilted") if args.ablations else ():
+        for variant in ABLATIONS if args.ablations else ():
             run(variant, args.seeds[0], args.settings)
     print(table(list(RESULTS.glob("learning-*.json"))))
 
