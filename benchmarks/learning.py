@@ -3,8 +3,8 @@
 For each seed: a fresh Atlas world of that seed, GRPO from the shipped cold start (configs/atlas.yaml), held-out questions
 before and after, the oracle beside them. One JSON a run in benchmarks/results/, then the table over all that stands there. A
 run takes about as long as the quickstart; what is there is not run again. Ablations: no search penalty; a cold start
-whose demonstrations chose their tools at random to the end ("untilted"); and both cold starts where 60 % of the questions are
-search-free and the learning rate is three times as high ("mostly-free-fast").
+whose demonstrations chose their tools at random to the end ("untilted"); and both cold starts where 60 % or 84 % of the
+questions are search-free and the learning rate is three times as high ("mostly-free-fast", "rarely-required-fast").
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
 UNTILTED = "model.path=megatron_mmsr1/atlas/checkpoints/untilted"
 MOSTLY_FREE = "mix={known: 0.3, picture: 0.3, image: 0.14, text: 0.13, both: 0.13}"
+RARELY_REQUIRED = "mix={known: 0.42, picture: 0.42, image: 0.06, text: 0.05, both: 0.05}"
 # A variant: (knobs of the world, settings of the run).
 VARIANTS: dict[str, tuple[list[str], list[str]]] = {
     "grpo": ([], []),
@@ -29,6 +30,8 @@ VARIANTS: dict[str, tuple[list[str], list[str]]] = {
     "untilted": ([], [UNTILTED]),
     "mostly-free-fast": ([MOSTLY_FREE], ["optimizer.lr=3e-4"]),
     "mostly-free-fast-untilted": ([MOSTLY_FREE], [UNTILTED, "optimizer.lr=3e-4"]),
+    "rarely-required-fast-untilted": ([RARELY_REQUIRED], [UNTILTED, "optimizer.lr=3e-4"]),
+    "rarely-required-fast": ([RARELY_REQUIRED], ["optimizer.lr=3e-4"]),
 }
 ABLATIONS = [name for name in VARIANTS if name != "grpo"]
 FREE, REQUIRED = ("known", "picture"), ("image", "text", "both")
@@ -41,7 +44,8 @@ def run(variant: str, seed: int, extra: list[str]) -> Path:
     if target.exists():
         return target
     knobs, own = VARIANTS[variant]
-    world, out = ROOT / "build" / (f"atlas-seed{seed}" + ("-mostly-free" if knobs else "")), ROOT / "runs" / name
+    base = variant.removesuffix("-untilted") if knobs else "even"
+    world, out = ROOT / "build" / f"atlas-{base}-seed{seed}", ROOT / "runs" / name
     if not (world / "heldout.parquet").exists():
         _mmsr1("atlas", "build", str(world), f"seed={seed}", *knobs)
     settings = [
