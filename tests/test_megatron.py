@@ -44,7 +44,7 @@ def run(root: Path, world: int) -> dict[str, str]:
                 stdout=log,
                 stderr=subprocess.STDOUT,
                 env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": f"{HERE.parent}:{HERE}"},
-                timeout=900,
+                timeout=1500,  # minutes on two busy cores
                 check=False,
             )
     return json.loads(results.read_text())
