@@ -66,16 +66,19 @@ class progress:
         if self._live:
             self._live.stop()
 
-    def step(self, n: int = 1, **values: float | str) -> None:
-        """`n` more steps are done; `values` are shown beside."""
+    def step(self, n: int = 1, *, timed: bool = True, **values: float | str) -> None:
+        """`n` more steps are done; `values` are shown beside. `timed=False`: the time so far went into starting up and says
+        nothing about a step, so the estimate begins here.
+        """
         self.done += n
         now = time.monotonic()
+        if not timed:
+            self._seen.clear()
         self._seen.append((now, self.done))
         first_time, first_done = self._seen[0]
         per_step = (now - first_time) / max(1, self.done - first_done)
         eta = duration(per_step * max(0, self.total - self.done))
-        shown = "  ".join(f"{k} {number(v)}" for k, v in values.items())
-        note = f"{pace(per_step)}  ETA {eta}" + (f"  {shown}" if shown else "")
+        note = "  ".join(([f"{pace(per_step)}  ETA {eta}"] if timed else []) + [f"{k} {number(v)}" for k, v in values.items()])
         if self._live:
             self._live.update(self._task, completed=self.done, note=note)
         elif now - self._last_line >= self.every_s or self.done >= self.total:
@@ -96,6 +99,7 @@ class Follower:
     def __init__(self, path: Path, shown: progress, keys: dict[str, str]) -> None:
         self.path, self.shown, self.keys = path, shown, keys
         self._at = path.stat().st_size if path.is_file() else 0
+        self._timed = False  # the first step comes after the start of every process
 
     def poll(self) -> None:
         if not self.path.is_file():
@@ -112,4 +116,6 @@ class Follower:
             row = json.loads(line)
             if row["step"] >= self.shown.done:
                 n = row["step"] + 1 - self.shown.done
-                self.shown.step(n, **{k: row[m] for k, m in self.keys.items() if row.get(m) is not None})
+                values = {k: row[m] for k, m in self.keys.items() if row.get(m) is not None}
+                self.shown.step(n, timed=self._timed, **values)
+                self._timed = True
