@@ -121,10 +121,12 @@ def test_environment_and_append(tmp_path: Path) -> None:
     assert log.read_text() == "one\ntwo\n"
 
 
+# A shell's background job starts with SIGINT ignored, and so would a test run that is one.
 SUPERVISE = """
-import sys, time
+import signal, sys, time
 from pathlib import Path
 from megatron_mmsr1.processes import Supervisor
+signal.signal(signal.SIGINT, signal.default_int_handler)
 d = Path(sys.argv[1])
 with Supervisor(grace_s=2) as s:
     s.start("family", ["bash", "-c", sys.argv[2]], log=d / "log")
