@@ -32,7 +32,7 @@ fi
 
 step "3/5 the cold start: how to use the tools"
 if [[ $from_scratch == no ]]; then
-  echo "taking the model that ships with the package; --from-scratch makes it here, in half an hour" >&2
+  echo "taking the model that ships with the package; --from-scratch makes it here, in about 20 minutes" >&2
 else
   ./scripts/cold_start.sh
   run=runs/atlas-from-scratch
