@@ -82,7 +82,7 @@ def _train(args: argparse.Namespace) -> None:
     cfg = _load(args)
     from megatron_mmsr1 import launch
 
-    launch.train(cfg, args.config)
+    launch.train(cfg)
 
 
 def _sft(args: argparse.Namespace) -> None:

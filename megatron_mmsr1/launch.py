@@ -37,20 +37,20 @@ class Services:
     check: Callable[[], None] = lambda: None  # raises RunError once one that we started has died
 
 
-def train(cfg: RunConfig, config_path: str | None = None) -> Path:
+def train(cfg: RunConfig) -> Path:
     """`mmsr1 train`: services, then the ranks; returns the run's directory. Resumes what is there."""
     out = open_run(cfg, preflight.train)
     if cfg.train.mode == "rollout-only":
         from megatron_mmsr1.rollout_only import rollout_only
 
-        with Supervisor() as supervisor, services(cfg, supervisor) as found:
+        with Supervisor(), services(cfg) as found:
             rollout_only(cfg, found.engines, found.search)
         return out
     with Supervisor() as supervisor:
         if cfg.train.mode == "train-only":
             _ranks(cfg, out, supervisor, Services([], None))
         else:
-            with services(cfg, supervisor) as found:
+            with services(cfg) as found:
                 _ranks(cfg, out, supervisor, found)
     return out
 
@@ -92,10 +92,10 @@ def _has_work(out: Path) -> bool:
 
 
 @contextmanager
-def services(cfg: RunConfig, supervisor: Supervisor, *, engine: bool = True) -> Iterator[Services]:
+def services(cfg: RunConfig, *, engine: bool = True) -> Iterator[Services]:
     """The engine and the search server that the config names, or ones of our own until the block ends.
 
-    The two start side by side: loading an engine takes longest. Raises RunError if one does not become healthy.
+    Raises RunError if one does not become healthy.
     Servers that the config names are asked first whether they answer.
     """
     preflight.servers(cfg, engine=engine)
@@ -186,7 +186,7 @@ def evaluate(cfg: RunConfig, policies: bool) -> Path:
     preflight.evaluate(cfg, engine=not policies)
     out = Path(cfg.output)
     out.mkdir(parents=True, exist_ok=True)
-    with Supervisor() as supervisor, services(cfg, supervisor, engine=not policies) as found:
+    with Supervisor(), services(cfg, engine=not policies) as found:
         if policies:
             evaluate_policies(cfg, found.search)
         else:

@@ -10,7 +10,6 @@ have T entries. Pure Python: no torch, no numpy.
 
 from __future__ import annotations
 
-import hashlib
 from dataclasses import asdict, dataclass, field
 from enum import StrEnum
 from typing import Any
@@ -236,7 +235,3 @@ def expand_pads(engine_ids: list[int], image_pad_id: int, pads: list[int]) -> li
     for t in engine_ids:
         out += [t] * next(runs) if t == image_pad_id else [t]
     return out
-
-
-def content_hash(data: bytes) -> str:
-    return hashlib.sha256(data).hexdigest()

@@ -13,7 +13,7 @@ from megatron_mmsr1.atlas.policy import Policy, Script, always, at_random, never
 from megatron_mmsr1.config import RunConfig
 from megatron_mmsr1.data.images import ImageStore
 from megatron_mmsr1.errors import UsageError
-from megatron_mmsr1.protocol import IM_END, Prompts
+from megatron_mmsr1.protocol import IM_END
 from megatron_mmsr1.rollout.engine import Generation
 from megatron_mmsr1.trajectory import Trajectory
 
@@ -63,21 +63,10 @@ def run_policy(name: str, prompts: Sequence[Prompt], cfg: RunConfig, search: str
 async def _run(script: Script, prompts: Sequence[Prompt], cfg: RunConfig, search: str | None) -> list[Trajectory]:
     from megatron_mmsr1.reward import score_trajectory
     from megatron_mmsr1.rollout.agent import Seeds, open_group, run_trajectory
-    from megatron_mmsr1.rollout.context import Context, load_tokenizer
-    from megatron_mmsr1.search.client import SearchClient
+    from megatron_mmsr1.rollout.context import Context, search_client
 
-    client = None
-    if search is not None:
-        client = SearchClient(search, timeout_s=cfg.rollout.tool_timeout_s, retries=cfg.rollout.retries)
-    context = Context.build(
-        load_tokenizer(cfg.model.path),
-        prompts=Prompts.load(cfg.protocol.prompts),
-        limits=cfg.protocol,
-        rollout=cfg.rollout,
-        model=cfg.model,
-        search=client,
-        store=ImageStore(None),
-    )
+    client = search_client(cfg, search)
+    context = Context.open(cfg, client, ImageStore(None))
     engine = ScriptedEngine(script, context.tokenizer)
     slots = asyncio.Semaphore(IN_FLIGHT)
 

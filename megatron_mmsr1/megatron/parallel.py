@@ -43,10 +43,6 @@ class Parallel:
         return self.tp_rank == 0 and self.pp_rank == 0
 
     @property
-    def is_first_stage(self) -> bool:
-        return self.pp_rank == 0
-
-    @property
     def is_last_stage(self) -> bool:
         return self.pp_rank == self.pp_size - 1
 

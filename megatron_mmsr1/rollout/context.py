@@ -6,16 +6,19 @@ import asyncio
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from megatron_mmsr1 import protocol
-from megatron_mmsr1.config import ModelConfig, ProtocolConfig, RolloutConfig
+from megatron_mmsr1.config import ModelConfig, ProtocolConfig, RolloutConfig, RunConfig
 from megatron_mmsr1.data.images import CanonicalImage, ImageStore, canonicalize
 from megatron_mmsr1.errors import UsageError
 from megatron_mmsr1.protocol import Prompts, Segment
 from megatron_mmsr1.rollout.engine import Generation
 from megatron_mmsr1.search.replies import ImageReply, TextReply
 from megatron_mmsr1.trajectory import ImageRef, expand_pads
+
+if TYPE_CHECKING:
+    from megatron_mmsr1.search.client import SearchClient
 
 # A larger picture is decoded and resized in a thread, so that the event loop goes on serving the others.
 INLINE_IMAGE_BYTES = 32 * 1024
@@ -93,6 +96,19 @@ class Context:
             pad_id=ids[protocol.IMAGE_PAD], stop_id=ids[protocol.IM_END], banned_ids=protocol.banned_ids(tokenizer),
         )  # fmt: skip
 
+    @classmethod
+    def open(cls, cfg: RunConfig, search: Search | None, store: ImageStore) -> Context:
+        """As a run's settings have it. Raises as `build` does."""
+        return cls.build(
+            load_tokenizer(cfg.model.path),
+            prompts=Prompts.load(cfg.protocol.prompts),
+            limits=cfg.protocol,
+            rollout=cfg.rollout,
+            model=cfg.model,
+            search=search,
+            store=store,
+        )
+
     async def canonical(self, data: bytes) -> CanonicalImage:
         """The form of a picture that engine and trainer both get. ImageError if it is no picture."""
         limits = {"min_pixels": self.model.min_pixels, "max_pixels": self.model.max_pixels}
@@ -111,6 +127,15 @@ class Context:
         """A sampled turn as text, for parsing and reading only, without its end-of-turn token."""
         ids = ids[:-1] if ids and ids[-1] == self.stop_id else ids
         return self.tokenizer.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False)
+
+
+def search_client(cfg: RunConfig, url: str | None) -> SearchClient | None:
+    """A client of the search server at `url` with a run's time-out and retries; its owner closes it."""
+    if url is None:
+        return None
+    from megatron_mmsr1.search.client import SearchClient
+
+    return SearchClient(url, timeout_s=cfg.rollout.tool_timeout_s, retries=cfg.rollout.retries)
 
 
 def load_tokenizer(path: str | Path) -> Any:

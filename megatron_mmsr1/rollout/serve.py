@@ -10,9 +10,10 @@ import traceback
 from multiprocessing.connection import Connection
 
 from megatron_mmsr1.config import RunConfig
+from megatron_mmsr1.data.images import ImageStore
 from megatron_mmsr1.errors import RunError, UsageError
 from megatron_mmsr1.rollout.batch import Batch
-from megatron_mmsr1.rollout.context import Context, load_tokenizer
+from megatron_mmsr1.rollout.context import Context, search_client
 from megatron_mmsr1.rollout.engine import EngineClient
 from megatron_mmsr1.rollout.jobs import Failed, Job, Ready
 
@@ -26,7 +27,7 @@ def serve(pipe: Connection, config: str, engine_urls: list[str], search_url: str
 async def _serve(pipe: Connection, cfg: RunConfig, engine_urls: list[str], search_url: str | None, image_root: str) -> None:
     jobs = _listen(pipe)
     try:
-        context = _context(cfg, search_url, image_root)
+        context = Context.open(cfg, search_client(cfg, search_url), ImageStore(image_root))
     except UsageError as e:
         pipe.send(Failed(str(e), usage=True))
         return
@@ -66,22 +67,3 @@ def _listen(pipe: Connection) -> asyncio.Queue[Job]:
 
     threading.Thread(target=listen, daemon=True).start()
     return jobs
-
-
-def _context(cfg: RunConfig, search_url: str | None, image_root: str) -> Context:
-    from megatron_mmsr1.data.images import ImageStore
-    from megatron_mmsr1.protocol import Prompts
-    from megatron_mmsr1.search.client import SearchClient
-
-    search = None
-    if search_url is not None:
-        search = SearchClient(search_url, timeout_s=cfg.rollout.tool_timeout_s, retries=cfg.rollout.retries)
-    return Context.build(
-        load_tokenizer(cfg.model.path),
-        prompts=Prompts.load(cfg.protocol.prompts),
-        limits=cfg.protocol,
-        rollout=cfg.rollout,
-        model=cfg.model,
-        search=search,
-        store=ImageStore(image_root),
-    )
