@@ -18,7 +18,7 @@ from search_fixtures import emblem, png, seen, write_images
 
 from megatron_mmsr1.errors import UsageError
 from megatron_mmsr1.search.decode import MAX_PIXELS, decode
-from megatron_mmsr1.search.descriptor import GRID, SHORTLIST, DescriptorIndex, grid, views
+from megatron_mmsr1.search.image.descriptor import GRID, SHORTLIST, DescriptorIndex, grid, views
 from megatron_mmsr1.search.interfaces import SearchFailure
 from megatron_mmsr1.search.requests import MAX_IMAGE_BYTES
 

@@ -1,49 +1,67 @@
-"""From the `search` section of a config to the backends that it names. A new backend is chosen here and nowhere else."""
+"""From the `search` section of a config to the backends that it names: a file of that name, in the directory of its kind.
+
+A backend's module defines `make(section, tools)`. A new backend is one new file; nothing here changes.
+"""
 
 from __future__ import annotations
 
+import importlib
+import pkgutil
 from dataclasses import dataclass
-from pathlib import Path
+from typing import Any
 
 from megatron_mmsr1.config import SearchConfig
+from megatron_mmsr1.config.search import BackendSection
 from megatron_mmsr1.errors import UsageError
-from megatron_mmsr1.search.bm25 import Bm25
-from megatron_mmsr1.search.corpus import Corpus, CorpusReader
-from megatron_mmsr1.search.extractive import Extractive
 from megatron_mmsr1.search.faults import Faults, FaultyImage, FaultyText
 from megatron_mmsr1.search.interfaces import Backend, ImageBackend, Reader, Summariser, TextBackend
+from megatron_mmsr1.search.tools import Tools
+
+NONE = "none"
 
 
 @dataclass(slots=True, frozen=True)
 class Backends:
-    """`image` is None where there is nothing to search pictures with."""
+    """`image` is None where there is nothing to search pictures with; `reader` where results' own words must do;
+    `summariser` where a page's start stands for its summary."""
 
     text: TextBackend
     image: ImageBackend | None
-    reader: Reader
-    summariser: Summariser
+    reader: Reader | None
+    summariser: Summariser | None
 
     def all(self) -> list[Backend]:
         return [b for b in (self.text, self.image, self.reader, self.summariser) if b is not None]
 
 
-def compose(cfg: SearchConfig) -> Backends:
-    """Load indexes and make the backends. Raises UsageError that names the key, the file and the line."""
-    if cfg.corpus is None:
-        raise UsageError("search.corpus is not set: name the directory that holds corpus.jsonl")
+def compose(cfg: SearchConfig, tools: Tools) -> Backends:
+    """Load indexes, find keys, make the backends. Raises UsageError that names the setting, the file and the line."""
+    text: TextBackend = make("text", cfg.text, tools)
+    image: ImageBackend | None = make("image", cfg.image, tools, auto=_auto_image(tools))
     faults = Faults(cfg.missing_rate, cfg.error_rate, cfg.latency_s)
-    corpus = Corpus.load(cfg.corpus)
-    text: TextBackend = Bm25(corpus)
-    image = _pictures(Path(cfg.corpus))
     if faults:
-        text = FaultyText(text, faults)
-        image = image and FaultyImage(image, faults)
-    return Backends(text, image, CorpusReader(corpus), Extractive(cfg.text_top_sentences))
+        text = FaultyText(text, faults) if text.local else text
+        image = FaultyImage(image, faults) if image and image.local else image
+    reader: Reader | None = make("read", cfg.read, tools, auto=NONE if cfg.corpus is None else "corpus")
+    return Backends(text, image, reader, make("summarise", cfg.summarise, tools))
 
 
-def _pictures(directory: Path) -> ImageBackend | None:
-    if not (directory / "images.jsonl").exists():
+def make(kind: str, section: BackendSection, tools: Tools, auto: str = NONE) -> Any:
+    """The backend that a section names; None for "none". UsageError lists those there are."""
+    name = auto if section.backend == "auto" else section.backend
+    if name == NONE and kind != "text":
         return None
-    from megatron_mmsr1.search.descriptor import DescriptorIndex
+    known = names(kind)
+    if name not in known:
+        raise UsageError(f"search.{kind}.backend={name}: no such backend; there are {', '.join(known)}")
+    return importlib.import_module(f"megatron_mmsr1.search.{kind}.{name}").make(section, tools)
 
-    return DescriptorIndex(directory)
+
+def names(kind: str) -> list[str]:
+    """The backends of a kind (text, image, read, summarise): the modules of its directory."""
+    package = importlib.import_module(f"megatron_mmsr1.search.{kind}")
+    return sorted(m.name for m in pkgutil.iter_modules(package.__path__) if not m.name.startswith("_"))
+
+
+def _auto_image(tools: Tools) -> str:
+    return "descriptor" if tools.directory is not None and (tools.directory / "images.jsonl").exists() else NONE

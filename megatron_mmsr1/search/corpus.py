@@ -1,4 +1,4 @@
-"""The local corpus: `corpus.jsonl` with {"id", "url", "title", "html"} a line, each page cleaned once, and a reader over it."""
+"""The local corpus: `corpus.jsonl` with {"id", "url", "title", "html"} a line, each page cleaned once."""
 
 from __future__ import annotations
 
@@ -11,9 +11,8 @@ import orjson
 
 from megatron_mmsr1.errors import UsageError
 from megatron_mmsr1.protocol import clean
-from megatron_mmsr1.search.interfaces import Page, SearchFailure
+from megatron_mmsr1.search.interfaces import Page
 from megatron_mmsr1.search.pages import page_text
-from megatron_mmsr1.trajectory import ToolStatus
 
 
 class Corpus:
@@ -67,22 +66,3 @@ def rows(path: Path, keys: tuple[str, ...]) -> Iterator[tuple[int, dict[str, str
             if not isinstance(row.get(key), str):
                 raise UsageError(f"{path}:{n}: {key!r} must be a string, got {row.get(key)!r}")
         yield n, row, raw
-
-
-class CorpusReader:
-    """Reads the corpus's own pages by URL; any other URL is empty, since there is no network here."""
-
-    name = "corpus"
-
-    def __init__(self, corpus: Corpus):
-        self._pages = corpus.by_url
-        self.version = corpus.version
-
-    async def read(self, url: str) -> Page:
-        page = self._pages.get(url)
-        if page is None:
-            raise SearchFailure(ToolStatus.EMPTY, "the local corpus has no page with this URL")
-        return page
-
-    async def close(self) -> None:
-        pass

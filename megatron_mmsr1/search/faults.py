@@ -49,6 +49,7 @@ class FaultyText:
     def __init__(self, inner: TextBackend, faults: Faults):
         self._inner, self._faults = inner, faults
         self.name, self.version = inner.name, faults.version(inner.version)
+        self.local = inner.local
 
     async def search(self, query: str, k: int) -> Sequence[TextResult]:
         if await self._faults.meet(b"text:" + normalise(query).encode("utf-8", "replace")):
@@ -65,6 +66,7 @@ class FaultyImage:
     def __init__(self, inner: ImageBackend, faults: Faults):
         self._inner, self._faults = inner, faults
         self.name, self.version = inner.name, faults.version(inner.version)
+        self.local = inner.local
 
     async def search(self, image: bytes, k: int) -> Sequence[ImageResult]:
         if await self._faults.meet(b"image:" + hashlib.sha256(image).digest()):

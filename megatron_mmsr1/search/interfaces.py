@@ -15,22 +15,32 @@ from megatron_mmsr1.trajectory import ToolStatus
 
 
 class SearchFailure(Exception):
-    """A call that gave no result: `status` says whose fault it is, `detail` what happened (never a key, never a secret)."""
+    """A call that gave no result: `status` says whose fault it is, `detail` what happened (never a key, never a secret).
 
-    def __init__(self, status: ToolStatus, detail: str):
+    `retry`: seconds to wait at least before another try makes sense; None: it makes none. `billed`: whether the vendor charges
+    for it all the same; what nobody knows (a time-out) counts as billed.
+    """
+
+    def __init__(self, status: ToolStatus, detail: str, *, retry: float | None = None, billed: bool = False):
         super().__init__(f"{status}: {detail}")
         self.status = status
         self.detail = detail
+        self.retry = retry
+        self.billed = billed
 
 
 @dataclass(slots=True, frozen=True)
 class TextResult:
-    """One result of a text search. `score` compares within one reply only; higher is better."""
+    """One result of a text search. `score` compares within one reply only; higher is better.
+
+    `text`: the page itself where the vendor gave it with the result; it is then not read again.
+    """
 
     url: str
     title: str
     snippet: str = ""
     score: float = 0.0
+    text: str = ""
 
 
 @dataclass(slots=True, frozen=True)
@@ -53,12 +63,18 @@ class Page:
 
 
 class Backend(Protocol):
-    """`close` frees what the backend holds (a connection pool); it is called once, in the loop that made the calls."""
+    """`local`: answers from this process, without network or price, so its parts are not worth a layer of the store.
+
+    `version` holds everything but the query that the answer depends on: code, index, locale, model, prompt; never a key.
+    `close` frees what the backend holds (a connection pool); it is called once, in the loop that made the calls.
+    """
 
     @property
     def name(self) -> str: ...
     @property
     def version(self) -> str: ...
+    @property
+    def local(self) -> bool: ...
     async def close(self) -> None: ...
 
 

@@ -8,12 +8,18 @@ from typing import Any
 
 import numpy as np
 
+from megatron_mmsr1.config.search import TextSection
 from megatron_mmsr1.search.corpus import Corpus
 from megatron_mmsr1.search.interfaces import TextResult
+from megatron_mmsr1.search.tools import Tools
 from megatron_mmsr1.search.words import words
 
 TITLE_WEIGHT = 3.0  # a page is first of all about what its title says; others merely mention it
 SNIPPET_CHARS = 200
+
+
+def make(_: TextSection, tools: Tools) -> Bm25:
+    return Bm25(tools.corpus())
 
 
 class Bm25:
@@ -23,6 +29,7 @@ class Bm25:
     """
 
     name = "bm25"
+    local = True
 
     def __init__(self, corpus: Corpus):
         self._corpus = corpus

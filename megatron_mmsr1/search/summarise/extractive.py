@@ -7,7 +7,9 @@ from collections import Counter
 from dataclasses import dataclass
 from functools import lru_cache
 
+from megatron_mmsr1.config.search import SummariseSection
 from megatron_mmsr1.search.pages import sentences
+from megatron_mmsr1.search.tools import Tools
 from megatron_mmsr1.search.words import STOP, words
 
 PAGE_CHARS = 30_000  # what the paper's summariser reads of a page
@@ -15,10 +17,15 @@ K1, B = 1.2, 0.75  # BM25's usual saturation and length normalisation, a sentenc
 FRAGMENT = 0.5  # what a table's row or a heading is worth of a sentence: short, it would win, and says less
 
 
+def make(_: SummariseSection, tools: Tools) -> Extractive:
+    return Extractive(tools.cfg.text_top_sentences)
+
+
 class Extractive:
     """The `top` best sentences by BM25 over the page's own sentences; ties, and what no word matches, go to the earlier one."""
 
     name = "extractive"
+    local = True
 
     def __init__(self, top: int):
         self._top = top

@@ -12,15 +12,13 @@ from pathlib import Path
 from typing import Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, Field, ValidationError
 
+from megatron_mmsr1.config.search import SearchConfig
+from megatron_mmsr1.config.section import Section
 from megatron_mmsr1.errors import UsageError
 
 _EXPONENT = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)[eE][+-]?\d+")
-
-
-class Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", validate_assignment=True)
 
 
 class ModelConfig(Section):
@@ -64,18 +62,6 @@ class RolloutConfig(Section):
     retries: int = Field(default=2, ge=0, description="retries of a failed generate or tool call")
     tool_timeout_s: float = Field(default=30, gt=0)
     tool_failure: Literal["neutral_observation", "retry_trajectory", "drop_trajectory"] = "neutral_observation"
-
-
-class SearchConfig(Section):
-    url: str | None = Field(
-        default=None, description="a search server that runs already; default: one is started from `corpus`"
-    )
-    corpus: str | None = Field(default=None, description="directory with corpus.jsonl and, for image search, images.jsonl")
-    cache: str | None = Field(default=None, description="SQLite file; default: inside the run")
-    text_top_sentences: int = Field(default=2, gt=0, description="sentences the extractive summary keeps")
-    missing_rate: float = Field(default=0.0, ge=0, le=1, description="local backends only: share of searches that find nothing")
-    error_rate: float = Field(default=0.0, ge=0, le=1, description="local backends only: share of searches that fail")
-    latency_s: float = Field(default=0.0, ge=0, description="local backends only: added to each search")
 
 
 class EngineConfig(Section):

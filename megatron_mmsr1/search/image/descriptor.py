@@ -19,11 +19,13 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from megatron_mmsr1.config.search import ImageSection
 from megatron_mmsr1.errors import UsageError
 from megatron_mmsr1.protocol import clean
 from megatron_mmsr1.search.corpus import rows
 from megatron_mmsr1.search.decode import decode
 from megatron_mmsr1.search.interfaces import ImageResult, SearchFailure
+from megatron_mmsr1.search.tools import Tools
 
 GRID = 12
 WORK = 4 * GRID  # side that a picture is shrunk to before its views are made
@@ -35,6 +37,12 @@ THUMBNAIL = 512  # longest side of a returned picture
 INLINE_BYTES = 64 * 1024  # a query up to this size is decoded at once; a thread hop would cost more
 
 
+def make(_: ImageSection, tools: Tools) -> DescriptorIndex:
+    if tools.directory is None:
+        raise UsageError("search.image.backend=descriptor needs search.corpus, a directory with images.jsonl")
+    return DescriptorIndex(tools.directory)
+
+
 class DescriptorIndex:
     """Pictures of a directory's `images.jsonl` ({"id", "title", "url", "file"} a line, files relative to the directory).
 
@@ -42,6 +50,7 @@ class DescriptorIndex:
     """
 
     name = "descriptor"
+    local = True
 
     def __init__(self, directory: str | Path):
         root = Path(directory)

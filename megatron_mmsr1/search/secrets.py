@@ -1,0 +1,76 @@
+"""API keys: from the environment, or from a file that only its owner can read. They are held in objects that do not print."""
+
+from __future__ import annotations
+
+import os
+import stat
+from collections.abc import Mapping
+from pathlib import Path
+
+from megatron_mmsr1.errors import UsageError
+
+
+class Secret:
+    """A key. It shows itself to nobody who does not ask for `value`: not in a repr, an f-string, a traceback or a dump."""
+
+    __slots__ = ("_value",)
+
+    def __init__(self, value: str):
+        self._value = value
+
+    @property
+    def value(self) -> str:
+        return self._value
+
+    def __repr__(self) -> str:
+        return "Secret(***)"
+
+    __str__ = __repr__
+
+    def __format__(self, _: str) -> str:
+        return repr(self)
+
+    def __reduce__(self) -> str:
+        raise TypeError("a secret is not written anywhere")
+
+
+class Keys:
+    """`file`: NAME=value lines, mode 0600 or stricter (`search.keys`). The environment wins over it."""
+
+    def __init__(self, file: str | None = None, environ: Mapping[str, str] = os.environ):
+        self._environ = environ
+        self._file = file
+        self._held = {} if file is None else _read(Path(file))
+
+    def get(self, name: str) -> Secret | None:
+        value = self._environ.get(name) or self._held.get(name)
+        return Secret(value.strip()) if value and value.strip() else None
+
+    def require(self, name: str, who: str) -> Secret:
+        """UsageError that says what to set, and where."""
+        found = self.get(name)
+        if found is None:
+            where = f"{self._file} has no such line either" if self._file else "or in a 0600 file named by search.keys"
+            raise UsageError(f"{who} needs an API key: set {name} in the environment ({where})")
+        return found
+
+
+def _read(path: Path) -> dict[str, str]:
+    try:
+        with path.open(encoding="utf-8") as f:
+            mode = stat.S_IMODE(os.fstat(f.fileno()).st_mode)
+            if mode & 0o077:
+                raise UsageError(f"search.keys: {path} can be read by others (mode {mode:04o}): chmod 600 {path}")
+            lines = f.read().splitlines()
+    except (OSError, UnicodeDecodeError) as e:
+        raise UsageError(f"search.keys: {path} cannot be read ({type(e).__name__})") from None
+    out: dict[str, str] = {}
+    for n, line in enumerate(lines, 1):
+        text = line.strip().removeprefix("export ")
+        if not text or text.startswith("#"):
+            continue
+        name, eq, value = text.partition("=")
+        if not eq or not name.strip():
+            raise UsageError(f"search.keys: {path}:{n} is not NAME=value")  # never the line itself
+        out[name.strip()] = value.strip().strip("'\"")
+    return out
