@@ -27,7 +27,20 @@ SHOWN = {
 
 
 # Settings that may change between a run's lives: where it runs and how long, not what it computes.
-FREE_TO_CHANGE = ("name", "output", "train.", "logging.", "engine.", "megatron.", "search.url", "search.cache")
+FREE_TO_CHANGE = (
+    "name",
+    "output",
+    "train.",
+    "logging.",
+    "engine.",
+    "megatron.",
+    "search.url",
+    "search.cache",
+    "search.keys",
+    "search.budget.",
+    "search.estimate.",
+    "search.deadline_s",
+)
 
 
 @dataclass(slots=True)

@@ -27,6 +27,7 @@ from megatron_mmsr1.megatron.actor import MegatronActor
 from megatron_mmsr1.metrics import rollout_metrics, throughput
 from megatron_mmsr1.rollout.dump import dump_path, read_dump, write_dump
 from megatron_mmsr1.rollout.worker import RolloutWorker
+from megatron_mmsr1.search_watch import SearchWatch, budget_reached
 from megatron_mmsr1.sync.disk import DiskSync
 from megatron_mmsr1.trajectory import Trajectory
 
@@ -62,6 +63,8 @@ class Run:
             if self.step:
                 self.publish(self.step)  # the engines started from the model of step 0
         self.logger = RunLog(self.out, cfg, resume_step=self.step) if self.lead else None
+        self.watch = SearchWatch(search, cfg, self._warn, self._info)
+        self.spent = ""  # which budget of the search is used up
 
     # ------------------------------------------------------------------------------------------------------- the steps
     def rollout(self, step: int) -> list[Trajectory]:
@@ -82,7 +85,8 @@ class Run:
                 local = self._generate(mine, step)
             trajectories = self.parallel.gather_from_leaders(local)
             if self.lead and self.cfg.logging.dump_rollouts:
-                write_dump(self.out / "rollouts", step, trajectories, {"weights": step, "config": self._fingerprint()})
+                meta = {"weights": step, "config": self._fingerprint(), "search": self.watch.identity()}
+                write_dump(self.out / "rollouts", step, trajectories, meta)
         self.seconds["rollout"] = time.monotonic() - started
         return trajectories
 
@@ -92,6 +96,9 @@ class Run:
         """
         a = self.cfg.algorithm
         good = [t for t in trajectories if t.reward is not None and not t.infrastructure_failure]
+        self.spent = budget_reached(trajectories)
+        if not good and self.spent:
+            raise RunError(self._stopped())
         if not good:
             raise RunError(
                 f"all {len(trajectories)} trajectories of step {self.step} failed in the engine or the search server; "
@@ -136,6 +143,7 @@ class Run:
         if self.cfg.algorithm.name == "grpo":
             row |= rollout_metrics(trajectories, self.cfg.protocol)
             row["data/skipped_rows"] = self.dataset.skipped if self.dataset else 0
+            row |= self.watch.step(step, trajectories)
             if self.generated:
                 row |= throughput(trajectories, self.seconds["rollout"])
             row["trained_share"] = len(trained) / max(len(trajectories), 1)
@@ -168,17 +176,19 @@ class Run:
 
     # ------------------------------------------------------------------------------------------------------ checkpoints
     def save_if_due(self, step: int) -> None:
-        if step % self.cfg.train.save_interval and step != self.cfg.train.steps:
+        if step % self.cfg.train.save_interval and step != self.cfg.train.steps and not self.spent:
             return
         extra = {
             "step": step,
             "sampler": self.sampler.state_dict() if self.sampler else None,
-            "search": self._corpus_id(),
+            "search": self.watch.identity() if self.lead else None,
         }
         self.actor.save(self.out / "checkpoints" / f"step_{step:06d}", extra)
         if self.lead:
             self._prune(self.out / "checkpoints", "step_*", self.cfg.train.keep_checkpoints)
         self.parallel.barrier()
+        if self.spent:
+            raise RunError(self._stopped())
 
     def finish(self) -> None:
         """The trained model as a Hugging Face checkpoint."""
@@ -201,7 +211,12 @@ class Run:
         assert self.worker is not None and self.dataset is not None
         prompts: list[Prompt] = [self.dataset[i] for i in indices]
         return self.worker.generate(
-            prompts, step=step, indices=indices, weight_version=step, group_size=self.cfg.data.group_size
+            prompts,
+            step=step,
+            indices=indices,
+            weight_version=step,
+            group_size=self.cfg.data.group_size,
+            progress=self.watch.heard,
         )
 
     def _stored_rollouts(self, step: int) -> list[Trajectory]:
@@ -211,17 +226,29 @@ class Run:
         if not dump_path(self.out / "rollouts", step).exists():
             return []
         trajectories, meta = read_dump(self.out / "rollouts", step)
-        return trajectories if meta.get("config") == self._fingerprint() else []
+        whole = any(t.reward is not None for t in trajectories)  # else an outage's or an empty purse's: roll out again
+        return trajectories if whole and meta.get("config") == self._fingerprint() else []
 
     def _fingerprint(self) -> str:
         """What the rollouts of a step depend on, beside the weights: a dump of another configuration is not reused."""
         d = self.cfg.model_dump(mode="json", exclude={"output", "name", "logging", "train", "engine"})
-        d["search"].pop("url")
+        for where in ("url", "cache", "keys", "budget", "estimate"):
+            d["search"].pop(where)
         return hashlib.sha256(json.dumps(d, sort_keys=True).encode()).hexdigest()[:16]
 
-    def _corpus_id(self) -> str:
-        path = Path(self.cfg.search.corpus or "") / "corpus.jsonl"
-        return hashlib.sha256(path.read_bytes()).hexdigest()[:16] if path.is_file() else str(self.cfg.search.url)
+    def _stopped(self) -> str:
+        return (
+            f"the search budget is used up ({self.spent}): training on without search would teach not to search. Raise it, or "
+            "wait for the next day if it is the day's; the same command resumes the run"
+        )
+
+    def _warn(self, line: str) -> None:
+        if self.logger:
+            self.logger.warn(line)
+
+    def _info(self, line: str) -> None:
+        if self.logger:
+            self.logger.info(line)
 
     @staticmethod
     def _prune(parent: Path, pattern: str, keep: int) -> None:

@@ -69,6 +69,7 @@ class ToolCall:
     cached: bool = False
     backend: str = ""
     detail: str = ""
+    degraded: bool = False  # part of the result is missing, through no fault of the query
 
 
 @dataclass(slots=True)

@@ -73,13 +73,13 @@ class ScriptedSearch:
     def _ok(self) -> bool:
         return self.status is ToolStatus.OK or len(self.calls) > self.failures
 
-    async def text(self, query: str, k: int = 5) -> TextReply:
+    async def text(self, query: str, k: int = 5, *, call: str = "") -> TextReply:
         self.calls.append(query)
         if not self._ok():
             return TextReply(status=self.status, detail="scripted")
         return TextReply(status=ToolStatus.OK, hits=[TextHit(f"http://h/{i}", f"fact {i}") for i in range(min(k, self.hits))])
 
-    async def image(self, data: bytes, k: int = 5) -> ImageReply:
+    async def image(self, data: bytes, k: int = 5, *, call: str = "") -> ImageReply:
         self.calls.append(data)
         if not self._ok():
             return ImageReply(status=self.status, detail="scripted")

@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 
 from megatron_mmsr1.errors import RunError
-from megatron_mmsr1.search.cache import Cache, cache_key
+from megatron_mmsr1.search.cache import Cache, Value, cache_key
 from megatron_mmsr1.search.interfaces import SearchFailure
 from megatron_mmsr1.search.store import Store
 from megatron_mmsr1.trajectory import ToolStatus
@@ -26,6 +26,7 @@ from megatron_mmsr1.trajectory import ToolStatus
 class Named:
     name: str = "b"
     version: str = "1"
+    local: bool = True
 
     async def close(self) -> None: ...
 
@@ -58,43 +59,43 @@ async def test_the_first_value_stays_and_survives_reopening(tmp_path: Path) -> N
 async def test_a_thousand_twins_in_flight_are_one_computation(store: Store) -> None:
     cache, calls = Cache(store), 0
 
-    async def compute() -> bytes:
+    async def compute() -> Value:
         nonlocal calls
         calls += 1
         await asyncio.sleep(0.02)
-        return b"v"
+        return Value(b"v")
 
     found = await asyncio.gather(*(cache.through(key("k"), "text", compute) for _ in range(1000)))
     assert calls == 1
-    assert [v for v, _ in found] == [b"v"] * 1000
-    assert sum(not cached for _, cached in found) == 1
-    assert await cache.through(key("k"), "text", compute) == (b"v", True)
+    assert [v.data for v in found] == [b"v"] * 1000
+    assert sum(not v.cached for v in found) == 1
+    assert await cache.through(key("k"), "text", compute) == Value(b"v", cached=True)
     assert calls == 1
 
 
 async def test_failures_reach_every_waiter_and_are_not_kept(store: Store) -> None:
     cache, calls = Cache(store), 0
 
-    async def compute() -> bytes:
+    async def compute() -> Value:
         nonlocal calls
         calls += 1
         await asyncio.sleep(0)
         if calls == 1:
             raise SearchFailure(ToolStatus.UPSTREAM_ERROR, "down")
-        return b"v"
+        return Value(b"v")
 
     found = await asyncio.gather(*(cache.through(key("k"), "t", compute) for _ in range(5)), return_exceptions=True)
     assert all(isinstance(f, SearchFailure) for f in found)
     assert calls == 1
-    assert await cache.through(key("k"), "t", compute) == (b"v", False)
+    assert await cache.through(key("k"), "t", compute) == Value(b"v")
 
 
 async def test_a_cancelled_waiter_leaves_the_others_their_result(store: Store) -> None:
     cache, gate = Cache(store), asyncio.Event()
 
-    async def compute() -> bytes:
+    async def compute() -> Value:
         await gate.wait()
-        return b"v"
+        return Value(b"v")
 
     first = asyncio.create_task(cache.through(key("k"), "t", compute))
     second = asyncio.create_task(cache.through(key("k"), "t", compute))
@@ -102,7 +103,7 @@ async def test_a_cancelled_waiter_leaves_the_others_their_result(store: Store) -
     first.cancel()
     await asyncio.sleep(0)
     gate.set()
-    assert await second == (b"v", True)
+    assert await second == Value(b"v", cached=True)
 
 
 async def test_a_failing_file_is_counted_and_does_not_fail_the_search(tmp_path: Path) -> None:
@@ -112,14 +113,14 @@ async def test_a_failing_file_is_counted_and_does_not_fail_the_search(tmp_path: 
         nonlocal errors
         errors += 1
 
-    async def compute() -> bytes:
-        return b"v"
+    async def compute() -> Value:
+        return Value(b"v")
 
     store = Store(tmp_path / "c.sqlite")
     with sqlite3.connect(tmp_path / "c.sqlite") as other:
         other.execute("DROP TABLE entries")
     other.close()
-    assert await Cache(store, count).through(key("k"), "t", compute) == (b"v", False)
+    assert await Cache(store, "live", count).through(key("k"), "t", compute) == Value(b"v")
     assert errors == 2  # the read and the write
     store.close()
 

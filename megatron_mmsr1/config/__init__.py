@@ -61,7 +61,15 @@ class RolloutConfig(Section):
     generate_timeout_s: float = Field(default=300, gt=0, description="deadline of one turn")
     retries: int = Field(default=2, ge=0, description="retries of a failed generate or tool call")
     tool_timeout_s: float = Field(default=30, gt=0)
-    tool_failure: Literal["neutral_observation", "retry_trajectory", "drop_trajectory"] = "neutral_observation"
+    tool_concurrency: int = Field(default=512, gt=0, description="tool calls in flight a worker; more wait, under no deadline")
+    tool_failure: Literal["neutral_observation", "retry_trajectory", "drop_trajectory"] = Field(
+        default="neutral_observation",
+        description="what an infrastructure failure of a tool does: the model is told and goes on; the trajectory begins anew; "
+        "it ends. None of them is scored or trained on as if it were the model's own doing",
+    )
+    alert_above: float = Field(default=0.02, ge=0, le=1, description="share of a step's tool calls that fail: a warning")
+    pause_above: float = Field(default=0.2, ge=0, le=1, description="share of the latest tool calls that fail: a pause")
+    pause_limit_s: float = Field(default=3600.0, gt=0, description="a longer pause ends the run, which can be resumed")
 
 
 class EngineConfig(Section):

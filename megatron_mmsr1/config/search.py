@@ -30,9 +30,7 @@ class BackendSection(Section):
     retries: int = Field(default=2, ge=0, le=2, description="more tries after a connection error, 429 or 5xx")
     breaker_failures: int = Field(default=5, gt=0, description="failures in a row that open the circuit breaker")
     breaker_cooldown_s: float = Field(default=5.0, gt=0, description="open for so long, doubled each time up to a minute")
-    usd_per_1000: float | None = Field(
-        default=None, ge=0, description="price of 1,000 billed calls, for the ledger"
-    )
+    usd_per_1000: float | None = Field(default=None, ge=0, description="price of 1,000 billed calls, for the ledger")
     price_as_of: str | None = Field(default=None, description="the day that this price was looked up (YYYY-MM-DD)")
 
     @model_validator(mode="after")
@@ -81,9 +79,7 @@ class ReadSection(BackendSection):
 class SummariseSection(BackendSection):
     """Summarising a page for a query."""
 
-    backend: str = Field(
-        default="extractive", description="extractive, openai (or any compatible endpoint), none"
-    )
+    backend: str = Field(default="extractive", description="extractive, openai (or any compatible endpoint), none")
     concurrency: int = Field(default=64, gt=0, description="calls in flight at once")
     timeout_s: float = Field(default=20.0, gt=0, description="one try")
     model: str = Field(default="Qwen/Qwen3-32B", description="openai: the model's name at the endpoint")

@@ -12,10 +12,7 @@ from collections.abc import Callable
 
 from megatron_mmsr1.config import RewardConfig
 from megatron_mmsr1.errors import UsageError
-from megatron_mmsr1.trajectory import Status, Trajectory
-
-# The model is not judged by what it could not finish.
-UNSCORED = (Status.ENGINE_ERROR, Status.TOOL_ERROR, Status.ABORTED)
+from megatron_mmsr1.trajectory import Trajectory
 
 Reward = Callable[[Trajectory, RewardConfig], dict[str, float]]
 
@@ -29,9 +26,10 @@ def get(name: str) -> Reward:
 
 
 def score_trajectory(trajectory: Trajectory, cfg: RewardConfig) -> None:
-    """Set `reward` and `reward_parts`; None and empty if the engine or a tool, not the model, ended the trajectory."""
+    """Set `reward` and `reward_parts`; None and empty if the engine or a tool let the model down on the way, whatever it then
+    made of it: no reward speaks of an outage."""
     trajectory.reward, trajectory.reward_parts = None, {}
-    if trajectory.status in UNSCORED:
+    if trajectory.infrastructure_failure:
         return
     values = get(cfg.name)(trajectory, cfg)
     trajectory.reward = values["reward"]

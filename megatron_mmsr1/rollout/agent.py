@@ -81,13 +81,13 @@ async def run_trajectory(
     own. Raises RunError only if engine and trainer disagree on the tokens, which no retry would mend.
     """
     temperature = context.rollout.temperature if temperature is None else temperature
-    again = context.rollout.retries if context.rollout.tool_failure == "retry_trajectory" else 0
-    while True:
-        run = _Run(context, engine, opening, seeds, group_id or opening.prompt.prompt_id, temperature, on_event)
+    tries = 1 + (context.rollout.retries if context.rollout.tool_failure == "retry_trajectory" else 0)
+    for attempt in range(1, tries + 1):
+        run = _Run(context, engine, opening, seeds, group_id or opening.prompt.prompt_id, temperature, on_event, attempt)
         await run.go()
-        if run.trajectory.status is not Status.TOOL_ERROR or again == 0:
+        if run.trajectory.status is not Status.TOOL_ERROR or attempt == tries:
             return run.trajectory
-        again -= 1
+    raise AssertionError("unreachable: the last try returns")
 
 
 @dataclass(slots=True)
@@ -101,6 +101,7 @@ class _Run:
     group_id: str
     temperature: float
     on_event: OnEvent | None
+    attempt: int
     trajectory: Trajectory = field(init=False)
     images: list[bytes] = field(default_factory=list)
     seen: list[int] = field(default_factory=list)  # the engine's view up to and including the last sampled turn
@@ -194,7 +195,8 @@ class _Run:
         query = action.query if isinstance(action, TextSearch) else ""
         await self._tell(Event("tool_started", number, query, action.name))
         pictures = self.opening.prompt.images
-        seen = await tools.call(c, action, t.question, pictures[0] if pictures else None)
+        name = f"{self.group_id}/{t.prompt_id}#{t.sample_index}@{number}.{self.attempt}"
+        seen = await tools.call(c, action, t.question, pictures[0] if pictures else None, name=name)
         await self._tell(Event("tool_ended", number, seen.message.text, action.name, seen.call))
         if seen.call.status.infrastructure and c.rollout.tool_failure != "neutral_observation":
             t.extra["error"] = f"{kind} search: {seen.call.status}: {seen.call.detail}"

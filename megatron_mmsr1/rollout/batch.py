@@ -6,6 +6,7 @@ import asyncio
 import time
 from collections import Counter
 from collections.abc import Callable
+from dataclasses import replace
 
 from megatron_mmsr1.config import RunConfig
 from megatron_mmsr1.data.images import ImageError
@@ -14,6 +15,7 @@ from megatron_mmsr1.reward import score_trajectory
 from megatron_mmsr1.rollout.agent import Opening, Seeds, open_group, run_trajectory
 from megatron_mmsr1.rollout.context import Context
 from megatron_mmsr1.rollout.engine import EngineClient
+from megatron_mmsr1.rollout.gate import Gate
 from megatron_mmsr1.rollout.jobs import Job, Progress
 from megatron_mmsr1.trajectory import Status, Trajectory
 
@@ -24,8 +26,17 @@ class Batch:
     """One job. `report` gets its progress."""
 
     def __init__(
-        self, context: Context, engine: EngineClient, cfg: RunConfig, job: Job, report: Callable[[Progress], None]
+        self,
+        context: Context,
+        engine: EngineClient,
+        cfg: RunConfig,
+        job: Job,
+        report: Callable[[Progress], None],
+        gate: Gate | None = None,
     ) -> None:
+        self._gate = gate
+        if gate is not None:
+            gate.on_change = lambda: self._tell(force=True)
         self._context, self._engine, self._cfg, self._job, self._report = context, engine, cfg, job, report
         self._slots = asyncio.Semaphore(cfg.rollout.concurrency)
         self._done = self._tokens = 0
@@ -103,4 +114,7 @@ class Batch:
         if force or now - self._reported >= REPORT_S:
             self._reported = now
             total = len(self._job.prompts) * self._job.group_size
-            self._report(Progress(self._done, total, now - self._started, self._tokens, dict(self._statuses)))
+            p = Progress(self._done, total, now - self._started, self._tokens, dict(self._statuses))
+            if (gate := self._gate) is not None:
+                p = replace(p, paused=gate.paused, paused_s=gate.paused_s, failing=gate.failing)
+            self._report(p)

@@ -40,10 +40,11 @@ class Engine(Protocol):
 
 
 class Search(Protocol):
-    """The two tools; `search.client.SearchClient` is one. Failures come back as a status, never as an exception."""
+    """The two tools; `search.client.SearchClient` is one. Failures come back as a status, never as an exception. `call` names
+    the call within its run, the same each time the run is repeated."""
 
-    async def text(self, query: str, k: int = 5) -> TextReply: ...
-    async def image(self, data: bytes, k: int = 5) -> ImageReply: ...
+    async def text(self, query: str, k: int = 5, *, call: str = "") -> TextReply: ...
+    async def image(self, data: bytes, k: int = 5, *, call: str = "") -> ImageReply: ...
 
 
 @dataclass(slots=True, frozen=True)
@@ -135,7 +136,7 @@ def search_client(cfg: RunConfig, url: str | None) -> SearchClient | None:
         return None
     from megatron_mmsr1.search.client import SearchClient
 
-    return SearchClient(url, timeout_s=cfg.rollout.tool_timeout_s, retries=cfg.rollout.retries)
+    return SearchClient(url, timeout_s=cfg.rollout.tool_timeout_s, retries=cfg.rollout.retries, run=cfg.output)
 
 
 def load_tokenizer(path: str | Path) -> Any:

@@ -26,10 +26,14 @@ class Progress:
     seconds: float
     tokens: int = 0
     statuses: dict[str, int] = field(default_factory=dict)
+    paused: bool = False  # the tools are down, and calls wait (rollout/gate.py)
+    paused_s: float = 0.0  # seconds of pauses since the worker began
+    failing: float = 0.0  # share of the latest tool calls that failed
 
     def line(self) -> str:
         rate = self.done / self.seconds if self.seconds else 0.0
         ended = ", ".join(f"{n} {name}" for name, n in sorted(self.statuses.items(), key=lambda x: -x[1]))
+        ended += " (paused: search is down)" if self.paused else ""
         return f"rollout {self.done}/{self.total}, {rate:.1f}/s, {self.tokens} tokens" + (f" ({ended})" if ended else "")
 
 

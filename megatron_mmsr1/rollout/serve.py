@@ -15,6 +15,7 @@ from megatron_mmsr1.errors import RunError, UsageError
 from megatron_mmsr1.rollout.batch import Batch
 from megatron_mmsr1.rollout.context import Context, search_client
 from megatron_mmsr1.rollout.engine import EngineClient
+from megatron_mmsr1.rollout.gate import Gate
 from megatron_mmsr1.rollout.jobs import Failed, Job, Ready
 
 
@@ -27,7 +28,9 @@ def serve(pipe: Connection, config: str, engine_urls: list[str], search_url: str
 async def _serve(pipe: Connection, cfg: RunConfig, engine_urls: list[str], search_url: str | None, image_root: str) -> None:
     jobs = _listen(pipe)
     try:
-        context = Context.open(cfg, search_client(cfg, search_url), ImageStore(image_root))
+        client = search_client(cfg, search_url)
+        gate = None if client is None else Gate(client, cfg.rollout)
+        context = Context.open(cfg, gate, ImageStore(image_root))
     except UsageError as e:
         pipe.send(Failed(str(e), usage=True))
         return
@@ -41,8 +44,10 @@ async def _serve(pipe: Connection, cfg: RunConfig, engine_urls: list[str], searc
     try:
         while True:
             job = await jobs.get()
+            if client is not None:
+                client.step = job.step
             try:
-                answer = await Batch(context, engine, cfg, job, pipe.send).run()
+                answer = await Batch(context, engine, cfg, job, pipe.send, gate).run()
             except (UsageError, RunError) as e:
                 answer = Failed(str(e), usage=isinstance(e, UsageError))
             except Exception:  # a bug of ours: the leader reports it, whatever it is
@@ -50,6 +55,8 @@ async def _serve(pipe: Connection, cfg: RunConfig, engine_urls: list[str], searc
             pipe.send(answer)
     finally:
         await engine.close()
+        if client is not None:
+            await client.close()
 
 
 def _listen(pipe: Connection) -> asyncio.Queue[Job]:

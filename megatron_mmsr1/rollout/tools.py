@@ -18,19 +18,21 @@ class Observation:
     message: Message
 
 
-async def call(context: Context, action: ImageSearch | TextSearch, question: str, picture: bytes | None) -> Observation:
-    """Run `action` (an image search looks for `picture`) and render what came back.
+async def call(
+    context: Context, action: ImageSearch | TextSearch, question: str, picture: bytes | None, *, name: str = ""
+) -> Observation:
+    """Run `action` (an image search looks for `picture`) and render what came back. `name` is the call's own.
 
     OK and EMPTY are results, wrapped with the question and the follow-up prompt; every other status is the protocol's failure
     message. A hit whose picture cannot be decoded keeps its title and loses the picture.
     """
     if isinstance(action, TextSearch):
-        reply = await _text(context, action.query)
+        reply = await _text(context, action.query, name)
         made = _record("text", action.query, reply, len(reply.hits))
         segments, images = protocol.text_observation(reply.hits), []
         follow_up = context.prompts.after_text
     else:
-        reply = await _image(context, picture)
+        reply = await _image(context, picture, name)
         hits, images = await _canonical(context, reply.hits)
         made = _record("image", "", reply, len(hits))
         segments, follow_up = protocol.image_observation(hits), context.prompts.after_image
@@ -39,18 +41,18 @@ async def call(context: Context, action: ImageSearch | TextSearch, question: str
     return Observation(made, context.message(protocol.tool_message(segments, question, follow_up), images))
 
 
-async def _text(context: Context, query: str) -> TextReply:
+async def _text(context: Context, query: str, name: str) -> TextReply:
     if context.search is None:
         return TextReply(status=ToolStatus.REFUSED, detail="this run has no search server")
-    return await context.search.text(query, context.limits.top_k)
+    return await context.search.text(query, context.limits.top_k, call=name)
 
 
-async def _image(context: Context, picture: bytes | None) -> ImageReply:
+async def _image(context: Context, picture: bytes | None, name: str) -> ImageReply:
     if context.search is None:
         return ImageReply(status=ToolStatus.REFUSED, detail="this run has no search server")
     if picture is None:
         return ImageReply(status=ToolStatus.REFUSED, detail="the question came without a picture")
-    return await context.search.image(picture, context.limits.top_k)
+    return await context.search.image(picture, context.limits.top_k, call=name)
 
 
 async def _canonical(context: Context, hits: list[ImageHit]) -> tuple[list[ImageHit], list[CanonicalImage]]:
@@ -68,4 +70,6 @@ async def _canonical(context: Context, hits: list[ImageHit]) -> tuple[list[Image
 
 
 def _record(kind: str, query: str, reply: Reply, results: int) -> ToolCall:
-    return ToolCall(kind, query, reply.status, reply.seconds, results, reply.cached, reply.backend, reply.detail)
+    return ToolCall(
+        kind, query, reply.status, reply.seconds, results, reply.cached, reply.backend, reply.detail, reply.degraded
+    )

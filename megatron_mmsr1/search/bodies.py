@@ -16,21 +16,24 @@ from megatron_mmsr1.trajectory import ToolStatus
 Body = dict[str, Any]
 
 
-async def read_body[R: requests.Request](request: Request, model: type[R]) -> R:
-    """The typed body. Raises HTTPException 413 past the cap and 400, naming the field, for what the model forbids."""
+async def read_body(request: Request, limit: int = requests.MAX_BODY_BYTES) -> bytes:
+    """The whole body. Raises HTTPException 413 past `limit` bytes, 400 for one that breaks off."""
     chunks, size = [], 0
     try:
         async for chunk in request.stream():
             size += len(chunk)
-            if size > requests.MAX_BODY_BYTES:
-                raise HTTPException(413, f"the body is larger than {requests.MAX_BODY_BYTES} bytes")
+            if size > limit:
+                raise HTTPException(413, f"the body is larger than {limit} bytes")
             chunks.append(chunk)
     except ClientDisconnect:  # nobody reads this answer; the metrics count it
         raise HTTPException(400, "the connection ended before the body did") from None
-    try:
-        return model.model_validate_json(b"".join(chunks))
-    except ValidationError as e:
-        raise HTTPException(400, "; ".join(_explain(err) for err in e.errors(include_input=False)[:5])) from None
+    return b"".join(chunks)
+
+
+def explain(e: ValidationError) -> str:
+    """The first few things that are wrong with a request, each with its field."""
+    errors = e.errors(include_input=False)[:5]
+    return "; ".join(": ".join(filter(None, (".".join(str(p) for p in err["loc"]), err["msg"]))) for err in errors)
 
 
 def respond(body: Body, code: int = 200, headers: dict[str, str] | None = None) -> Response:
@@ -51,7 +54,3 @@ async def http_error(_: Request, e: Exception) -> Response:
 async def defect(_: Request, e: Exception) -> Response:
     """Starlette's handler of everything else: the caller gets a typed error, the log its traceback."""
     return fail(500, ToolStatus.UPSTREAM_ERROR, f"the search server failed ({type(e).__name__}); its log has the trace")
-
-
-def _explain(err: Any) -> str:
-    return ": ".join(filter(None, (".".join(str(p) for p in err["loc"]), err["msg"])))

@@ -1,6 +1,8 @@
-"""Cache with single flight: a value is computed once, however many ask for it at the same time, and kept in the store.
+"""Cache, snapshot and single flight: a value is computed once, however many ask for it at the same time, and kept in the store.
 
-Failures are never kept: who asks next tries again.
+What the modes do on top of that (`search.mode`): `record` takes a value that could not be kept for a failed call; `replay`
+keeps nothing new; `replay-strict` computes nothing at all. Failures and degraded values are never kept here, so who asks next
+tries again; in `record` the outcome of the one call that met them is kept beside (outcomes.py).
 """
 
 from __future__ import annotations
@@ -10,14 +12,29 @@ import hashlib
 import logging
 import sqlite3
 from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import orjson
 
-from megatron_mmsr1.search.interfaces import Backend
+from megatron_mmsr1.config.search import Mode
+from megatron_mmsr1.errors import RunError
+from megatron_mmsr1.search.interfaces import Backend, SearchFailure
 from megatron_mmsr1.search.store import Store
+from megatron_mmsr1.trajectory import ToolStatus
 
 log = logging.getLogger(__name__)
+
+STORE_ERRORS = (sqlite3.Error, RunError)
+
+
+@dataclass(slots=True, frozen=True)
+class Value:
+    """`degraded`: part of what was asked for; not kept. `cached`: no backend was asked for it now."""
+
+    data: bytes
+    degraded: bool = False
+    cached: bool = False
 
 
 def cache_key(
@@ -33,57 +50,83 @@ def cache_key(
 
 
 class Cache:
-    """`store` None keeps nothing and only joins calls in flight. `on_store_error` counts what the file could not do."""
+    """`store` None keeps nothing and only joins calls in flight. `on_store_error` counts what the file could not do,
+    `on_miss` what a snapshot being replayed did not hold."""
 
-    def __init__(self, store: Store | None, on_store_error: Callable[[], None] = lambda: None):
-        self._store = store
-        self._on_store_error = on_store_error
-        self._flying: dict[bytes, asyncio.Task[bytes]] = {}
+    def __init__(
+        self,
+        store: Store | None,
+        mode: Mode = "live",
+        on_store_error: Callable[[], None] = lambda: None,
+        on_miss: Callable[[], None] = lambda: None,
+    ):
+        self.store = store
+        self.mode = mode
+        self._on_store_error, self._on_miss = on_store_error, on_miss
+        self._flying: dict[bytes, asyncio.Task[Value]] = {}
 
-    async def through(self, key: bytes, kind: str, compute: Callable[[], Awaitable[bytes]]) -> tuple[bytes, bool]:
-        """(value, cached): from the store, from a twin in flight, or computed now and stored. What `compute` raises
-        reaches everyone who waits. A waiter that is cancelled does not end the computation for the others."""
+    @property
+    def replays(self) -> bool:
+        return self.mode in ("replay", "replay-strict")
+
+    async def through(self, key: bytes, kind: str, compute: Callable[[], Awaitable[Value]]) -> Value:
+        """From the store, from a twin in flight, or computed now and stored. What `compute` raises reaches everyone who waits.
+        A waiter that is cancelled does not end the computation for the others."""
         task = self._flying.get(key)
         if task is not None:
-            return await asyncio.shield(task), True
-        held = self._get(key)
+            joined = await asyncio.shield(task)
+            return Value(joined.data, joined.degraded, cached=True)
+        held = self.get(key)
         if held is not None:
-            return held, True
+            return Value(held, cached=True)
+        if self.replays:
+            self._on_miss()
+        if self.mode == "replay-strict":
+            raise SearchFailure(ToolStatus.UPSTREAM_ERROR, "the snapshot does not hold it, and search.mode is replay-strict")
         task = asyncio.get_running_loop().create_task(self._fly(key, kind, compute))
         self._flying[key] = task
         task.add_done_callback(lambda t: self._landed(key, t))
-        return await asyncio.shield(task), False
+        return await asyncio.shield(task)
 
-    async def _fly(self, key: bytes, kind: str, compute: Callable[[], Awaitable[bytes]]) -> bytes:
+    def get(self, key: bytes) -> bytes | None:
+        """What the store holds; None where there is no store or it fails (counted and said; in replay-strict raised)."""
+        if self.store is None:
+            return None
+        try:
+            return self.store.get(key)
+        except STORE_ERRORS as e:
+            self._failed(e)
+            return None
+
+    async def put(self, key: bytes, kind: str, data: bytes) -> None:
+        """Keep it. The search still works without its store, except in `record`: SearchFailure, for what was not kept must
+        not be observed."""
+        if self.store is None or self.replays:
+            return
+        try:
+            await self.store.put(key, kind, data)
+        except STORE_ERRORS as e:
+            self._failed(e)
+            if self.mode == "record":
+                raise SearchFailure(ToolStatus.UPSTREAM_ERROR, f"the result could not be recorded ({e})") from None
+
+    async def _fly(self, key: bytes, kind: str, compute: Callable[[], Awaitable[Value]]) -> Value:
         value = await compute()
-        if self._store is not None:
-            try:
-                await self._store.put(key, kind, value)
-            except sqlite3.Error as e:
-                self._failed(e)
+        if not value.degraded:
+            await self.put(key, kind, value.data)
         return value
 
-    def _landed(self, key: bytes, task: asyncio.Task[bytes]) -> None:
+    def _landed(self, key: bytes, task: asyncio.Task[Value]) -> None:
         del self._flying[key]
         if not task.cancelled():
             task.exception()  # taken here too: all who waited may have gone
 
-    def _get(self, key: bytes) -> bytes | None:
-        if self._store is None:
-            return None
-        try:
-            return self._store.get(key)
-        except sqlite3.Error as e:
-            self._failed(e)
-            return None
-
-    def _failed(self, e: sqlite3.Error) -> None:
-        """The search still works without its store; that it does so is counted and said, not hidden."""
+    def _failed(self, e: Exception) -> None:
         self._on_store_error()
-        log.warning("search cache failed: %s", e)
+        log.warning("search store failed: %s", e)
 
     async def close(self) -> None:
         """Wait for what is in flight, then close the store."""
         await asyncio.gather(*self._flying.values(), return_exceptions=True)
-        if self._store is not None:
-            self._store.close()
+        if self.store is not None:
+            self.store.close()

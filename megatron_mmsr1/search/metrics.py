@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
 from megatron_mmsr1.trajectory import ToolStatus
@@ -41,6 +43,16 @@ class Metrics:
             self._hits[kind].inc()
         if degraded:
             self._degraded[kind].inc()
+
+    def plain(self) -> dict[str, Any]:
+        """The same counts as plain numbers: calls a kind and status, cache hits and degraded replies a kind."""
+        return {
+            "calls": {k: {s.value: n for s in ToolStatus if (n := _whole(self._calls[k, s]))} for k in KINDS},
+            "cache_hits": {k: _whole(self._hits[k]) for k in KINDS},
+            "degraded": {k: _whole(self._degraded[k]) for k in KINDS},
+            "store_errors": _whole(self.store_errors),
+            "replay_misses": _whole(self.replay_misses),
+        }
 
     def render(self) -> bytes:
         return generate_latest(self._registry)
@@ -83,6 +95,15 @@ class UpstreamMetrics:
         self.breaker_state = "closed"
         self.breaker_turns = dict.fromkeys(BREAKER, 0)
 
+    def plain(self) -> dict[str, Any]:
+        return {
+            "statuses": dict(self.statuses),
+            "breaker": self.breaker_state,
+            "breaker_turns": dict(self.breaker_turns),
+            "retries": _whole(self.retries),
+            "usd": self.usd._value.get(),
+        }
+
     def record(self, status: ToolStatus, seconds: float) -> None:
         self._calls[status].inc()
         self._seconds.observe(seconds)
@@ -93,3 +114,7 @@ class UpstreamMetrics:
         self._turns[state].inc()
         self.breaker_state = state
         self.breaker_turns[state] += 1
+
+
+def _whole(counter: Counter) -> int:
+    return int(counter._value.get())  # the client library has no public way to read one

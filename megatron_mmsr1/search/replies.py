@@ -13,13 +13,15 @@ from megatron_mmsr1.trajectory import ToolStatus
 
 
 class Reply(BaseModel):
-    """What every reply says. `cached`: no backend was asked for it (the store, or a twin in flight, had it)."""
+    """What every reply says. `cached`: no backend was asked for it (the store, or a twin in flight, had it). `degraded`: part
+    of what was asked for is missing, for want of time or of a working upstream."""
 
     model_config = ConfigDict(extra="forbid")
 
     status: ToolStatus
     seconds: float = 0.0
     cached: bool = False
+    degraded: bool = False
     backend: str = ""
     detail: str = ""
 

@@ -2,26 +2,30 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import Any
 
-from megatron_mmsr1.search.interfaces import Reader, TextBackend
+from megatron_mmsr1.search.interfaces import TextResult
+from megatron_mmsr1.search.pipelines import TextSearch
 from megatron_mmsr1.search.requests import RetrieveRequest
 
 DEFAULT_TOPK = 3
 
 
-async def retrieve(backend: TextBackend, reader: Reader, request: RetrieveRequest) -> dict[str, Any]:
+async def retrieve(search: TextSearch, request: RetrieveRequest) -> dict[str, Any]:
     """{"result": one list a query}: documents {"id", "contents"}, each beside its score if `return_scores`.
 
     `contents` is the title in quotes, a newline, the text. The contract has no place for the failure of one query, so any
     SearchFailure is the failure of the request.
     """
-    result = []
-    for query in request.queries:
-        rows = []
-        for found in await backend.search(query, request.topk or DEFAULT_TOPK):
-            page = await reader.read(found.url)
-            document = {"id": found.url, "contents": f'"{page.title}"\n{page.text}'}
-            rows.append({"document": document, "score": found.score} if request.return_scores else document)
-        result.append(rows)
-    return {"result": result}
+
+    async def document(found: TextResult) -> dict[str, Any]:
+        page = await search.page(found)
+        row = {"id": found.url, "contents": f'"{page.title or found.title}"\n{page.text}'}
+        return {"document": row, "score": found.score} if request.return_scores else row
+
+    async def one(query: str) -> list[dict[str, Any]]:
+        found = await search.results(query, request.topk or DEFAULT_TOPK)
+        return [await document(r) for r in found] if search.local else await asyncio.gather(*map(document, found))
+
+    return {"result": [await one(q) for q in request.queries]}

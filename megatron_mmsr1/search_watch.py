@@ -1,0 +1,99 @@
+"""What a run notices of its search tools: which snapshot answers, how many calls fail, what is spent, and when to stop.
+
+The rollout worker pauses by itself (rollout/gate.py); here it is said, counted, and put into the run's logs.
+"""
+
+from __future__ import annotations
+
+import json
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from megatron_mmsr1.config import RunConfig
+from megatron_mmsr1.rollout.jobs import Progress
+from megatron_mmsr1.trajectory import ToolStatus, Trajectory
+
+TIMEOUT_S = 5.0
+STEP_CAP = "search.budget.step_"  # how the server's word of a reached cap begins; a step's own cap ends with the step
+
+
+class SearchWatch:
+    """`url` None: the run searches nothing. `warn` and `info` say a line to the person."""
+
+    def __init__(self, url: str | None, cfg: RunConfig, warn: Callable[[str], None], info: Callable[[str], None]):
+        self._url, self._cfg, self._warn, self._info = url, cfg, warn, info
+        self._paused = False
+        self._paused_s = 0.0
+        self._reported_s = 0.0
+
+    def identity(self) -> dict[str, Any]:
+        """{"mode", "id", "backends"}: what goes into checkpoints, dumps and reports; {} where no server can say it."""
+        held = self._ask("/v1/snapshot")
+        return {k: held[k] for k in ("mode", "id", "backends") if k in held}
+
+    def heard(self, progress: Progress) -> None:
+        """The worker's progress: a pause is said when it begins and when it ends."""
+        self._paused_s = progress.paused_s
+        if progress.paused == self._paused:
+            return
+        self._paused = progress.paused
+        if progress.paused:
+            self._warn(
+                f"rollout paused: {progress.failing:.0%} of the latest search calls failed (rollout.pause_above="
+                f"{self._cfg.rollout.pause_above:g}); it goes on when one is answered. mmsr1 search stats {self._url} says more"
+            )
+        else:
+            self._info(f"rollout goes on: search answers again ({progress.paused_s:.0f} s of pauses so far)")
+
+    def step(self, step: int, trajectories: Sequence[Trajectory]) -> dict[str, float]:
+        """Metrics of a finished step: search_server/... from the server's own counts, search/paused_s. Warns above
+        `rollout.alert_above`, and of calls that a budget refused."""
+        out = {"search/paused_s": self._paused_s - self._reported_s}
+        self._reported_s = self._paused_s
+        calls = [c for t in trajectories for c in t.tool_calls]
+        failed = sum(c.status.infrastructure for c in calls)
+        if calls and failed / len(calls) > self._cfg.rollout.alert_above:
+            kinds = {s: n for s in ToolStatus if s.infrastructure and (n := sum(c.status is s for c in calls))}
+            shown = ", ".join(f"{n} {s.value}" for s, n in kinds.items())
+            example = next(c.detail for c in calls if c.status.infrastructure)
+            self._warn(
+                f"step {step}: {failed} of {len(calls)} search calls failed ({shown}), over rollout.alert_above="
+                f"{self._cfg.rollout.alert_above:g}; their trajectories are not trained on. One of them: {example}"
+            )
+        return out | self._server_metrics()
+
+    def _server_metrics(self) -> dict[str, float]:
+        stats = self._ask("/v1/stats")
+        out: dict[str, float] = {}
+        for name, up in stats.get("upstreams", {}).items():
+            me = f"search_server/{name}"
+            out |= {f"{me}/{status}": n for status, n in up["statuses"].items()}
+            out |= {f"{me}/breaker_{state}": up["breaker_turns"][state] for state in ("open", "closed")}
+            out |= {f"{me}/retries": up["retries"], f"{me}/usd": up["usd"]}
+        if stats:
+            out["search_server/entries"] = sum(stats["snapshot"]["entries"].values())
+        return out
+
+    def _ask(self, path: str) -> dict[str, Any]:
+        if self._url is None:
+            return {}
+        opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+        try:
+            with opener.open(self._url.rstrip("/") + path, timeout=TIMEOUT_S) as r:
+                return json.load(r)
+        except (urllib.error.URLError, OSError, ValueError):  # a server of another make, or one that is down: nothing to tell
+            return {}
+
+
+def budget_reached(trajectories: Sequence[Trajectory]) -> str:
+    """Which cap of the run, the day or the vendor's account refused a call of this step, in the server's words; "" for none.
+
+    To train on would teach from what needed no search alone. A step's cap is the person's own choice of that, and ends with it.
+    """
+    for t in trajectories:
+        for c in t.tool_calls:
+            if c.status is ToolStatus.BUDGET and not c.detail.startswith(STEP_CAP):
+                return c.detail or "a search backend's account is used up"
+    return ""
