@@ -1,0 +1,525 @@
+"""The store: what was put is there whole, under a digest that knows no order, whoever else writes; its failures are typed."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import sqlite3
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from megatron_mmsr1.errors import RunError, UsageError
+from megatron_mmsr1.search.store import KINDS, SCHEMA, Store, StoreDamaged, StoreError
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Iterator[Store]:
+    s = Store(tmp_path / "sub" / "c.sqlite")
+    yield s
+    s.close()
+
+
+def key(text: str) -> bytes:
+    return hashlib.sha256(text.encode()).digest()
+
+
+def edit(path: Path, *statements: str) -> None:
+    db = sqlite3.connect(path, isolation_level=None)
+    for s in statements:
+        db.execute(s)
+    db.close()
+
+
+# ----------------------------------------------------------------------------------------------------------------- values
+async def test_the_first_value_stays_and_survives_reopening(tmp_path: Path) -> None:
+    path = tmp_path / "c.sqlite"
+    store = Store(path)
+    await store.put(key("a"), "text", b"1")
+    await store.put(key("a"), "text", b"2")
+    await store.put(key("b"), "image", bytes(range(256)))
+    store.close()
+    assert not path.with_name("c.sqlite-wal").exists()
+    again = Store(path)
+    assert (again.get(key("a")), again.get(key("b")), again.get(key("c"))) == (b"1", bytes(range(256)), None)
+    assert again.counts() == {"text": 1, "image": 1}
+    again.close()
+
+
+async def test_every_kind_and_size(store: Store) -> None:
+    values = {f"{kind} {n}": (kind, bytes(i % 251 for i in range(n))) for kind in KINDS for n in (0, 1, 255, 70_000)}
+    assert await store.put_many((key(name), kind, value) for name, (kind, value) in values.items()) == len(values)
+    for name, (_, value) in values.items():
+        assert store.get(key(name)) == value
+    assert store.counts() == dict.fromkeys(KINDS, 4)
+    assert store.verify() == store.snapshot_id()
+
+
+async def test_equal_values_are_kept_once(store: Store) -> None:
+    page = b"the same page " * 1000
+    await store.put_many([(key(str(i)), "page", page) for i in range(50)])
+    db = sqlite3.connect(store.path)
+    assert db.execute("SELECT count(*), sum(size) FROM contents").fetchone() == (1, len(page))
+    assert len(db.execute("SELECT data FROM contents").fetchone()[0]) < len(page) / 10
+    db.close()
+
+
+async def test_put_many_is_all_or_nothing_and_counts_the_new(store: Store) -> None:
+    assert await store.put_many([(key("a"), "text", b"1"), (key("b"), "text", b"2"), (key("a"), "text", b"3")]) == 2
+    assert await store.put_many([(key("b"), "text", b"4"), (key("c"), "page", b"5")]) == 1
+    assert await store.put_many([]) == 0
+    with pytest.raises(ValueError, match="no key or kind"):
+        await store.put_many([(key("d"), "text", b""), (b"short", "text", b"")])
+    assert [store.get(key(k)) for k in "abcd"] == [b"1", b"2", b"5", None]
+
+
+async def test_a_value_over_the_cap_is_refused(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("megatron_mmsr1.search.store_entries.MAX_VALUE", 10)
+    with pytest.raises(StoreError, match=r"c\.sqlite: a value of 11 bytes is over 10"):
+        await store.put(key("a"), "text", b"x" * 11)
+
+
+async def test_reads_from_many_threads_while_it_is_written(store: Store) -> None:
+    n, wrong = 400, []
+
+    def read() -> None:
+        for i in list(range(n)) * 3:
+            got = store.get(key(str(i)))
+            if got not in (None, key(str(i)) * 50):
+                wrong.append(i)
+
+    threads = [threading.Thread(target=read) for _ in range(4)]
+    for t in threads:
+        t.start()
+    await asyncio.gather(*(store.put(key(str(i)), "page", key(str(i)) * 50) for i in range(n)))
+    for t in threads:
+        await asyncio.to_thread(t.join)
+    assert not wrong
+    assert store.counts() == {"page": n}
+
+
+async def test_a_cancelled_put_disturbs_nobody(store: Store) -> None:
+    puts = [asyncio.create_task(store.put(key(str(i)), "text", b"v" * 1000)) for i in range(200)]
+    await asyncio.sleep(0)
+    for p in puts[::2]:
+        p.cancel()
+    done = await asyncio.gather(*puts, return_exceptions=True)
+    assert [d for d in done[1::2] if d is not None] == []
+    assert all(store.get(key(str(i))) is not None for i in range(1, 200, 2))
+    assert store.verify() == store.snapshot_id()
+
+
+async def test_meta(store: Store) -> None:
+    before = store.snapshot_id()
+    assert store.get_meta("backends") is None
+    store.set_meta("backends", "{}")
+    store.set_meta("backends", '{"text": 1}')
+    assert store.get_meta("backends") == '{"text": 1}'
+    assert store.snapshot_id() == before
+
+
+async def test_close_commits_what_waits(tmp_path: Path) -> None:
+    store = Store(tmp_path / "c.sqlite")
+    puts = [asyncio.create_task(store.put(key(str(i)), "text", b"v")) for i in range(1000)]
+    await asyncio.sleep(0)
+    store.close()
+    store.close()
+    await asyncio.gather(*puts)
+    with pytest.raises(StoreError, match="closed"):
+        await store.put(key("late"), "text", b"v")
+    with pytest.raises(StoreError, match="closed"):
+        store.set_meta("late", "v")
+    again = Store.open_readonly(tmp_path / "c.sqlite")
+    assert again.counts() == {"text": 1000}
+    again.close()
+
+
+# ----------------------------------------------------------------------------------------------------------------- digest
+Entries = dict[bytes, tuple[str, bytes]]
+ENTRIES = st.dictionaries(
+    st.binary(min_size=32, max_size=32), st.tuples(st.sampled_from(KINDS), st.binary(max_size=40)), max_size=12
+)
+QUICK = settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+
+
+def digest_of(path: Path, groups: list[list[tuple[bytes, str, bytes]]]) -> str:
+    for p in path.parent.glob(path.name + "*"):
+        p.unlink()
+    store = Store(path)
+    try:
+        for group in groups:
+            asyncio.run(store.put_many(group))
+        assert store.verify() == store.snapshot_id()
+        return store.snapshot_id()
+    finally:
+        store.close()
+
+
+@QUICK
+@given(entries=ENTRIES, data=st.data())
+def test_equal_entries_have_one_id_in_whatever_order_they_came(tmp_path: Path, entries: Entries, data: st.DataObject) -> None:
+    rows = [(k, kind, v) for k, (kind, v) in entries.items()]
+    shuffled = data.draw(st.permutations(rows))
+    cut = data.draw(st.integers(0, len(rows)))
+    twice = [*shuffled[cut:], *shuffled[:cut]]  # some come again, and change nothing
+    assert digest_of(tmp_path / "a", [rows]) == digest_of(tmp_path / "b", [shuffled[:cut], twice])
+
+
+@QUICK
+@given(entries=ENTRIES.filter(bool), data=st.data())
+def test_one_differing_byte_gives_another_id(tmp_path: Path, entries: Entries, data: st.DataObject) -> None:
+    rows = [(k, kind, v) for k, (kind, v) in entries.items()]
+    i = data.draw(st.integers(0, len(rows) - 1))
+    k, kind, value = rows[i]
+    bit = 1 << data.draw(st.integers(0, 7))
+
+    def flip(b: bytes) -> bytes:
+        at = data.draw(st.integers(0, len(b) - 1))
+        return b[:at] + bytes([b[at] ^ bit]) + b[at + 1 :]
+
+    changes = [(k, kind, value + b"x"), (k, next(o for o in KINDS if o != kind), value)]
+    changes += [(flip(k), kind, value)] if flip(k) not in entries else []
+    changes += [(k, kind, flip(value))] if value else []
+    others = [[*rows[:i], c, *rows[i + 1 :]] for c in changes] + [rows[:i] + rows[i + 1 :]]
+    ids = [digest_of(tmp_path / "a", [r]) for r in [rows, *others]]
+    assert ids[0] not in ids[1:]
+    assert all(len(i) == 16 and int(i, 16) >= 0 for i in ids)
+
+
+async def test_the_id_of_what_was_recorded_is_known_for_good(store: Store) -> None:
+    """Old checkpoints name it: whatever changes it must raise SCHEMA."""
+    await store.put(bytes(32), "text", b"value")
+    assert (SCHEMA, store.snapshot_id()) == (2, "2d3a5453889fca62")
+
+
+# -------------------------------------------------------------------------------------------------------------- processes
+WRITER = """
+import asyncio, hashlib, sys
+from megatron_mmsr1.search.store import Store
+async def main(path, first, n):
+    store = Store(path)
+    async def one(i):
+        k = hashlib.sha256(b"%d" % i).digest()
+        await store.put(k, "text", k * 200)
+        assert store.get(k) == k * 200
+    for at in range(first, first + n, 20):
+        await asyncio.gather(*(one(i) for i in range(at, min(at + 20, first + n))))
+    store.close()
+asyncio.run(main(sys.argv[1], int(sys.argv[2]), int(sys.argv[3])))
+"""
+
+
+def writer(path: Path, first: int, n: int) -> subprocess.Popen[bytes]:
+    return subprocess.Popen([sys.executable, "-c", WRITER, str(path), str(first), str(n)])
+
+
+def test_four_processes_make_and_fill_one_file(tmp_path: Path) -> None:
+    path = tmp_path / "c.sqlite"
+    processes = [writer(path, first, 600) for first in (0, 300, 300, 600)]  # most keys are several writers'
+    assert [p.wait(60) for p in processes] == [0] * 4
+    store = Store(path)
+    assert store.counts() == {"text": 1200}
+    for i in range(1200):
+        k = hashlib.sha256(b"%d" % i).digest()
+        assert store.get(k) == k * 200
+    together = store.verify()
+    assert together == store.snapshot_id()
+    store.close()
+    alone = tmp_path / "alone.sqlite"
+    assert writer(alone, 0, 1200).wait(60) == 0
+    store = Store.open_readonly(alone)
+    assert store.snapshot_id() == together
+    store.close()
+
+
+async def test_what_one_process_wrote_is_a_hit_in_another(tmp_path: Path, store: Store) -> None:
+    reader = Store.open_readonly(store.path)
+    empty = reader.snapshot_id()
+    assert writer(store.path, 0, 1).wait(60) == 0
+    k = hashlib.sha256(b"0").digest()
+    for s in (store, reader):  # both were open before
+        assert s.get(k) == k * 200
+        assert s.snapshot_id() != empty
+    reader.close()
+
+
+# ---------------------------------------------------------------------------------------------------------------- reading
+async def test_for_reading_only(tmp_path: Path) -> None:
+    path = tmp_path / "c.sqlite"
+    with pytest.raises(UsageError, match=r"no search store at .*c\.sqlite"):
+        Store.open_readonly(path)
+    assert not list(tmp_path.iterdir())
+    store = Store(path)
+    await store.put(key("a"), "text", b"1")
+    store.close()
+    before = path.read_bytes()
+    held = Store.open_readonly(path)
+    assert (held.get(key("a")), held.get(key("b")), held.counts()) == (b"1", None, {"text": 1})
+    for attempt in (held.put(key("b"), "text", b"2"), held.put_many([])):
+        with pytest.raises(StoreError, match="reading only"):
+            await attempt
+    with pytest.raises(StoreError, match="reading only"):
+        held.set_meta("a", "b")
+    assert held.verify() == held.snapshot_id()
+    held.close()
+    assert path.read_bytes() == before
+
+
+def test_an_empty_file_is_a_new_store_but_nothing_to_replay(tmp_path: Path) -> None:
+    path = tmp_path / "c.sqlite"
+    path.touch()
+    with pytest.raises(RunError, match="nothing was recorded"):
+        Store.open_readonly(path)
+    Store(path).close()
+    Store.open_readonly(path).close()
+
+
+# A child that may not write, also where the tests run as root (its permissions hold only for others).
+UNPRIVILEGED = """
+import asyncio, hashlib, os, sys
+from pathlib import Path
+from megatron_mmsr1.errors import RunError
+from megatron_mmsr1.search.store import Store
+if os.getuid() == 0:
+    os.setgid(65534)
+    os.setuid(65534)
+path, k = Path(sys.argv[1]), hashlib.sha256(b"a").digest()
+store = Store.open_readonly(path)
+assert store.get(k) == b"1"
+assert store.verify() == store.snapshot_id() == sys.argv[2]
+assert store.get_meta("none") is None
+store.close()
+try:
+    Store(path)
+except RunError as e:
+    print(e)
+"""
+
+
+async def test_in_a_directory_that_may_not_be_written(tmp_path_factory: pytest.TempPathFactory, tmp_path: Path) -> None:
+    store = Store(tmp_path / "c.sqlite")
+    await store.put(key("a"), "text", b"1")
+    ident = store.snapshot_id()
+    store.close()
+    parents = [p for p in tmp_path.parents if p.stat().st_mode & 0o005 != 0o005 and p != p.parent]
+    modes = {p: p.stat().st_mode for p in [*parents, tmp_path]}
+    try:
+        for p in parents:
+            p.chmod(0o755)
+        (tmp_path / "c.sqlite").chmod(0o444)
+        tmp_path.chmod(0o555)
+        done = subprocess.run(
+            [sys.executable, "-c", UNPRIVILEGED, str(tmp_path / "c.sqlite"), ident], capture_output=True, text=True, timeout=60
+        )
+    finally:
+        for p, mode in modes.items():
+            p.chmod(mode)
+    assert done.returncode == 0, done.stderr
+    assert "c.sqlite" in done.stdout
+    assert "cannot be written" in done.stdout
+    assert [p.name for p in tmp_path.iterdir()] == ["c.sqlite"]
+
+
+# --------------------------------------------------------------------------------------------------------------- failures
+@pytest.mark.parametrize("opened", [Store, Store.open_readonly])
+def test_a_file_that_is_no_store_is_named(tmp_path: Path, opened: Callable[[Path], Store]) -> None:
+    path = tmp_path / "c.sqlite"
+    path.write_bytes(b"no database, but long enough to be looked at" * 50)
+    with pytest.raises(StoreDamaged, match=r"c\.sqlite.*not a database.*move it away"):
+        opened(path)
+    path.unlink()
+    edit(path, "CREATE TABLE bookmarks (url TEXT)")
+    with pytest.raises(RunError, match=r"c\.sqlite: this is another program's"):
+        opened(path)
+    edit(path, "DROP TABLE bookmarks", "CREATE TABLE entries (key, kind, created, value)", "PRAGMA user_version=1")
+    with pytest.raises(RunError, match=r"c\.sqlite: written as version 1, this is version 2: move it away, or name another"):
+        opened(path)
+
+
+def test_a_store_of_a_later_version_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "c.sqlite"
+    Store(path).close()
+    edit(path, "PRAGMA user_version=99")
+    with pytest.raises(RunError, match=r"c\.sqlite.*version 99"):
+        Store(path)
+
+
+def test_a_place_that_cannot_hold_a_file_is_named(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(StoreError, match=r"file/c\.sqlite: "):
+        Store(tmp_path / "file" / "c.sqlite")
+    with pytest.raises(StoreError, match=r"search store .*: unable to open"):
+        Store(tmp_path)
+
+
+async def test_a_full_disk_fails_the_put_and_not_the_store(store: Store) -> None:
+    await store.put(key("a"), "text", b"1")
+    assert store._writer is not None
+    pages = store._writer.execute("PRAGMA page_count").fetchone()[0]
+    store._writer.execute(f"PRAGMA max_page_count={pages + 1}")  # SQLite's own way to be full
+    noise = b"".join(key(str(i)) for i in range(2000))
+    found = await asyncio.gather(
+        store.put(key("b"), "page", noise),
+        store.put_many([(key("c"), "text", b"2"), (key("d"), "page", noise)]),
+        return_exceptions=True,
+    )
+    assert all(isinstance(f, StoreError) and "is full: free some space" in str(f) for f in found)
+    assert (store.get(key("a")), store.get(key("b")), store.get(key("c"))) == (b"1", None, None)
+    store._writer.execute("PRAGMA max_page_count=1000000")
+    await store.put(key("b"), "page", noise)
+    assert store.get(key("b")) == noise
+    assert store.verify() == store.snapshot_id()
+
+
+LIMITED = """
+import asyncio, hashlib, resource, sys
+from megatron_mmsr1.search.store import Store, StoreError
+def key(i): return hashlib.sha256(b"%d" % i).digest()
+async def main():
+    store = Store(sys.argv[1])
+    await store.put(key(0), "text", b"1")
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 20, resource.RLIM_INFINITY))
+    for i in range(1, 1000):
+        try:
+            await store.put(key(i), "page", key(i) * 30 + b"".join(key(j) for j in range(i, i + 1000)))
+        except StoreError as e:
+            print(i, e)
+            break
+    resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+    await store.put(key(2000), "text", b"2")
+    store.close()
+asyncio.run(main())
+"""
+
+
+def test_a_file_that_may_not_grow(tmp_path: Path) -> None:
+    path = tmp_path / "c.sqlite"
+    done = subprocess.run([sys.executable, "-c", LIMITED, str(path)], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+    failed = int(done.stdout.split()[0])
+    assert "c.sqlite: disk I/O error: the disk or its quota failed" in done.stdout
+    store = Store.open_readonly(path)
+    assert store.counts() == {"text": 2, "page": failed - 1}
+    assert store.verify() == store.snapshot_id()
+    store.close()
+
+
+async def test_a_file_that_another_process_holds(tmp_path: Path) -> None:
+    store = Store(tmp_path / "c.sqlite", busy_s=0.05)
+    other = sqlite3.connect(store.path, isolation_level=None)
+    other.execute("BEGIN IMMEDIATE")
+    with pytest.raises(StoreError, match=r"c\.sqlite: database is locked: another process holds it"):
+        await store.put(key("a"), "text", b"1")
+    with pytest.raises(StoreError, match="locked"):
+        store.set_meta("a", "b")
+    assert store.get(key("a")) is None  # reading goes on
+    other.execute("ROLLBACK")
+    other.close()
+    await store.put(key("a"), "text", b"1")
+    store.close()
+
+
+async def test_a_table_that_is_gone_is_a_typed_failure(store: Store) -> None:
+    edit(store.path, "DROP TABLE entries")
+    with pytest.raises(StoreError, match="no such table"):
+        store.get(key("a"))
+    with pytest.raises(StoreError, match="no such table"):
+        await store.put(key("a"), "text", b"1")
+
+
+# ----------------------------------------------------------------------------------------------------------------- damage
+async def test_every_flipped_bit_of_a_value_is_found(tmp_path: Path) -> None:
+    path, value = tmp_path / "c.sqlite", b"a page that says something " * 3
+    store = Store(path)
+    await store.put(key("a"), "page", value)
+    db = sqlite3.connect(path, isolation_level=None)
+    (data,) = db.execute("SELECT data FROM contents").fetchone()
+    for at in range(len(data)):
+        for bit in range(8):
+            db.execute("UPDATE contents SET data = ?", (data[:at] + bytes([data[at] ^ (1 << bit)]) + data[at + 1 :],))
+            try:
+                assert store.get(key("a")) == value  # some bits of the frame mean nothing
+            except StoreDamaged as e:
+                assert key("a").hex() in str(e)
+    for cut in range(len(data)):
+        db.execute("UPDATE contents SET data = ?", (data[:cut],))
+        with pytest.raises(StoreDamaged):
+            store.get(key("a"))
+    db.close()
+    store.close()
+
+
+DAMAGE = {
+    "another value's frame": "UPDATE contents SET data = (SELECT data FROM contents WHERE size = 5) WHERE size = 3",
+    "a missing content": "DELETE FROM contents WHERE size = 3",
+    "a size": "UPDATE contents SET size = 4 WHERE size = 3",
+}
+HIDDEN = {
+    "an entry more": "INSERT INTO entries SELECT zeroblob(32), kind, created, content FROM entries LIMIT 1",
+    "an entry less": "DELETE FROM entries WHERE kind = 'text'",
+    "a moved entry": "UPDATE entries SET kind = 'image' WHERE kind = 'text'",
+    "a swapped value": "UPDATE entries SET content = (SELECT hash FROM contents WHERE size = 5)",
+    "a tally": "UPDATE tally SET entries = entries + 1",
+    "a sum": "UPDATE tally SET sum = zeroblob(32)",
+    "a content more": "INSERT INTO contents SELECT zeroblob(32), size, data FROM contents LIMIT 1",
+}
+
+
+async def filled(path: Path) -> bytes:
+    store = Store(path)
+    await store.put_many([(key("a"), "text", b"abc"), (key("b"), "page", b"abcde")])
+    store.close()
+    return key("a")
+
+
+@pytest.mark.parametrize("statement", DAMAGE.values(), ids=DAMAGE.keys())
+async def test_a_damaged_value_is_never_served(tmp_path: Path, statement: str) -> None:
+    k = await filled(tmp_path / "c.sqlite")
+    edit(tmp_path / "c.sqlite", statement)
+    for store in (Store(tmp_path / "c.sqlite"), Store.open_readonly(tmp_path / "c.sqlite")):
+        with pytest.raises(StoreDamaged, match=r"c\.sqlite is damaged"):
+            store.get(k)
+        with pytest.raises(StoreDamaged, match=r"c\.sqlite is damaged"):
+            store.verify()
+        assert store.get(key("b")) == b"abcde"
+        store.close()
+
+
+@pytest.mark.parametrize("statement", HIDDEN.values(), ids=HIDDEN.keys())
+async def test_what_a_single_read_cannot_see_is_found_by_verify(tmp_path: Path, statement: str) -> None:
+    await filled(tmp_path / "c.sqlite")
+    edit(tmp_path / "c.sqlite", statement)
+    store = Store.open_readonly(tmp_path / "c.sqlite")
+    with pytest.raises(StoreDamaged, match=r"c\.sqlite is damaged"):
+        store.verify()
+    store.close()
+
+
+async def test_torn_pages_of_the_file_are_found(tmp_path: Path) -> None:
+    path = tmp_path / "c.sqlite"
+    store = Store(path)
+    await store.put_many([(key(str(i)), "page", key(str(i)) * 60) for i in range(300)])
+    store.close()
+    raw = bytearray(path.read_bytes())
+    for at in range(4096, len(raw), 8192):
+        raw[at : at + 64] = b"\xff" * 64
+    path.write_bytes(raw)
+    store = Store.open_readonly(path)
+    with pytest.raises(StoreDamaged):
+        store.verify()
+    served = 0
+    for i in range(300):
+        try:
+            value = store.get(key(str(i)))
+            assert value in (None, key(str(i)) * 60)  # never wrong bytes
+            served += value is not None
+        except StoreDamaged:
+            continue
+    assert served < 300
+    store.close()
