@@ -1,0 +1,460 @@
+"""Recorded image searches: pickles that are read and never run, the conversion, and the backend that looks results up."""
+
+from __future__ import annotations
+
+import hashlib
+import http.server
+import io
+import json
+import os
+import pickle
+import pickletools
+import random
+import shutil
+import struct
+import threading
+from collections.abc import Iterator
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from PIL import Image, PngImagePlugin
+from search_fixtures import emblem, png
+
+from megatron_mmsr1.config import SearchConfig
+from megatron_mmsr1.config.search import FetchSection, ImageSection
+from megatron_mmsr1.data.safe_pickle import Inert, load
+from megatron_mmsr1.errors import UsageError
+from megatron_mmsr1.search.image.recorded import Recorded, make
+from megatron_mmsr1.search.ledger import Ledger
+from megatron_mmsr1.search.metrics import Metrics
+from megatron_mmsr1.search.recorded_convert import Report, convert
+from megatron_mmsr1.search.recorded_source import PIL_IMAGES, read
+from megatron_mmsr1.search.tools import Tools
+
+PROTOCOLS = range(6)
+PLAIN: dict[Any, Any] = {
+    "text": ["", "é\u4e2d\n\\ud800", "\U0001f600" * 300],
+    "bytes": [b"", b"\x00\xff" * 300, bytearray(b"x" * 10)],
+    "numbers": (0, 1, 255, 256, -1, 2**31, -(2**40), 2**300, 1.5, float("inf"), True, False, None),
+    "nested": {"a": [(), (1,), (1, 2), (1, 2, 3), (1, 2, 3, 4), [], {}]},
+    7: list(range(2500)),
+}
+
+
+def picture(seed: int) -> Image.Image:
+    return emblem(random.Random(seed))
+
+
+def jpeg(image: Image.Image) -> bytes:
+    out = io.BytesIO()
+    image.save(out, "JPEG")
+    return out.getvalue()
+
+
+def pickled(directory: Path, value: object, protocol: int = 4) -> Path:
+    return raw(directory, pickle.dumps(value, protocol))
+
+
+def raw(directory: Path, data: bytes) -> Path:
+    path = directory / "cache.pkl"
+    path.write_bytes(data)
+    return path
+
+
+# --------------------------------------------------------------------------------------------------- plain values, read
+@pytest.mark.parametrize("protocol", PROTOCOLS)
+def test_plain_values_come_back(tmp_path: Path, protocol: int) -> None:
+    read_back = load(pickled(tmp_path, PLAIN, protocol))
+    assert read_back == PLAIN
+    assert [type(v) for v in read_back["numbers"]] == [type(v) for v in PLAIN["numbers"]]
+
+
+@pytest.mark.parametrize("protocol", PROTOCOLS)
+def test_what_is_referred_to_twice_comes_back_twice(tmp_path: Path, protocol: int) -> None:
+    shared = ["same"]
+    assert load(pickled(tmp_path, {"a": shared, "b": shared}, protocol)) == {"a": ["same"], "b": ["same"]}
+
+
+def test_optimised_pickles_are_read_too(tmp_path: Path) -> None:
+    assert load(raw(tmp_path, pickletools.optimize(pickle.dumps(PLAIN, 4)))) == PLAIN
+
+
+# ------------------------------------------------------------------------------------------------- everything else, not
+class Runs:
+    """Unpickled, it leaves a canary."""
+
+    def __init__(self, canary: Path):
+        self.canary = canary
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return os.system, (f"touch {self.canary}",)
+
+
+@pytest.mark.parametrize("protocol", PROTOCOLS)
+def test_a_pickle_that_would_run_something_is_refused_and_does_not(tmp_path: Path, protocol: int) -> None:
+    canary = tmp_path / "canary"
+    path = pickled(tmp_path, {"fvqa_train_0": ["fine", Runs(canary)]}, protocol)
+    with pytest.raises(UsageError, match=r"GLOBAL.*(posix|os|nt)[. ]system at byte \d+"):
+        read(path)
+    assert not canary.exists()
+    pickle.loads(path.read_bytes())  # it would have: the test can fail
+    assert canary.exists()
+
+
+HOSTILE = {
+    "builtins by name": b"cbuiltins\neval\n(Vprint(1)\ntR.",
+    "the same in Python 2": b"c__builtin__\neval\n(Vprint(1)\ntR.",
+    "INST": b"(Vtouch x\nios\nsystem\n.",
+    "OBJ": b"(cos\nsystem\nVtouch x\no.",
+    "STACK_GLOBAL": b"\x80\x04\x8c\x02os\x8c\x06system\x93.",
+    "STACK_GLOBAL out of a memo": b"\x80\x04\x8c\x06system\x94\x8c\x02os\x94h\x00\x93.",
+    "a name that is no string": b"\x80\x04K\x01K\x02\x93.",
+    "a class's name as a value": b"c_codecs\nencode\n.",
+    "NEWOBJ of a number": b"\x80\x02K\x01)\x81.",
+    "NEWOBJ_EX": b"\x80\x04cPIL.Image\nImage\n)}\x92.",
+    "NEWOBJ of a name that is no class": b"\x80\x02c_codecs\nencode\n)\x81.",
+    "BUILD on a dict": b"}}b.",
+    "EXT1": b"\x80\x02\x82\x01.",
+    "EXT4": b"\x80\x02\x84\x01\x00\x00\x00.",
+    "PERSID": b"Pname\n.",
+    "BINPERSID": b"Vname\nQ.",
+    "NEXT_BUFFER": b"\x80\x05\x97.",
+    "REDUCE of a list": b"](tR.",
+    "REDUCE with no tuple": b"c_codecs\nencode\n]R.",
+    "an encoding that is none of ours": b"c_codecs\nencode\n(Vx\nVrot13\ntR.",
+    "bytes of a number: zeros as many": b"c__builtin__\nbytes\n(I999999999\ntR.",
+    "object itself": b"c__builtin__\nobject\n)R.",
+    "a reconstructor of anything": b"ccopy_reg\n_reconstructor\n(cos\nsystem\nc__builtin__\nobject\nNtR.",
+    "a list for a key": b"}(]I1\nu.",
+    "APPEND to a dict": b"}I1\na.",
+    "SETITEM of a list": b"]I1\nI2\ns.",
+}
+
+
+@pytest.mark.parametrize("what", HOSTILE)
+def test_instructions_beyond_plain_values_are_refused(tmp_path: Path, what: str) -> None:
+    for names in (frozenset[str](), PIL_IMAGES):
+        with pytest.raises(UsageError, match=r"at byte \d+|a value must stand"):
+            load(raw(tmp_path, HOSTILE[what]), names)
+
+
+def test_bombs_are_refused(tmp_path: Path) -> None:
+    billion: list[Any] = ["lol"]
+    for _ in range(30):
+        billion = [billion] * 10
+    with pytest.raises(UsageError, match="over 5000000 values"):
+        load(pickled(tmp_path, billion))
+
+    deep: list[Any] = []
+    for _ in range(500):
+        deep = [deep]
+    with pytest.raises(UsageError, match="deeper than 32"):
+        load(pickled(tmp_path, deep))
+    with pytest.raises(UsageError, match="deeper"):
+        load(raw(tmp_path, b"]" * 200_000 + b"a" * 199_999 + b"."))
+
+    looped: list[Any] = []
+    looped.append({"self": looped})
+    with pytest.raises(UsageError, match="contains itself"):
+        load(pickled(tmp_path, looped))
+
+    # A megabyte of text, turned into bytes a hundred times.
+    text = (
+        b"\x80\x02c_codecs\nencode\nq\x00X" + struct.pack("<I", 10**6) + b"x" * 10**6 + b"q\x01X\x06\x00\x00\x00latin1q\x02]("
+    )
+    with pytest.raises(UsageError, match="a bomb"):
+        load(raw(tmp_path, text + b"h\x00h\x01h\x02\x86R" * 100 + b"e."))
+
+    with pytest.raises(UsageError, match="more than 1000 instructions"):
+        load(pickled(tmp_path, list(range(2000))), max_instructions=1000)
+    with pytest.raises(UsageError, match="torn"):
+        load(raw(tmp_path, b"\x80\x04\x8d" + struct.pack("<Q", 2**62) + b"short."))
+
+
+@pytest.mark.parametrize("protocol", PROTOCOLS)
+def test_a_torn_file_is_refused_wherever_it_was_cut(tmp_path: Path, protocol: int) -> None:
+    whole = pickle.dumps({"id": {"titles": ["one", "two"], "n": (1, 2.5), "b": b"\x00\x01"}}, protocol)
+    for cut in range(len(whole)):
+        with pytest.raises(UsageError):
+            load(raw(tmp_path, whole[:cut]))
+    with pytest.raises(UsageError, match="behind"):
+        load(raw(tmp_path, whole + b"more"))
+
+
+def test_damaged_pickles_end_in_a_usage_error_or_a_value_and_nothing_else(tmp_path: Path) -> None:
+    rng = random.Random(0)
+    values = 0
+    for protocol in PROTOCOLS:
+        whole = pickle.dumps({"id": [picture(1), "title", (1, 2.5, None), b"\x00\x01"]}, protocol)
+        for _ in range(150):
+            broken = bytearray(whole)
+            for _ in range(rng.randint(1, 4)):
+                broken[rng.randrange(len(broken))] = rng.randrange(256)
+            try:
+                load(raw(tmp_path, bytes(broken)), PIL_IMAGES)
+                values += 1
+            except UsageError:
+                pass
+    assert values  # damage to pixels is not noticed, so both ends were met
+
+
+def test_a_file_that_is_not_there_or_empty_is_named(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=r"nothing\.pkl"):
+        load(tmp_path / "nothing.pkl")
+    with pytest.raises(UsageError, match="empty"):
+        load(raw(tmp_path, b""))
+
+
+@pytest.mark.parametrize("protocol", PROTOCOLS)
+def test_a_pil_image_is_read_as_what_was_written_for_it(tmp_path: Path, protocol: int) -> None:
+    source = Image.open(io.BytesIO(jpeg(picture(0))))
+    path = pickled(tmp_path, [source], protocol)
+    with pytest.raises(UsageError, match=r"GLOBAL.* at byte"):
+        load(path)
+    (held,) = load(path, PIL_IMAGES)
+    assert isinstance(held, Inert)
+    assert held.name == "PIL.JpegImagePlugin.JpegImageFile"
+    assert held.state[1:3] == ["RGB", source.size] and held.state[4] == source.tobytes()
+
+
+# ------------------------------------------------------------------------------------------------------------- sources
+def entry(titles: list[Any], pictures: list[Any]) -> dict[str, list[Any]]:
+    return {"tool_returned_web_title_list": titles, "tool_returned_images_urls": pictures}
+
+
+@pytest.mark.parametrize("protocol", PROTOCOLS)
+@pytest.mark.parametrize("mode", ["RGB", "L", "P", "RGBA", "CMYK", "1"])
+def test_pictures_inside_the_pickle_keep_their_pixels(tmp_path: Path, mode: str, protocol: int) -> None:
+    image = picture(3).convert(mode)
+    source = pickled(tmp_path, {"a": entry(["title"], [image])}, protocol)
+    (found,) = read(source)["a"]
+    assert isinstance(found.picture, bytes)
+    with Image.open(io.BytesIO(found.picture)) as back:
+        assert back.convert("RGB").tobytes() == image.convert("RGB").tobytes()
+
+
+@pytest.mark.parametrize("protocol", PROTOCOLS)
+def test_metadata_of_pictures_is_read_over(tmp_path: Path, protocol: int) -> None:
+    image = Image.open(io.BytesIO(png(picture(3))))
+    image.info |= {"Title": PngImagePlugin.iTXt("words", "en", "key"), "dpi": (Fraction(72, 1), 72.0), "exif": b"GPS"}
+    (found,) = read(pickled(tmp_path, {"a": entry(["title"], [image])}, protocol))["a"]
+    assert isinstance(found.picture, bytes) and b"GPS" not in found.picture
+
+
+def test_a_pil_image_that_is_not_whole_costs_its_picture_only(tmp_path: Path) -> None:
+    states: list[Any] = [
+        [{}, "RGB", (4, 4), None, b"short"],
+        [{}, "RGB", (10**6, 10**6), None, b""],
+        [{}, "RGB", (-1, -1), None, b""],
+        [{}, "RGB", "44", None, b""],
+        [{}, ["RGB"], (1, 1), None, b"abc"],
+        [{}, "P", (1, 1), [999], b"a"],
+        ["nothing"],
+        {"a": 1},
+    ]
+    # By hand, since no PIL image would be written so.
+    body = b"".join(b"cPIL.Image\nImage\n)\x81" + pickle.dumps(s, 2)[2:-1] + b"b" for s in states)
+    titles = pickle.dumps([f"t{n}" for n in range(len(states))], 2)[2:-1]
+    source = raw(
+        tmp_path,
+        b"\x80\x02}Va\n}(Vtool_returned_web_title_list\n" + titles + b"Vtool_returned_images_urls\n](" + body + b"eus.",
+    )
+    found = read(source)["a"]
+    assert [f.title for f in found] == [f"t{n}" for n in range(len(states))]
+    assert all(f.picture is None and f.lost for f in found)
+
+
+@pytest.mark.parametrize(
+    ("held", "says"),
+    [
+        ([], "mapping"),
+        ({"a": ["x"]}, "entry 'a'"),
+        ({"a": {"other": []}}, "tool_returned_web_title_list"),
+        ({"a": entry(["t"], "x")}, "not a list"),  # type: ignore[arg-type]
+        ({"a": entry(["t"], [5])}, "picture 0"),
+    ],
+)
+def test_another_form_is_said_to_be_one(tmp_path: Path, held: object, says: str) -> None:
+    with pytest.raises(UsageError, match=says):
+        read(pickled(tmp_path, held))
+
+
+# ---------------------------------------------------------------------------------------------------------- conversion
+def rows(directory: Path, ids: list[str], pictures: list[bytes]) -> Path:
+    path = directory / "rows.parquet"
+    table = pa.table({"data_id": ids, "images": [[{"bytes": p, "path": None}] for p in pictures], "prompt": ["?"] * len(ids)})
+    pq.write_table(table, path)
+    return path
+
+
+def opened(directory: Path) -> Recorded:
+    cfg = SearchConfig()
+    section = ImageSection(backend="recorded", options={"path": str(directory)})
+    return make(section, Tools(cfg, Metrics(), Ledger(None, cfg.budget)))
+
+
+QUESTIONS = [png(picture(n)) for n in range(4)]
+IDS = [f"fvqa_train_{n}" for n in range(4)]
+
+
+@pytest.fixture
+def released(tmp_path: Path) -> Path:
+    """As FVQA's release is: PIL images, URLs, an entry without results, one of another data set."""
+    big = picture(9).resize((1400, 700))
+    return pickled(
+        tmp_path,
+        {
+            IDS[0]: entry(["a tower", "the same tower", "no picture"], [big, Image.open(io.BytesIO(jpeg(picture(8)))), None]),
+            IDS[1]: entry(["by URL"], ["https://thumbnails.test/1"]),
+            IDS[2]: entry([], []),
+            "another_0": entry(["x"], ["y"]),
+        },
+    )
+
+
+async def test_the_released_form_is_converted_and_found_by_the_questions_picture(tmp_path: Path, released: Path) -> None:
+    out = tmp_path / "out"
+    report = convert(released, [rows(tmp_path, IDS, QUESTIONS)], out)
+    assert (report.entries, report.rows, report.recorded, report.hits, report.pictures) == (4, 4, 3, 4, 2)
+    assert (report.entries_without_row, report.rows_without_entry) == (1, 1)
+    assert dict(report.missing) == {"was not recorded": 1, "is a URL, and nothing was downloaded": 1}
+
+    backend = opened(out)
+    hits = await backend.search(QUESTIONS[0], 5)
+    assert [h.title for h in hits] == ["a tower", "the same tower", "no picture"]
+    first, second, third = (h.image for h in hits)
+    assert first is not None and second is not None and third is None
+    assert Image.open(io.BytesIO(first)).size == (512, 256)
+    assert Image.open(io.BytesIO(second)).size == (56, 56)
+    assert len(await backend.search(QUESTIONS[0], 1)) == 1
+    assert [(h.title, h.url) for h in await backend.search(QUESTIONS[1], 5)] == [("by URL", "https://thumbnails.test/1")]
+    assert await backend.search(QUESTIONS[2], 5) == []  # recorded, and nothing was found
+    assert await backend.search(QUESTIONS[3], 5) == []  # never recorded
+    assert await backend.search(b"no picture at all", 5) == []
+
+
+def test_the_same_conversion_writes_the_same_and_another_has_another_version(tmp_path: Path, released: Path) -> None:
+    parquet = rows(tmp_path, IDS, QUESTIONS)
+    convert(released, [parquet], tmp_path / "one")
+    convert(released, [parquet], tmp_path / "two")
+    convert(released, [parquet], tmp_path / "two")
+    names = sorted(p.relative_to(tmp_path / "one") for p in (tmp_path / "one").rglob("*"))
+    assert names == sorted(p.relative_to(tmp_path / "two") for p in (tmp_path / "two").rglob("*"))
+    assert opened(tmp_path / "one").version == opened(tmp_path / "two").version
+    convert(released, [rows(tmp_path, IDS[:1], QUESTIONS[:1])], tmp_path / "two")
+    assert opened(tmp_path / "one").version != opened(tmp_path / "two").version
+
+
+async def test_rows_that_share_a_picture_share_its_results(tmp_path: Path) -> None:
+    source = pickled(tmp_path, {IDS[0]: entry(["first"], [None]), IDS[1]: entry(["second"], [None])})
+    report = convert(source, [rows(tmp_path, [IDS[3], *IDS[:2]], [QUESTIONS[0]] * 3)], tmp_path / "out")
+    assert (report.recorded, report.rows_without_entry, report.entries_without_row) == (1, 1, 0)
+    assert [h.title for h in await opened(tmp_path / "out").search(QUESTIONS[0], 5)] == ["first"]
+
+
+async def test_picture_files_are_found_below_their_directory_and_nowhere_else(tmp_path: Path) -> None:
+    images = tmp_path / "cached_images"
+    (images / "train").mkdir(parents=True)
+    (images / "train" / "a.jpg").write_bytes(jpeg(picture(7)))
+    (images / "torn.jpg").write_bytes(jpeg(picture(7))[:100])
+    (tmp_path / "outside.png").write_bytes(png(picture(6)))
+    (images / "link.png").symlink_to(tmp_path / "outside.png")
+    paths = {
+        "train/a.jpg": "",
+        "/data/of/another/machine/cached_images/train/a.jpg": "",
+        "torn.jpg": "cannot be decoded",
+        "../outside.png": "is outside of --images",
+        "train/../../outside.png": "is outside of --images",
+        "link.png": "is outside of --images",
+        "nul\0.png": "is outside of --images",
+        "x" * 5000: "cannot be read",
+        str(tmp_path / "outside.png"): "is not in --images",
+        "missing.png": "is not in --images",
+    }
+    source = tmp_path / "cache.json"
+    record = {"tool_returned_web_title": list(paths), "cached_images_path": list(paths)}
+    source.write_text(json.dumps({IDS[0]: record, IDS[1]: {"tool_returned_web_title": ["t"], "cached_images_path": [None]}}))
+    parquet = rows(tmp_path, IDS, QUESTIONS)
+    with pytest.raises(UsageError, match="--images"):
+        convert(source, [parquet], tmp_path / "out")
+    report = convert(source, [parquet], tmp_path / "out", images)
+    hits = await opened(tmp_path / "out").search(QUESTIONS[0], 50)
+    assert {n: h.image is not None for n, h in zip(paths, hits, strict=True)} == {n: not why for n, why in paths.items()}
+    expected = [why for why in paths.values() if why] + ["was not recorded"]
+    assert report.missing == {why: expected.count(why) for why in expected}
+
+
+@pytest.fixture
+def thumbnails() -> Iterator[str]:
+    """host:port of a server with /ok.jpg, and 404 for the rest."""
+
+    class Handler(http.server.BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            data = jpeg(picture(5)) if self.path == "/ok.jpg" else b"gone"
+            self.send_response(200 if self.path == "/ok.jpg" else 404)
+            self.send_header("content-type", "image/jpeg")
+            self.send_header("content-length", str(len(data)))
+            self.end_headers()
+            self.wfile.write(data)
+
+        def log_message(self, format: str, *args: Any) -> None:
+            pass
+
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield f"127.0.0.1:{server.server_port}"
+        server.shutdown()
+
+
+def test_urls_are_downloaded_through_the_guard_if_that_is_asked_for(tmp_path: Path, thumbnails: str) -> None:
+    urls = [f"http://{thumbnails}/ok.jpg", f"http://{thumbnails}/gone.jpg", "http://169.254.169.254/latest/meta-data"]
+    source = pickled(tmp_path, {IDS[0]: entry(["ok", "gone", "evil"], urls)})
+    parquet = rows(tmp_path, IDS, QUESTIONS)
+
+    def converted(allow: list[str]) -> Report:
+        return convert(source, [parquet], tmp_path / "out", fetch=FetchSection(allow=allow))
+
+    report = converted([thumbnails])
+    assert report.pictures == 1
+    assert dict(report.missing) == {"could not be downloaded: empty": 1, "could not be downloaded: refused": 1}
+    assert dict(converted([]).missing) == {"could not be downloaded: refused": 3}  # loopback is not the public internet
+
+
+def test_rows_that_do_not_fit_are_named(tmp_path: Path, released: Path) -> None:
+    with pytest.raises(UsageError, match=r"fvqa_train_0.*rows\.parquet"):
+        convert(released, [rows(tmp_path, ["other_1"], QUESTIONS[:1])], tmp_path / "out")
+    pq.write_table(pa.table({"problem": ["x"]}), tmp_path / "odd.parquet")
+    with pytest.raises(UsageError, match="data_id and images"):
+        convert(released, [tmp_path / "odd.parquet"], tmp_path / "out")
+    with pytest.raises(UsageError, match=r"no data file at .*nothing\.parquet"):
+        convert(released, [tmp_path / "nothing.parquet"], tmp_path / "out")
+    (tmp_path / "torn.parquet").write_bytes(b"PAR1 not really")
+    with pytest.raises(UsageError, match=r"torn\.parquet"):
+        convert(released, [tmp_path / "torn.parquet"], tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+# ------------------------------------------------------------------------------------------------------------- backend
+def test_a_directory_that_is_no_recording_is_refused_at_the_start(tmp_path: Path, released: Path) -> None:
+    with pytest.raises(UsageError, match="mmsr1 search convert"):
+        opened(tmp_path)
+    out = tmp_path / "out"
+    convert(released, [rows(tmp_path, IDS, QUESTIONS)], out)
+    listing = (out / "recorded.jsonl").read_text()
+    key = hashlib.sha256(b"x").hexdigest()
+    for bad in ("{", "[]", '{"key": "x", "hits": []}', json.dumps({"key": key, "hits": [{"title": "t", "url": ""}]})):
+        (out / "recorded.jsonl").write_text(listing + bad + "\n")
+        with pytest.raises(UsageError, match=r"recorded\.jsonl:4"):
+            opened(out)
+    for file in ("../secret", "/etc/passwd", "images/../../x", "images/aa/x.jpg"):
+        (out / "recorded.jsonl").write_text(json.dumps({"key": key, "hits": [{"title": "t", "url": "", "file": file}]}))
+        with pytest.raises(UsageError, match=r"recorded\.jsonl:1"):
+            opened(out)
+    (out / "recorded.jsonl").write_text(listing)
+    shutil.rmtree(out / "images")
+    with pytest.raises(UsageError, match="missing"):
+        opened(out)
