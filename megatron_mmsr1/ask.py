@@ -1,35 +1,58 @@
-"""`mmsr1 search query`: one question to a search server, its answer as text."""
+"""`mmsr1 search query`: one question to a search server, its answer as a table or as JSON."""
 
 from __future__ import annotations
 
 import asyncio
+import json
+import sys
+from typing import TYPE_CHECKING
 
 from megatron_mmsr1.errors import RunError
 from megatron_mmsr1.trajectory import ToolStatus
 
+if TYPE_CHECKING:
+    from megatron_mmsr1.search.replies import ImageReply, TextReply
 
-def ask(url: str, *, text: str | None, image: bytes | None, k: int) -> None:
+
+def ask(url: str, *, text: str | None, image: bytes | None, k: int, as_json: bool = False) -> None:
     """Print the hits of one text or image search. Raises RunError if the server fails or cannot be reached."""
-    asyncio.run(_ask(url, text, image, k))
-
-
-async def _ask(url: str, text: str | None, image: bytes | None, k: int) -> None:
-    from megatron_mmsr1.search.client import SearchClient
-
-    client = SearchClient(url)
-    try:
-        if image is not None:
-            reply = await client.image(image, k)
-            lines = [f"{hit.title}  {hit.url}" for hit in reply.hits]
-        else:
-            reply = await client.text(text or "", k)
-            lines = [f"{hit.link}\n   {hit.summary}" for hit in reply.hits]
-    finally:
-        await client.close()
+    reply = asyncio.run(_ask(url, text, image, k))
+    if as_json:
+        json.dump(reply.model_dump(mode="json"), sys.stdout, indent=1, ensure_ascii=False)
+        print()
     if reply.status not in (ToolStatus.OK, ToolStatus.EMPTY):
         raise RunError(f"the search server at {url} answered {reply.status.value}: {reply.detail or 'no detail'}")
-    for n, line in enumerate(lines, 1):
-        print(f"{n}. {line}")
-    if not lines:
+    if not as_json:
+        _show(reply)
+
+
+async def _ask(url: str, text: str | None, image: bytes | None, k: int) -> TextReply | ImageReply:
+    from megatron_mmsr1.search.client import SearchClient
+
+    async with SearchClient(url) as client:
+        return await client.text(text or "", k) if image is None else await client.image(image, k)
+
+
+def _show(reply: TextReply | ImageReply) -> None:
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    from megatron_mmsr1.protocol import ImageHit
+
+    table = Table(show_lines=True)
+    for name in ("", "title", "where", "what it says"):
+        table.add_column(name)
+    for n, hit in enumerate(reply.hits, 1):
+        if isinstance(hit, ImageHit):
+            row = (hit.title, hit.url, f"a picture of {len(hit.image)} bytes" if hit.image else "no picture")
+        else:
+            row = (hit.title, hit.link, hit.summary)
+        table.add_row(str(n), *(Text(cell, overflow="fold") for cell in row))  # Text: a page's words are not markup
+    if reply.hits:
+        Console().print(table)
+    else:
         print("no results")
-    print(f"({reply.backend}, {reply.seconds * 1000:.0f} ms{', cached' if reply.cached else ''})")
+    said = ", cached" if reply.cached else ""
+    said += ", degraded" if reply.degraded else ""
+    print(f"({reply.backend}, {reply.seconds * 1000:.0f} ms{said})")

@@ -8,17 +8,16 @@ import sys
 import tempfile
 import time
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from megatron_mmsr1 import cli_search
+from megatron_mmsr1.cli_parts import Format, existing, group, verb, with_config
 from megatron_mmsr1.errors import RunError, UsageError
 
 if TYPE_CHECKING:
     from megatron_mmsr1.config import RunConfig
-
-SEARCH_PORT = 8100
-KEY_VALUE = "settings that replace the file's, e.g. train.steps=20 (values are YAML)"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -102,34 +101,7 @@ def _eval(args: argparse.Namespace) -> None:
 def _export(args: argparse.Namespace) -> None:
     from megatron_mmsr1 import launch
 
-    launch.export(_existing(args.source), Path(args.out))
-
-
-def _search_serve(args: argparse.Namespace) -> None:
-    from megatron_mmsr1 import config
-
-    # Parsed as a run's `search` section, so that a misspelt key gets the same answer as in a run.
-    raw: dict[str, Any] = {"model": {"path": "-"}, "search": {}}
-    for item in args.override:
-        config.override(raw, f"search.{item}")
-    cfg = config.parse(raw, "search serve").search
-    if cfg.corpus is None:
-        raise UsageError("search serve: name what is searched: corpus=DIRECTORY (mmsr1 atlas build makes one)")
-    from megatron_mmsr1.search import server
-
-    def ready(port: int) -> None:
-        print(f"searching {cfg.corpus} at http://{args.host}:{port} (Ctrl-C ends it)", flush=True)
-
-    server.serve(cfg, args.host, args.port, cache_path=Path(cfg.cache) if cfg.cache else None, ready=ready)
-
-
-def _search_query(args: argparse.Namespace) -> None:
-    if (args.text is None) == (args.image is None):
-        raise UsageError("search query: give a text, or --image FILE, not both")
-    image = _existing(args.image).read_bytes() if args.image else None
-    from megatron_mmsr1.ask import ask
-
-    ask(args.url, text=args.text, image=image, k=args.k)
+    launch.export(existing(args.source), Path(args.out))
 
 
 def _atlas_build(args: argparse.Namespace) -> None:
@@ -147,14 +119,14 @@ def _atlas_build(args: argparse.Namespace) -> None:
 def _atlas_inspect(args: argparse.Namespace) -> None:
     from megatron_mmsr1.atlas.inspect import inspect
 
-    print(inspect(_existing(args.directory)))
+    print(inspect(existing(args.directory)))
 
 
 def _report(args: argparse.Namespace) -> None:
     from megatron_mmsr1.report import report
 
     args.output = args.run_directory
-    print(report(_existing(args.run_directory)))
+    print(report(existing(args.run_directory)))
 
 
 def _doctor(args: argparse.Namespace) -> None:
@@ -166,28 +138,18 @@ def _doctor(args: argparse.Namespace) -> None:
 def _prompts_import(args: argparse.Namespace) -> None:
     from megatron_mmsr1.data.import_prompts import import_prompts
 
-    first, after_image, after_text = (_existing(p) for p in args.pickles)
+    first, after_image, after_text = (existing(p) for p in args.pickles)
     import_prompts(first, after_image, after_text, Path(args.out))
     print(f"wrote {args.out}: use it with protocol.prompts={args.out}")
 
 
-def _existing(path: str) -> Path:
-    if not Path(path).exists():
-        raise UsageError(f"there is nothing at {path}")
-    return Path(path)
-
-
 # ----------------------------------------------------------------------------------------------------------------- parser
-class _Format(argparse.RawDescriptionHelpFormatter):
-    """Keeps the example's lines as they are."""
-
-
 def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="mmsr1",
         description="Train large multimodal models to search on demand, and serve what was learned.",
         epilog="Start with: ./scripts/quickstart.sh   Every verb explains itself: mmsr1 VERB --help",
-        formatter_class=_Format,
+        formatter_class=Format,
     )
     parser.add_argument("--version", action=_Version, help="print the version and exit")
     verbs = parser.add_subparsers(title="verbs", metavar="VERB", required=True)
@@ -196,10 +158,10 @@ def build_parser() -> argparse.ArgumentParser:
         ("train", _train, "train by GRPO over real search", "mmsr1 train configs/atlas.yaml train.steps=20 output=runs/short"),
         ("sft", _sft, "cold-start a model from demonstrations", "mmsr1 sft configs/atlas-sft.yaml optimizer.lr=1e-3"),
     ):
-        _with_config(_verb(verbs, name, run, what, example))
+        with_config(verb(verbs, name, run, what, example))
 
-    p = _with_config(
-        _verb(
+    p = with_config(
+        verb(
             verbs,
             "eval",
             _eval,
@@ -209,34 +171,14 @@ def build_parser() -> argparse.ArgumentParser:
     )
     p.add_argument("--policies", action="store_true", help="evaluate the scripted baselines too (Atlas worlds only)")
 
-    p = _verb(verbs, "export", _export, "write a Hugging Face checkpoint of a run", "mmsr1 export runs/atlas runs/atlas-hf")
+    p = verb(verbs, "export", _export, "write a Hugging Face checkpoint of a run", "mmsr1 export runs/atlas runs/atlas-hf")
     p.add_argument("source", metavar="RUN_OR_CHECKPOINT", help="a run (its latest checkpoint) or one checkpoint directory")
     p.add_argument("out", metavar="OUT", help="directory to write")
 
-    search = _group(verbs, "search", "serve a corpus, or ask a search server")
-    p = _verb(
-        search,
-        "serve",
-        _search_serve,
-        "serve text and image search",
-        "mmsr1 search serve corpus=build/atlas",
-    )
-    p.add_argument(
-        "override",
-        metavar="key=value",
-        nargs="*",
-        help="of a config's `search:` section: corpus=DIR latency_s=0.1",
-    )
-    p.add_argument("--host", default="127.0.0.1", help="address to listen on (default: %(default)s)")
-    p.add_argument("--port", type=int, default=SEARCH_PORT, help="port to listen on (default: %(default)s)")
-    p = _verb(search, "query", _search_query, "ask a search server", 'mmsr1 search query "Where does the Velo river end?"')
-    p.add_argument("text", metavar="TEXT", nargs="?", help="what to look for")
-    p.add_argument("--image", metavar="FILE", help="search by this image instead")
-    p.add_argument("--url", default=f"http://127.0.0.1:{SEARCH_PORT}", help="the server (default: %(default)s)")
-    p.add_argument("-k", type=int, default=5, help="results to ask for (default: %(default)s)")
+    cli_search.add(verbs)
 
-    atlas = _group(verbs, "atlas", "build or look at an Atlas world")
-    p = _verb(
+    atlas = group(verbs, "atlas", "build or look at an Atlas world")
+    p = verb(
         atlas,
         "build",
         _atlas_build,
@@ -245,17 +187,17 @@ def build_parser() -> argparse.ArgumentParser:
     )
     p.add_argument("out", metavar="OUT", help="directory to write")
     p.add_argument("override", metavar="key=value", nargs="*", help="knobs of the world, e.g. entities=300 homonyms=0.1")
-    p = _verb(atlas, "inspect", _atlas_inspect, "print what a world holds", "mmsr1 atlas inspect build/atlas")
+    p = verb(atlas, "inspect", _atlas_inspect, "print what a world holds", "mmsr1 atlas inspect build/atlas")
     p.add_argument("directory", metavar="DIR", help="what atlas build wrote")
 
-    p = _verb(verbs, "report", _report, "write a run's report as one HTML file", "mmsr1 report runs/atlas")
+    p = verb(verbs, "report", _report, "write a run's report as one HTML file", "mmsr1 report runs/atlas")
     p.add_argument("run_directory", metavar="RUN", help="a run's output directory")
 
-    p = _verb(verbs, "doctor", _doctor, "say what this machine has and what it lacks", "mmsr1 doctor --json")
+    p = verb(verbs, "doctor", _doctor, "say what this machine has and what it lacks", "mmsr1 doctor --json")
     p.add_argument("--json", action="store_true", help="as JSON, for a bug report")
 
-    prompts = _group(verbs, "prompts", "import the prompts of a released checkpoint")
-    p = _verb(
+    prompts = group(verbs, "prompts", "import the prompts of a released checkpoint")
+    p = verb(
         prompts,
         "import",
         _prompts_import,
@@ -281,33 +223,6 @@ class _Version(argparse.Action):
 
         print(f"megatron-mmsr1 {__version__}")
         parser.exit()
-
-
-def _verb(
-    group: argparse._SubParsersAction[argparse.ArgumentParser],
-    name: str,
-    run: Callable[[argparse.Namespace], None],
-    what: str,
-    example: str,
-) -> argparse.ArgumentParser:
-    p = group.add_parser(
-        name, help=what, description=f"{what[0].upper()}{what[1:]}.", epilog=f"example:\n  {example}", formatter_class=_Format
-    )
-    p.set_defaults(run=run)
-    return p
-
-
-def _group(
-    verbs: argparse._SubParsersAction[argparse.ArgumentParser], name: str, what: str
-) -> argparse._SubParsersAction[argparse.ArgumentParser]:
-    p = verbs.add_parser(name, help=what, description=f"{what[0].upper()}{what[1:]}.", formatter_class=_Format)
-    return p.add_subparsers(title="verbs", metavar="VERB", required=True)
-
-
-def _with_config(p: argparse.ArgumentParser) -> argparse.ArgumentParser:
-    p.add_argument("config", metavar="CONFIG", help="a run as YAML (configs/ holds examples)")
-    p.add_argument("override", metavar="key=value", nargs="*", help=KEY_VALUE)
-    return p
 
 
 if __name__ == "__main__":

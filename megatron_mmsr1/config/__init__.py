@@ -61,7 +61,7 @@ class RolloutConfig(Section):
     generate_timeout_s: float = Field(default=300, gt=0, description="deadline of one turn")
     retries: int = Field(default=2, ge=0, description="retries of a failed generate or tool call")
     tool_timeout_s: float = Field(default=30, gt=0)
-    tool_concurrency: int = Field(default=512, gt=0, description="tool calls in flight a worker; more wait, under no deadline")
+    tool_concurrency: int = Field(default=128, gt=0, description="tool calls in flight a worker; more wait, under no deadline")
     tool_failure: Literal["neutral_observation", "retry_trajectory", "drop_trajectory"] = Field(
         default="neutral_observation",
         description="what an infrastructure failure of a tool does: the model is told and goes on; the trajectory begins anew; "

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import datetime
 from typing import Any, Literal
 
 from pydantic import Field, model_validator
@@ -31,7 +32,7 @@ class BackendSection(Section):
     breaker_failures: int = Field(default=5, gt=0, description="failures in a row that open the circuit breaker")
     breaker_cooldown_s: float = Field(default=5.0, gt=0, description="open for so long, doubled each time up to a minute")
     usd_per_1000: float | None = Field(default=None, ge=0, description="price of 1,000 billed calls, for the ledger")
-    price_as_of: str | None = Field(default=None, description="the day that this price was looked up (YYYY-MM-DD)")
+    price_as_of: datetime.date | None = Field(default=None, description="the day that this price was looked up (YYYY-MM-DD)")
 
     @model_validator(mode="after")
     def _dated(self) -> BackendSection:

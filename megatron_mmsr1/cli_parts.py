@@ -1,0 +1,45 @@
+"""How a verb is declared: shared by the command's parts."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable
+from pathlib import Path
+
+from megatron_mmsr1.errors import UsageError
+
+Verbs = argparse._SubParsersAction  # what add_subparsers returns; it has no public name
+
+
+class Format(argparse.RawDescriptionHelpFormatter):
+    """Keeps the example's lines as they are."""
+
+
+def verb(
+    group: Verbs[argparse.ArgumentParser], name: str, run: Callable[[argparse.Namespace], None], what: str, example: str
+) -> argparse.ArgumentParser:
+    p = group.add_parser(
+        name, help=what, description=f"{what[0].upper()}{what[1:]}.", epilog=f"example:\n  {example}", formatter_class=Format
+    )
+    p.set_defaults(run=run)
+    return p
+
+
+def group(verbs: Verbs[argparse.ArgumentParser], name: str, what: str) -> Verbs[argparse.ArgumentParser]:
+    p = verbs.add_parser(name, help=what, description=f"{what[0].upper()}{what[1:]}.", formatter_class=Format)
+    return p.add_subparsers(title="verbs", metavar="VERB", required=True)
+
+
+def with_config(p: argparse.ArgumentParser) -> argparse.ArgumentParser:
+    p.add_argument("config", metavar="CONFIG", help="a run as YAML (configs/ holds examples)")
+    p.add_argument("override", metavar="key=value", nargs="*", help=KEY_VALUE)
+    return p
+
+
+KEY_VALUE = "settings that replace the file's, e.g. train.steps=20 (values are YAML)"
+
+
+def existing(path: str) -> Path:
+    if not Path(path).exists():
+        raise UsageError(f"there is nothing at {path}")
+    return Path(path)
