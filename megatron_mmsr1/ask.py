@@ -40,19 +40,25 @@ def _show(reply: TextReply | ImageReply) -> None:
 
     from megatron_mmsr1.protocol import ImageHit
 
-    table = Table(show_lines=True)
-    for name in ("", "title", "where", "what it says"):
-        table.add_column(name)
-    for n, hit in enumerate(reply.hits, 1):
+    rows: list[tuple[str, str, str]] = []
+    for hit in reply.hits:
         if isinstance(hit, ImageHit):
-            row = (hit.title, hit.url, f"a picture of {len(hit.image)} bytes" if hit.image else "no picture")
+            rows.append((hit.title, hit.url, f"a picture of {len(hit.image)} bytes" if hit.image else "no picture"))
         else:
-            row = (hit.title, hit.link, hit.summary)
-        table.add_row(str(n), *(Text(cell, overflow="fold") for cell in row))  # Text: a page's words are not markup
-    if reply.hits:
-        Console().print(table)
-    else:
+            rows.append((hit.title, hit.link, hit.summary))
+    console = Console()
+    if not rows:
         print("no results")
+    elif not console.is_terminal:  # a table would break the lines that a program looks for
+        for n, row in enumerate(rows, 1):
+            print(f"{n}. {row[0]}  {row[1]}\n   {row[2]}")
+    else:
+        table = Table(show_lines=True)
+        for name in ("", "title", "where", "what it says"):
+            table.add_column(name)
+        for n, row in enumerate(rows, 1):
+            table.add_row(str(n), *(Text(cell, overflow="fold") for cell in row))  # Text: a page's words are not markup
+        console.print(table)
     said = ", cached" if reply.cached else ""
     said += ", degraded" if reply.degraded else ""
     print(f"({reply.backend}, {reply.seconds * 1000:.0f} ms{said})")

@@ -90,7 +90,7 @@ def section(config_file: str | None, overrides: list[str]) -> SearchConfig:
 def _serve(args: argparse.Namespace) -> None:
     cfg = section(args.config, args.override)
     if cfg.corpus is None and cfg.text.backend == "bm25" and cfg.mode != "replay-strict":
-        raise UsageError("search serve: name what is searched: corpus=DIRECTORY (mmsr1 atlas build makes one) or text.backend=NAME")
+        raise UsageError("search serve: name what is searched: corpus=DIRECTORY (mmsr1 atlas build makes one), or text.backend")
     from megatron_mmsr1.search import server
 
     what = f"{cfg.text.backend}" + (f" over {cfg.corpus}" if cfg.corpus else "")
