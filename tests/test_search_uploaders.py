@@ -50,7 +50,7 @@ def opened(uploader: str, upload: dict[str, Any], public: PublicFiles | None = N
 
 
 def bucket(s3: S3Server, **more: Any) -> Uploader:
-    return opened("s3", {"endpoint": s3.endpoint, "bucket": "pictures", "region": REGION, **more})
+    return opened("s3", {"endpoint": s3.url, "bucket": "pictures", "region": REGION, **more})
 
 
 async def get(url: str) -> httpx.Response:
@@ -119,7 +119,7 @@ async def test_a_refused_upload_says_where_and_why_but_no_key_and_no_link(
     await uploader.close()
     said = str(failed.value)
     assert failed.value.status is ToolStatus.UPSTREAM_ERROR
-    assert "pictures" in said and s3.endpoint in said and "AccessDenied" in said
+    assert "pictures" in said and s3.url in said and "AccessDenied" in said
     for secret in (ACCESS, SECRET, "X-Amz"):
         assert secret not in said and secret not in caplog.text
 

@@ -11,50 +11,27 @@ import hmac
 from datetime import UTC, datetime, timedelta
 from urllib.parse import parse_qsl, quote, unquote, urlsplit
 
+from vendors.raw import RawServer, Request, reply
+
 ACCESS, SECRET, REGION = "AKIDTEST", "secret/with+odd=characters", "eu-test-1"
 
 
-class S3Server:
+class S3Server(RawServer):
     """`objects`: path -> (bytes, content type). `fail`: (HTTP status, S3's code) for every PUT. `stall`: PUTs never answer."""
 
     def __init__(self) -> None:
+        super().__init__()
         self.objects: dict[str, tuple[bytes, str]] = {}
         self.seen: list[tuple[str, str]] = []  # method and path
         self.fail: tuple[int, str] | None = None
         self.stall = False
         self.clock_ahead = timedelta(0)
-        self._connections: set[asyncio.Task[None]] = set()
 
-    async def __aenter__(self) -> S3Server:
-        self._server = await asyncio.start_server(self._connection, "127.0.0.1", 0)
-        self.endpoint = f"http://127.0.0.1:{self._server.sockets[0].getsockname()[1]}"
-        return self
-
-    async def __aexit__(self, *_: object) -> None:
-        self._server.close()
-        for task in self._connections:
-            task.cancel()
-        await asyncio.gather(*self._connections, return_exceptions=True)
-
-    async def _connection(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        if (task := asyncio.current_task()) is not None:
-            self._connections.add(task)
-        try:
-            while head := await reader.readuntil(b"\r\n\r\n"):
-                lines = head.decode("latin-1").split("\r\n")
-                method, target, _ = lines[0].split(" ")
-                headers = {k.lower(): v.strip() for k, _, v in (line.partition(":") for line in lines[1:] if line)}
-                body = await reader.readexactly(int(headers.get("content-length", "0")))
-                status, kind, answer = self._answer(method, target, headers, body)
-                if self.stall and method == "PUT":
-                    await asyncio.Event().wait()
-                about = f'HTTP/1.1 {status} X\r\ncontent-type: {kind}\r\ncontent-length: {len(answer)}\r\netag: "x"\r\n\r\n'
-                writer.write(about.encode() + (b"" if method == "HEAD" else answer))
-                await writer.drain()
-        except (asyncio.IncompleteReadError, ConnectionError, asyncio.CancelledError):
-            pass
-        finally:
-            writer.close()
+    async def answer(self, request: Request, writer: asyncio.StreamWriter) -> None:
+        if self.stall and request.method == "PUT":
+            await asyncio.Event().wait()
+        status, kind, body = self._answer(request.method, request.target, request.headers, request.body)
+        writer.write(reply(status, body, {"content-type": kind, "etag": '"x"'}))
 
     def _answer(self, method: str, target: str, headers: dict[str, str], body: bytes) -> tuple[int, str, bytes]:
         path = unquote(urlsplit(target).path)

@@ -1,0 +1,57 @@
+"""Google Lens through SerpApi (serpapi.com/google-lens-api), the image search of the paper."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from pydantic import Field
+
+from megatron_mmsr1.config.search import ImageSection
+from megatron_mmsr1.search.endpoint import endpoint
+from megatron_mmsr1.search.image._lens import Lens, LensOptions, Match, read_matches
+from megatron_mmsr1.search.secrets import Secret
+from megatron_mmsr1.search.text._results import version
+from megatron_mmsr1.search.text.serpapi import URL, explain
+from megatron_mmsr1.search.tools import Tools
+from megatron_mmsr1.search.upstream import Ask
+
+
+class Options(LensOptions):
+    type: Literal["visual_matches", "all"] = Field(default="visual_matches", description="SerpApi's own parameter")
+
+
+def make(section: ImageSection, tools: Tools) -> SerpApiLens:
+    options = tools.options(section, Options, "search.image")
+    return SerpApiLens(section, options, tools, tools.key(section, "SERPAPI_API_KEY"))
+
+
+class SerpApiLens(Lens):
+    """GET /search.json?engine=google_lens. Only successes are billed, and a success that found nothing is one."""
+
+    name = "serpapi_lens"
+
+    def __init__(self, section: ImageSection, options: Options, tools: Tools, key: Secret):
+        super().__init__(section, options, tools)
+        self._url, self._key = endpoint(section, "search.image", URL), key
+        self._upstream = tools.upstream(self.name, section, key)
+        self._params = {
+            "engine": "google_lens",
+            "type": options.type,
+            "country": section.country,
+            "hl": section.language,
+        }
+        self.version = version(1, **self._params, query=options.query_pixels, spare=options.spare, side=self._max_side)
+
+    async def matches(self, url: str) -> list[Match]:
+        ask = Ask("GET", f"{self._url}/search.json", {**self._params, "url": url}, secret_params={"api_key": self._key})
+        return await self._upstream.call(ask, _read, explain)
+
+    async def close(self) -> None:
+        await super().close()
+        await self._upstream.close()
+
+
+def _read(said: Any) -> list[Match]:
+    if "visual_matches" not in said and said["search_metadata"]["status"] != "Success":
+        raise ValueError("neither matches nor a finished search")
+    return read_matches(said.get("visual_matches", []), link="link", thumbnails=("thumbnail", "image"))
