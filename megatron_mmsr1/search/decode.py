@@ -14,7 +14,9 @@ from megatron_mmsr1.search.requests import MAX_IMAGE_BYTES
 from megatron_mmsr1.trajectory import ToolStatus
 
 MAX_PIXELS = 32_000_000
+MAX_SCANS = 64  # of a JPEG; real ones have about ten, and each costs a pass over every pixel, however few bytes it has
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP")
+_START_OF_SCAN = b"\xff\xda"
 # What Pillow's decoders raise on hostile bytes; it has no common base class.
 _DECODER_ERRORS = (
     *(UnidentifiedImageError, OSError, ValueError, SyntaxError, EOFError, struct.error, zlib.error, TypeError, KeyError),
@@ -26,23 +28,50 @@ def decode(data: bytes, *, draft: int | None = None) -> Image.Image:
     """The first frame as upright RGB, transparency on white.
 
     `draft`: a side length that is enough, so that a large JPEG is decoded at a fraction of its cost. Raises
-    SearchFailure(refused) for what is no picture, is torn, or is past MAX_IMAGE_BYTES or MAX_PIXELS.
+    SearchFailure(refused) for what is no picture, is torn, or is past MAX_IMAGE_BYTES, MAX_PIXELS or MAX_SCANS.
     """
     if len(data) > MAX_IMAGE_BYTES:
         raise SearchFailure(ToolStatus.REFUSED, f"the image has {len(data)} bytes; the limit is {MAX_IMAGE_BYTES}")
+    if data.startswith(b"RIFF"):
+        _check(_webp_size(data))  # Pillow asks for a WebP's whole canvas before it tells its size
+    if data.startswith(b"\xff\xd8") and data.count(_START_OF_SCAN) > MAX_SCANS:
+        raise SearchFailure(ToolStatus.REFUSED, f"the image has more than {MAX_SCANS} scans")
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # Pillow's own pixel warning; the cap below is the rule
-            image = Image.open(io.BytesIO(data), formats=FORMATS)
-            width, height = image.size
-            if width * height > MAX_PIXELS:
-                raise SearchFailure(ToolStatus.REFUSED, f"the image has {width}x{height} pixels; the limit is {MAX_PIXELS}")
+            image: Image.Image = Image.open(io.BytesIO(data), formats=FORMATS)
+            _check(image.size)
             if draft is not None:
                 image.draft("RGB", (draft, draft))
-            image = ImageOps.exif_transpose(image)
+            ImageOps.exif_transpose(image, in_place=True)
             if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
-                rgba = image.convert("RGBA")
-                image = Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba)
-            return image.convert("RGB")
+                seen = image if image.mode == "RGBA" else image.convert("RGBA")
+                image = Image.new("RGB", seen.size, "white")
+                image.paste(seen, mask=seen)
+            return image if image.mode == "RGB" else image.convert("RGB")
     except _DECODER_ERRORS as e:
         raise SearchFailure(ToolStatus.REFUSED, f"the image cannot be decoded ({type(e).__name__})") from None
+
+
+def _check(size: tuple[int, int]) -> None:
+    width, height = size
+    if width * height > MAX_PIXELS:
+        raise SearchFailure(ToolStatus.REFUSED, f"the image has {width}x{height} pixels; the limit is {MAX_PIXELS}")
+
+
+def _webp_size(data: bytes) -> tuple[int, int]:
+    """(width, height) as the first chunk has it; (0, 0) where that is no WebP's, which the decoder then says.
+
+    https://developers.google.com/speed/webp/docs/riff_container
+    """
+    kind, body = data[12:16], data[20:30]
+    if len(body) < 10:
+        return 0, 0
+    if kind == b"VP8X":
+        return int.from_bytes(body[4:7], "little") + 1, int.from_bytes(body[7:10], "little") + 1
+    if kind == b"VP8 ":
+        return int.from_bytes(body[6:8], "little") & 0x3FFF, int.from_bytes(body[8:10], "little") & 0x3FFF
+    if kind == b"VP8L":
+        bits = int.from_bytes(body[1:5], "little")
+        return (bits & 0x3FFF) + 1, (bits >> 14 & 0x3FFF) + 1
+    return 0, 0
