@@ -6,6 +6,7 @@ The ledger is one SQLite file, which several servers may share; its day caps the
 
 from __future__ import annotations
 
+import logging
 import sqlite3
 import time
 from contextvars import ContextVar
@@ -47,6 +48,7 @@ class Ledger:
 
     def __init__(self, path: Path | None, budget: BudgetSection):
         self._budget = budget
+        self._name = path or "in memory"
         try:
             if path is not None:
                 path.parent.mkdir(parents=True, exist_ok=True)
@@ -59,22 +61,31 @@ class Ledger:
             raise RunError(f"search ledger {path}: {e}: move it away, or name another with search.budget.ledger") from None
 
     def book(self, backend: str, usd: float) -> Booking:
-        """Raises SearchFailure(budget), which names the cap, if this call would pass one; then nothing is booked."""
+        """Raises SearchFailure(budget), which names the cap, if this call would pass one; then nothing is booked.
+
+        A ledger that cannot be written is a failure too (upstream_error): a call that nobody books may pass every cap.
+        """
         who = account.get()
         b = Booking(who, time.strftime("%Y-%m-%d", time.gmtime()), backend, round(usd * MICRO))
-        self._db.execute("BEGIN IMMEDIATE")
         try:
+            self._db.execute("BEGIN IMMEDIATE")
             self._check(b)
             self._add(b, 1)
-        except BaseException:
-            self._db.execute("ROLLBACK")
-            raise
-        self._db.execute("COMMIT")
+            self._db.execute("COMMIT")
+        except sqlite3.Error as e:
+            why = f"the search ledger ({self._name}) cannot be written ({e}), so no call is made"
+            raise SearchFailure(ToolStatus.UPSTREAM_ERROR, why) from None
+        finally:
+            if self._db.in_transaction:
+                self._db.execute("ROLLBACK")
         return b
 
     def refund(self, booking: Booking) -> None:
-        """The vendor does not bill it."""
-        self._add(booking, -1)
+        """The vendor does not bill it. If the ledger cannot be written it stays booked, which the log says."""
+        try:
+            self._add(booking, -1)
+        except sqlite3.Error as e:
+            logging.getLogger(__name__).warning("search ledger (%s): a refund of %s is lost: %s", self._name, booking, e)
 
     def spent(self) -> list[dict[str, str | int | float]]:
         """A row a run, day and backend: calls and dollars."""

@@ -43,8 +43,11 @@ class Keys:
         self._held = {} if file is None else _read(Path(file))
 
     def get(self, name: str) -> Secret | None:
-        value = self._environ.get(name) or self._held.get(name)
-        return Secret(value.strip()) if value and value.strip() else None
+        """None if there is none. UsageError for one that no HTTP header can carry, which would fail far from its cause."""
+        value = (self._environ.get(name) or self._held.get(name) or "").strip()
+        if any(not "!" <= c <= "~" for c in value):
+            raise UsageError(f"{name} is no API key: it holds spaces or characters outside of ASCII; copy it again")
+        return Secret(value) if value else None
 
     def require(self, name: str, who: str) -> Secret:
         """UsageError that says what to set, and where."""

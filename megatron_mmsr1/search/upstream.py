@@ -1,4 +1,4 @@
-"""How a backend that is not local is asked: queue, rate, breaker, ledger, deadline, retries, and one HTTP exchange.
+"""How a backend that is not local is asked: queue, rate, breaker, ledger, deadline, retries.
 
 A vendor's file says what to ask and how to read the answer; everything that can go wrong in between is handled here, once.
 """
@@ -7,53 +7,31 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import random
 import time
-from collections.abc import Awaitable, Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Any
-from urllib.parse import quote
-
-import httpx
-import orjson
-from aiolimiter import AsyncLimiter
+from urllib.parse import quote, quote_plus
 
 from megatron_mmsr1.config.search import BackendSection
 from megatron_mmsr1.search.breaker import Breaker
 from megatron_mmsr1.search.deadline import remaining, within
+from megatron_mmsr1.search.exchange import Ask, Exchange, Explain, classify, message, retry_after
 from megatron_mmsr1.search.interfaces import SearchFailure
-from megatron_mmsr1.search.ledger import Ledger
+from megatron_mmsr1.search.ledger import Booking, Ledger
 from megatron_mmsr1.search.metrics import UpstreamMetrics
+from megatron_mmsr1.search.pace import Pace
 from megatron_mmsr1.search.secrets import Secret
 from megatron_mmsr1.trajectory import ToolStatus
 
+__all__ = ["Ask", "Explain", "Upstream", "classify", "message", "retry_after"]
+
 BACKOFF_S = 0.2  # doubled a retry, with full jitter
-MAX_REPLY_BYTES = 16 * 2**20
+MAX_WAIT_S = 60.0  # a vendor that wants more is asked again after that, in case it was wrong
 DETAIL_CHARS = 300  # of what a vendor says of its failure
+EARLY_S = 0.005  # a timer may fire that much before its moment
 _DEAD = (ToolStatus.UPSTREAM_ERROR, ToolStatus.TIMEOUT)  # what counts against a backend in its breaker
-
-# At INFO httpx logs whole URLs, at DEBUG httpcore logs headers: a key may stand in either.
-for _name in ("httpx", "httpcore"):
-    logging.getLogger(_name).setLevel(logging.WARNING)
-
-
-@dataclass(slots=True, frozen=True)
-class Ask:
-    """One HTTP request. `secret_params` and `secret_headers` hold keys; nothing of them is ever shown."""
-
-    method: str
-    url: str
-    params: Mapping[str, str | int] = field(default_factory=dict)
-    headers: Mapping[str, str] = field(default_factory=dict)
-    json: Any = None
-    secret_params: Mapping[str, Secret] = field(default_factory=dict)
-    secret_headers: Mapping[str, Secret] = field(default_factory=dict)
-    bearer: Secret | None = None
-
-
-# What a vendor's file may know better about a failure than its HTTP code says: given the code and the decoded body (None where
-# it is no JSON), the failure, or None for the rule of `classify`.
-Explain = Callable[[int, Any], SearchFailure | None]
 
 
 class Upstream:
@@ -71,15 +49,13 @@ class Upstream:
         self._section = section
         self._ledger = ledger
         self._metrics = metrics
-        self._secrets = [form for s in secrets for form in {s.value, quote(s.value, safe="")}]
+        self._secrets = tuple(secrets)
         self._slots = asyncio.Semaphore(section.concurrency)
-        # Small windows: a rate of 20 a second is kept within each tenth of one, not as a burst of 20.
-        rate = section.per_second
-        self._rate = AsyncLimiter(max(1.0, rate / 10), max(1.0, rate / 10) / rate) if rate else None
+        self._pace = Pace(name, section.per_second) if section.per_second else None
         self.breaker = Breaker(name, section.breaker_failures, section.breaker_cooldown_s, self._turned)
         self._usd = (section.usd_per_1000 or 0.0) / 1000
         self._not_before = 0.0  # loop time; after a 429 that said when
-        self._http: httpx.AsyncClient | None = None
+        self._exchange = Exchange(name, section.concurrency)
 
     async def call[T](self, ask: Ask, read: Callable[[Any], T], explain: Explain = lambda _code, _body: None) -> T:
         """Send `ask` until it is answered or that makes no sense any more; `read` turns the JSON of a 2xx into the result.
@@ -93,198 +69,117 @@ class Upstream:
         """The same protections for what is no JSON exchange. `attempt` is one try; it raises SearchFailure, whose `retry` says
         whether another makes sense. `breaker` False: its failures say nothing about the next call (pages of many hosts).
         """
-        for left in range(self._section.retries, -1, -1):
-            try:
-                return await self._queued(attempt, breaker)
-            except SearchFailure as e:
-                if e.retry is None or not left:
-                    raise
-                done = self._section.retries - left
-                wait = max(e.retry, random.uniform(0, BACKOFF_S * 2**done))
-                if wait >= remaining():
-                    raise
+        # A call that twins share runs in a task of its own, which no timer of theirs ends: their deadline is set up again.
+        async with within(math.inf, self.name):
+            tries = 0
+            while True:
+                try:
+                    return await self._queued(attempt, breaker)
+                except SearchFailure as e:
+                    self._scrub(e)
+                    if e.retry is None or tries == self._section.retries:
+                        raise
+                    wait = max(e.retry, random.uniform(0, BACKOFF_S * 2**tries))
+                    if wait >= min(remaining(), MAX_WAIT_S):
+                        raise
+                tries += 1
                 self._metrics.retries.inc()
                 await asyncio.sleep(wait)
-        raise AssertionError("unreachable: the last try returns or raises")
 
     async def close(self) -> None:
-        if self._http is not None:
-            await self._http.aclose()
+        await self._exchange.close()
 
     # ---------------------------------------------------------------------------------------------------------- one try
     async def _queued[T](self, attempt: Callable[[], Awaitable[T]], breaker: bool) -> T:
+        if breaker:
+            self.breaker.check()  # who will be turned away does not queue for it
         self._metrics.waiting.inc()
         try:
             await self._slots.acquire()
         finally:
             self._metrics.waiting.dec()
         try:
-            await self._paced()
             if breaker:
-                self.breaker.admit()
-            return await self._booked(attempt, breaker)
+                self.breaker.check()
+            await self._paced()
+            return await self._tried(attempt, self.breaker.admit() if breaker else None)
         finally:
             self._slots.release()
 
     async def _paced(self) -> None:
-        wait = self._not_before - asyncio.get_running_loop().time()
-        if wait >= remaining():
-            raise SearchFailure(ToolStatus.RATE_LIMITED, f"{self.name} wants {wait:.0f} s of rest")
-        if wait > 0:
-            await asyncio.sleep(wait)
-        if self._rate is not None:
-            await self._rate.acquire()
+        now = asyncio.get_running_loop().time
+        while True:
+            while (wait := self._not_before - now()) > 0:
+                if wait >= remaining():
+                    raise SearchFailure(ToolStatus.RATE_LIMITED, f"{self.name} wants {wait:.0f} s of rest")
+                await asyncio.sleep(wait)
+            if self._pace is not None:
+                await self._pace.wait()
+            if self._not_before <= now():
+                return
 
-    async def _booked[T](self, attempt: Callable[[], Awaitable[T]], breaker: bool) -> T:
+    async def _tried[T](self, attempt: Callable[[], Awaitable[T]], ticket: int | None) -> T:
+        given = min(self._section.timeout_s, remaining())
+        booking = self._book(given, ticket)
         started = time.perf_counter()
-        status: ToolStatus | None = None
-        booking = None
+        status, why, billed = None, "", True
         try:
-            booking = self._ledger.book(self.name, self._usd)
-            async with within(self._section.timeout_s, self.name):
+            async with within(given, self.name):
                 result = await attempt()
             status = ToolStatus.OK
-            self._metrics.usd.inc(self._usd)
             return result
         except SearchFailure as e:
-            status = e.status
-            billed = e.billed or e.status is ToolStatus.TIMEOUT
-            if booking is not None and billed:
-                self._metrics.usd.inc(self._usd)
-            elif booking is not None:
-                self._ledger.refund(booking)
-            if e.retry and e.status is ToolStatus.RATE_LIMITED:
-                self._not_before = max(self._not_before, asyncio.get_running_loop().time() + e.retry)
+            self._scrub(e)
+            status, why = e.status, e.detail
+            billed = e.billed or status is ToolStatus.TIMEOUT
+            if e.retry and status is ToolStatus.RATE_LIMITED:
+                rest = asyncio.get_running_loop().time() + min(e.retry, MAX_WAIT_S)
+                self._not_before = max(self._not_before, rest)
+            raise
+        except asyncio.CancelledError:
+            # Where the deadline and this try's own time end at one moment, the timer outside wins; and it was sent.
+            if remaining() <= EARLY_S:
+                status, why = ToolStatus.TIMEOUT, f"no answer within {given:.3g} s"
             raise
         finally:
-            if breaker:
-                self._judge(status)
+            if billed:
+                self._metrics.usd.inc(self._usd)
+            else:
+                self._ledger.refund(booking)
+            self._judge(ticket, status, given, why)
             if status is not None:
                 self._metrics.record(status, time.perf_counter() - started)
 
-    def _judge(self, status: ToolStatus | None) -> None:
-        if status in _DEAD:
-            self.breaker.failed()
-        elif status is None or status in (ToolStatus.BUDGET, ToolStatus.RATE_LIMITED):
-            self.breaker.abandoned()  # cancelled, never sent, or put off: nothing was learnt
+    def _book(self, given: float, ticket: int | None) -> Booking:
+        try:
+            if given <= 0:
+                raise SearchFailure(ToolStatus.TIMEOUT, f"no time was left to ask {self.name}")
+            return self._ledger.book(self.name, self._usd)
+        except SearchFailure:
+            self._judge(ticket, None, given, "")
+            raise
+
+    def _judge(self, ticket: int | None, status: ToolStatus | None, given: float, why: str) -> None:
+        if ticket is None:
+            return
+        # A try that the deadline cut short says more about our queue than about the backend.
+        cut = status is ToolStatus.TIMEOUT and given < self._section.timeout_s / 2
+        if status in _DEAD and not cut:
+            self.breaker.failed(ticket, why)
+        elif cut or status in (None, ToolStatus.BUDGET, ToolStatus.RATE_LIMITED):
+            self.breaker.abandoned(ticket)  # cancelled, never sent, or put off: nothing was learnt
         else:
-            self.breaker.succeeded()
+            self.breaker.succeeded(ticket)
 
-    async def _exchange[T](self, ask: Ask, read: Callable[[Any], T], explain: Explain) -> T:
-        code, headers, body = await self._send(ask)
-        if not 200 <= code < 300:
-            raise self._failed(code, headers, body, explain)
-        kind = headers.get("content-type", "").partition(";")[0].strip().lower()
-        if kind and "json" not in kind:
-            raise SearchFailure(ToolStatus.UPSTREAM_ERROR, f"{self.name} answered {kind} where JSON is documented")
-        try:
-            said = orjson.loads(body)
-        except orjson.JSONDecodeError:
-            raise SearchFailure(ToolStatus.UPSTREAM_ERROR, f"{self.name} answered something that is not JSON") from None
-        if (known := explain(code, said)) is not None:  # some put their errors into a 200
-            raise self._clean(known)
-        try:
-            return read(said)
-        except (KeyError, TypeError, ValueError, AttributeError, IndexError) as e:
-            why = f"{self.name}'s answer is not as documented ({type(e).__name__}: {str(e)[:80]})"
-            raise self._clean(SearchFailure(ToolStatus.UPSTREAM_ERROR, why)) from None
-
-    async def _send(self, ask: Ask) -> tuple[int, httpx.Headers, bytes]:
-        params = {**ask.params, **{k: s.value for k, s in ask.secret_params.items()}}
-        headers = {**ask.headers, **{k: s.value for k, s in ask.secret_headers.items()}}
-        if ask.bearer is not None:
-            headers["authorization"] = f"Bearer {ask.bearer.value}"
-        body = None if ask.json is None else orjson.dumps(ask.json)
-        if body is not None:
-            headers["content-type"] = "application/json"
-        try:
-            # A stream, so that a body without end is left at the cap.
-            async with self._client().stream(ask.method, ask.url, params=params or None, headers=headers, content=body) as r:
-                chunks, size = [], 0
-                async for chunk in r.aiter_bytes():
-                    size += len(chunk)
-                    if size > MAX_REPLY_BYTES:
-                        raise SearchFailure(ToolStatus.UPSTREAM_ERROR, f"{self.name} answered over {MAX_REPLY_BYTES} bytes")
-                    chunks.append(chunk)
-                return r.status_code, r.headers, b"".join(chunks)
-        except httpx.ConnectError:
-            raise SearchFailure(ToolStatus.UPSTREAM_ERROR, f"no connection to {self.name}", retry=0.0) from None
-        except (httpx.HTTPError, httpx.InvalidURL) as e:
-            # Cut off in mid-answer: whether it was billed is not known, so it counts as billed and is not asked again.
-            why = f"the exchange with {self.name} broke ({type(e).__name__})"
-            raise SearchFailure(ToolStatus.UPSTREAM_ERROR, why, billed=isinstance(e, httpx.ReadError)) from None
-
-    def _failed(self, code: int, headers: httpx.Headers, body: bytes, explain: Explain) -> SearchFailure:
-        try:
-            said = orjson.loads(body)
-        except orjson.JSONDecodeError:
-            said = None
-        return self._clean(explain(code, said) or classify(self.name, code, said, headers))
-
-    def _clean(self, e: SearchFailure) -> SearchFailure:
-        detail = e.detail[: 4 * DETAIL_CHARS]
-        for form in self._secrets:
-            detail = detail.replace(form, "***")
-        return SearchFailure(e.status, detail[:DETAIL_CHARS], retry=e.retry, billed=e.billed)
-
-    def _client(self) -> httpx.AsyncClient:
-        if self._http is None:
-            n = self._section.concurrency
-            self._http = httpx.AsyncClient(
-                timeout=None,  # the deadlines above are the clock
-                limits=httpx.Limits(max_connections=n, max_keepalive_connections=n, keepalive_expiry=30),
-                trust_env=False,
-                follow_redirects=False,  # an API that redirects is not the one that was configured
-            )
-        return self._http
+    def _scrub(self, e: SearchFailure) -> None:
+        """In place: a copy would keep the original as its context."""
+        detail = e.detail
+        for value in {form for s in self._secrets for form in (s.value, quote(s.value, safe=""), quote_plus(s.value))}:
+            detail = detail.replace(value, "***")
+        e.detail = detail[:DETAIL_CHARS]
+        e.args = (f"{e.status}: {e.detail}",)
 
     def _turned(self, state: str) -> None:
         self._metrics.breaker(state)
         level = logging.WARNING if state == "open" else logging.INFO
         logging.getLogger(__name__).log(level, "%s: circuit breaker %s", self.name, state.replace("_", " "))
-
-
-def classify(name: str, code: int, said: Any, headers: Mapping[str, str]) -> SearchFailure:
-    """A failure by its HTTP code alone, with the vendor's own words where it gave some."""
-    words = message(said)
-    detail = f"{name} answered HTTP {code}" + (f": {words}" if words else "")
-    if code == 429:
-        return SearchFailure(ToolStatus.RATE_LIMITED, detail, retry=retry_after(headers))
-    if code == 402:
-        return SearchFailure(ToolStatus.BUDGET, detail)
-    if code in (408, 504):
-        return SearchFailure(ToolStatus.TIMEOUT, detail, retry=0.0 if code == 504 else None)
-    if code >= 500:
-        return SearchFailure(ToolStatus.UPSTREAM_ERROR, detail, retry=retry_after(headers))
-    if code in (400, 413, 414, 422):
-        return SearchFailure(ToolStatus.REFUSED, detail)
-    # A key that is refused, an address that has moved: nobody who asks can mend it, and no query is at fault.
-    return SearchFailure(ToolStatus.UPSTREAM_ERROR, detail)
-
-
-def message(said: Any) -> str:
-    """What a JSON error says in the places where vendors put it."""
-    if isinstance(said, str):
-        return said
-    if isinstance(said, dict):
-        for key in ("error", "message", "detail", "msg", "errors"):
-            if said.get(key):
-                return message(said[key])
-    if isinstance(said, list) and said:
-        return message(said[0])
-    return ""
-
-
-def retry_after(headers: Mapping[str, str]) -> float:
-    """Seconds of a Retry-After header (a number, or a date of RFC 9110); 0 without one."""
-    from email.utils import parsedate_to_datetime
-
-    value = headers.get("retry-after", "").strip()
-    try:
-        return max(0.0, float(value))
-    except ValueError:
-        pass
-    try:
-        return max(0.0, parsedate_to_datetime(value).timestamp() - time.time())
-    except (TypeError, ValueError):
-        return 0.0
