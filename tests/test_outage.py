@@ -1,0 +1,134 @@
+"""A search backend dies in the middle of a GRPO run and comes back: the run waits, goes on, and no reward speaks of it."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from megatron_mmsr1.config import load
+from megatron_mmsr1.processes import free_port
+from megatron_mmsr1.reward import score_trajectory
+from megatron_mmsr1.rollout.dump import read_dump
+from megatron_mmsr1.trajectory import Trajectory
+from tests.loop_fixtures import ROOT, metrics, settings, small_world
+
+STEPS = 8
+DEAD_S = 30.0
+DIES_AFTER = 2  # steps
+
+
+class Upstream:
+    """A search server that speaks Search-R1's contract over the world's pages: the vendor of this run."""
+
+    def __init__(self, world: Path, log: Path):
+        self.port = free_port()
+        self.url = f"http://127.0.0.1:{self.port}"
+        self._argv = [
+            sys.executable,
+            "-m",
+            "megatron_mmsr1.cli",
+            "search",
+            "serve",
+            f"corpus={world}",
+            "--port",
+            str(self.port),
+        ]
+        self._log = log
+
+    def start(self) -> None:
+        with self._log.open("ab") as out:
+            self.process = subprocess.Popen(self._argv, stdout=out, stderr=subprocess.STDOUT, cwd=ROOT)
+        deadline = time.monotonic() + 60
+        while time.monotonic() < deadline:
+            try:
+                urllib.request.urlopen(f"{self.url}/readyz", timeout=1).close()
+                return
+            except (urllib.error.URLError, OSError):
+                time.sleep(0.1)
+        raise AssertionError(self._log.read_text())
+
+    def kill(self) -> None:
+        self.process.kill()
+        self.process.wait()
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return small_world(tmp_path_factory.mktemp("world"))
+
+
+@pytest.fixture
+def upstream(world: Path, tmp_path: Path) -> Iterator[Upstream]:
+    u = Upstream(world, tmp_path / "upstream.log")
+    u.start()
+    yield u
+    u.kill()
+
+
+def argv(world: Path, out: Path, upstream: Upstream) -> list[str]:
+    more = [f"train.steps={STEPS}", "search.text.backend=retrieve", f"search.text.url={upstream.url}"]
+    more += ["data.heldout=[]", "train.save_interval=100", "data.prompts_per_step=12"]
+    return [sys.executable, "-m", "megatron_mmsr1.cli", "train", "configs/atlas.yaml", *settings(world, out, *more)]
+
+
+def wait_for_steps(process: subprocess.Popen[bytes], out: Path, steps: int) -> None:
+    while len(metrics(out)) < steps:
+        assert process.poll() is None, (out / "log").read_text()
+        time.sleep(0.1)
+
+
+def whole(out: Path) -> list[list[Trajectory]]:
+    return [read_dump(out / "rollouts", s)[0] for s in range(STEPS)]
+
+
+def test_the_backend_dies_for_half_a_minute(world: Path, upstream: Upstream, tmp_path: Path) -> None:
+    calm, struck = tmp_path / "calm", tmp_path / "struck"
+    calm.mkdir()
+    struck.mkdir()
+    with (calm / "log").open("wb") as log:
+        assert subprocess.run(argv(world, calm, upstream), stdout=log, stderr=log, cwd=ROOT).returncode == 0
+    with (
+        (struck / "log").open("wb") as log,
+        subprocess.Popen(argv(world, struck, upstream), stdout=log, stderr=log, cwd=ROOT) as run,
+    ):
+        try:
+            wait_for_steps(run, struck, DIES_AFTER)
+            upstream.kill()
+            time.sleep(DEAD_S)
+            upstream.start()
+            assert run.wait(300) == 0, (struck / "log").read_text()
+        finally:
+            run.kill()
+
+    rows = metrics(struck)
+    assert [r["step"] for r in rows] == list(range(STEPS))
+    # The rollout waited for it: the outage is time lost and little else, and the person was told.
+    assert sum(r["search/paused_s"] for r in rows) > DEAD_S / 2
+    assert "rollout paused" in (struck / "run.log").read_text() and "rollout goes on" in (struck / "run.log").read_text()
+    last = rows[-1]
+    assert last["search_server/retrieve/breaker_open"] >= 1 and last["search_server/retrieve/breaker_closed"] >= 1
+    assert last["search_server/retrieve/upstream_error"] >= 1
+    assert last["infrastructure/calls"] == 0
+
+    cfg = load(struck / "config.yaml")
+    failed = 0
+    for t in (t for step in whole(struck) for t in step):
+        stored = t.reward
+        score_trajectory(t, cfg.reward)
+        assert t.reward == stored and (stored is None) == t.infrastructure_failure
+        failed += stored is None
+    assert failed == sum(r["infrastructure/trajectories"] for r in rows)
+    # Up to the first step that lost a trajectory the two runs are one: what was not struck is the same, reward and all.
+    for before, after in zip(whole(calm), whole(struck), strict=True):
+        for a, b in zip(before, after, strict=True):
+            if not b.infrastructure_failure:
+                assert (a.token_ids, a.reward) == (b.token_ids, b.reward)
+        if any(b.infrastructure_failure for b in after):
+            break
