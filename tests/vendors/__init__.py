@@ -1,0 +1,1 @@
+"""Loopback servers that speak the vendors' documented wire formats, and misbehave on demand."""
