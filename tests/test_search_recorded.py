@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import http.server
 import io
@@ -154,7 +155,9 @@ async def test_the_released_form_is_converted_and_found_by_the_questions_picture
     report = convert(released, [rows(tmp_path, IDS, QUESTIONS)], out)
     assert (report.entries, report.rows, report.recorded, report.hits, report.pictures) == (4, 4, 3, 4, 2)
     assert (report.entries_without_row, report.rows_without_entry) == (1, 1)
-    assert dict(report.missing) == {"was not recorded": 1, "is a URL, and nothing was downloaded": 1}
+    assert report.missing == {"was not recorded": 1, "is a URL, and nothing was downloaded": 1}
+    assert json.loads(json.dumps(dataclasses.asdict(report)))["missing"] == report.missing
+    assert "3 pictures can be looked up" in str(report) and "it was not recorded" in str(report)
 
     backend = opened(out)
     hits = await backend.search(QUESTIONS[0], 5)
@@ -253,8 +256,8 @@ def test_urls_are_downloaded_through_the_guard_if_that_is_asked_for(tmp_path: Pa
 
     report = converted([thumbnails])
     assert report.pictures == 1
-    assert dict(report.missing) == {"could not be downloaded: empty": 1, "could not be downloaded: refused": 1}
-    assert dict(converted([]).missing) == {"could not be downloaded: refused": 3}  # loopback is not the public internet
+    assert report.missing == {"could not be downloaded: empty": 1, "could not be downloaded: refused": 1}
+    assert converted([]).missing == {"could not be downloaded: refused": 3}  # loopback is not the public internet
 
 
 def test_rows_that_do_not_fit_are_named(tmp_path: Path, released: Path) -> None:

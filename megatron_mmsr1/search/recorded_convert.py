@@ -36,7 +36,7 @@ NOT_FETCHED = "is a URL, and nothing was downloaded"
 class Report:
     """What came of a conversion. `missing`: why hits have no picture, and how many."""
 
-    out: Path
+    out: str
     entries: int = 0  # in the source
     rows: int = 0  # in the parquet files
     recorded: int = 0  # question pictures that can be looked up now
@@ -44,7 +44,17 @@ class Report:
     pictures: int = 0  # hits with one
     entries_without_row: int = 0
     rows_without_entry: int = 0
-    missing: Counter[str] = field(default_factory=Counter)
+    missing: dict[str, int] = field(default_factory=dict)
+
+    def __str__(self) -> str:
+        lines = [
+            f"{self.out}: {self.recorded} pictures can be looked up",
+            f"{self.hits} hits, {self.pictures} of them with a picture",
+            f"{self.entries} entries in the source, {self.entries_without_row} of them without a row",
+            f"{self.rows} rows, {self.rows_without_entry} of them without an entry",
+            *(f"{n} hits without a picture: it {why}" for why, n in sorted(self.missing.items())),
+        ]
+        return "\n".join(lines)
 
 
 def convert(
@@ -65,7 +75,7 @@ def convert(
     written.
     """
     found = read(source)
-    report = Report(out, entries=len(found))
+    report = Report(str(out), entries=len(found))
     wanted: dict[str, list[Found]] = {}  # by key
     met: set[str] = set()
     for data_id, key in _keys(rows):
@@ -80,28 +90,28 @@ def convert(
         raise UsageError(f"no entry belongs to a row: data ids are {ids}, {report.rows} rows of {_names(rows)} have others")
     report.entries_without_row = len(found) - len(met)
     try:
-        _write(report, wanted, _Pictures(out, images, fetch, max_side))
+        _write(out, report, wanted, _Pictures(out, images, fetch, max_side))
     except OSError as e:
         raise RunError(f"{out} cannot be written: {e.strerror}") from None
     return report
 
 
-def _write(report: Report, wanted: dict[str, list[Found]], pictures: _Pictures) -> None:
+def _write(out: Path, report: Report, wanted: dict[str, list[Found]], pictures: _Pictures) -> None:
     urls = {f.picture for hits in wanted.values() for f in hits if isinstance(f.picture, str) and is_url(f.picture)}
     pictures.download(sorted(urls))
-    lines = []
+    lines, missing = [], Counter[str]()
     for key, hits in sorted(wanted.items()):
         row = []
         for hit in hits:
             file, why = pictures.file(hit)
-            report.missing.update([why] if why else [])
+            missing.update([why] if why else [])
             report.pictures += file is not None
             url = hit.picture if isinstance(hit.picture, str) and is_url(hit.picture) else ""
             row.append({"title": hit.title, "url": url, "file": file})
         report.hits += len(row)
         lines.append(orjson.dumps({"key": key, "hits": row}) + b"\n")
-    report.recorded = len(lines)
-    _replace(report.out / "recorded.jsonl", b"".join(lines))
+    report.recorded, report.missing = len(lines), dict(missing)
+    _replace(out / "recorded.jsonl", b"".join(lines))
 
 
 def _keys(paths: Sequence[Path]) -> Iterator[tuple[str, str]]:

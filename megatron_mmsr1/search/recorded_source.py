@@ -102,7 +102,7 @@ def _found(where: str, title: str, picture: Any) -> Found:
         try:
             return Found(title, _encoded(picture.state))
         except (ValueError, TypeError) as e:
-            return Found(title, lost=f"PIL image that is not whole ({str(e)[:60]})")
+            return Found(title, lost=f"is a PIL image that is not whole ({str(e)[:60]})")
     raise UsageError(f"{where}: is a {getattr(picture, 'name', type(picture).__name__)}; expected a URL, a path or a PIL image")
 
 
