@@ -128,12 +128,30 @@ def local_services(cfg: RunConfig, *, engine: bool = True) -> None:
 
     Prompts.load(cfg.protocol.prompts)
     if cfg.search.url is None:
-        if cfg.search.corpus is None:
-            raise UsageError("nothing to search: name a server (search.url) or a directory to serve (search.corpus)")
-        if not (Path(cfg.search.corpus) / "corpus.jsonl").is_file():
-            raise UsageError(f"search.corpus: no corpus.jsonl in {cfg.search.corpus} (mmsr1 atlas build writes one)")
+        search(cfg)
     if engine and not cfg.engine.urls and cfg.engine.sglang.get("port"):
         require_port(int(cfg.engine.sglang["port"]), "the engine (engine.sglang.port)")
+
+
+def search(cfg: RunConfig) -> None:
+    """What a search server of our own will want: a corpus for what is local, a key for what is not, a store for a replay."""
+    from megatron_mmsr1.search.tools import check
+
+    s = cfg.search
+    if s.corpus is None and s.text.backend == "bm25" and s.mode != "replay-strict":
+        raise UsageError(
+            "nothing to search: name a server (search.url), a directory to serve (search.corpus) or search.text.backend"
+        )
+    if s.corpus is not None and not (Path(s.corpus) / "corpus.jsonl").is_file():
+        raise UsageError(f"search.corpus: no corpus.jsonl in {s.corpus} (mmsr1 atlas build writes one)")
+    if s.mode != "live" and s.mode != "record" and not (s.cache and Path(s.cache).is_file()):
+        raise UsageError(f"search.mode={s.mode} needs search.cache to name a recorded store, not {s.cache}")
+    if s.deadline_s > cfg.rollout.tool_timeout_s:
+        raise UsageError(
+            f"search.deadline_s={s.deadline_s:g} is above rollout.tool_timeout_s={cfg.rollout.tool_timeout_s:g}: a call "
+            "would be given up before its partial result is there; lower the one or raise the other"
+        )
+    check(s)
 
 
 def rows(paths: Sequence[str], key: str, bad_rows: str) -> None:

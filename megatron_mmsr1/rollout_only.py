@@ -8,11 +8,13 @@ from pathlib import Path
 from megatron_mmsr1.config import RunConfig
 from megatron_mmsr1.data.dataset import PromptDataset
 from megatron_mmsr1.data.sampler import ResumableSampler
+from megatron_mmsr1.errors import RunError
 from megatron_mmsr1.logs import RunLog
 from megatron_mmsr1.metrics import rollout_metrics, throughput
 from megatron_mmsr1.progress import progress
 from megatron_mmsr1.rollout.dump import dump_path, write_dump
 from megatron_mmsr1.rollout.worker import RolloutWorker
+from megatron_mmsr1.search_watch import SearchWatch, budget_reached
 
 
 def rollout_only(cfg: RunConfig, engines: list[str], search: str | None) -> None:
@@ -22,6 +24,7 @@ def rollout_only(cfg: RunConfig, engines: list[str], search: str | None) -> None
     sampler = ResumableSampler(len(data), seed=cfg.seed, shuffle=cfg.data.shuffle)
     worker = RolloutWorker(cfg, engines, search, out / "images")
     log = RunLog(out, cfg)
+    watch = SearchWatch(search, cfg, log.warn, log.info)
     try:
         with progress("Rollout", cfg.train.steps) as shown:
             for step in range(cfg.train.steps):
@@ -36,11 +39,14 @@ def rollout_only(cfg: RunConfig, engines: list[str], search: str | None) -> None
                     indices=indices,
                     weight_version=0,
                     group_size=cfg.data.group_size,
+                    progress=watch.heard,
                 )
                 metrics = rollout_metrics(done, cfg.protocol) | throughput(done, time.monotonic() - started)
-                metrics["data/skipped_rows"] = data.skipped
-                write_dump(out / "rollouts", step, done, {"weights": 0})
+                metrics |= watch.step(step, done) | {"data/skipped_rows": data.skipped}
+                write_dump(out / "rollouts", step, done, {"weights": 0, "search": watch.identity()})
                 log.write(step, metrics)
+                if spent := budget_reached(done):
+                    raise RunError(f"the search budget is used up ({spent}); raise it, and the same command goes on")
                 shown.step(reward=metrics.get("reward/mean", 0.0), searches=metrics.get("search/share", 0.0))
     finally:
         log.close()

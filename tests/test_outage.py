@@ -5,58 +5,21 @@ from __future__ import annotations
 import subprocess
 import sys
 import time
-import urllib.error
-import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from megatron_mmsr1.config import load
-from megatron_mmsr1.processes import free_port
 from megatron_mmsr1.reward import score_trajectory
 from megatron_mmsr1.rollout.dump import read_dump
 from megatron_mmsr1.trajectory import Trajectory
 from tests.loop_fixtures import ROOT, metrics, settings, small_world
+from tests.upstream import Upstream
 
 STEPS = 8
 DEAD_S = 30.0
 DIES_AFTER = 2  # steps
-
-
-class Upstream:
-    """A search server that speaks Search-R1's contract over the world's pages: the vendor of this run."""
-
-    def __init__(self, world: Path, log: Path):
-        self.port = free_port()
-        self.url = f"http://127.0.0.1:{self.port}"
-        self._argv = [
-            sys.executable,
-            "-m",
-            "megatron_mmsr1.cli",
-            "search",
-            "serve",
-            f"corpus={world}",
-            "--port",
-            str(self.port),
-        ]
-        self._log = log
-
-    def start(self) -> None:
-        with self._log.open("ab") as out:
-            self.process = subprocess.Popen(self._argv, stdout=out, stderr=subprocess.STDOUT, cwd=ROOT)
-        deadline = time.monotonic() + 60
-        while time.monotonic() < deadline:
-            try:
-                urllib.request.urlopen(f"{self.url}/readyz", timeout=1).close()
-                return
-            except (urllib.error.URLError, OSError):
-                time.sleep(0.1)
-        raise AssertionError(self._log.read_text())
-
-    def kill(self) -> None:
-        self.process.kill()
-        self.process.wait()
 
 
 @pytest.fixture(scope="module")
@@ -66,10 +29,8 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def upstream(world: Path, tmp_path: Path) -> Iterator[Upstream]:
-    u = Upstream(world, tmp_path / "upstream.log")
-    u.start()
-    yield u
-    u.kill()
+    with Upstream(world, tmp_path / "upstream.log") as u:
+        yield u
 
 
 def argv(world: Path, out: Path, upstream: Upstream) -> list[str]:

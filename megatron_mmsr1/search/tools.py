@@ -62,6 +62,19 @@ class Tools:
         return None if self.cfg.corpus is None else Path(self.cfg.corpus)
 
 
+def check(cfg: SearchConfig) -> None:
+    """What can be known to be wrong with a `search` section without loading an index: its keys' file, a cap without a price.
+    Raises UsageError that names the setting."""
+    Keys(cfg.keys)
+    capped = [n for n in ("run_usd", "step_usd", "day_usd") if getattr(cfg.budget, n) is not None]
+    sections = (cfg.text, cfg.image, cfg.read, cfg.summarise)
+    if capped and not any(s.usd_per_1000 is not None for s in sections):
+        raise UsageError(
+            f"search.budget.{capped[0]} is a cap in dollars, and no backend has a price: set usd_per_1000 and price_as_of of "
+            "those that are billed (0 for free ones), or cap the calls"
+        )
+
+
 def typed[M: BaseModel](options: dict[str, Any], model: type[M], where: str) -> M:
     """Options checked by a model. UsageError names the key that is wrong and those that there are."""
     try:

@@ -1,0 +1,47 @@
+"""A search server of ours as another one's upstream: it speaks Search-R1's contract over a world's pages, and can be killed."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from pathlib import Path
+
+from megatron_mmsr1.processes import free_port
+from tests.loop_fixtures import ROOT
+
+
+class Upstream:
+    """`settings` are of its `search:` section, e.g. error_rate=0.1. A context manager: entered, it runs."""
+
+    def __init__(self, world: Path, log: Path, *settings: str):
+        self.port = free_port()
+        self.url = f"http://127.0.0.1:{self.port}"
+        self._argv = [sys.executable, "-m", "megatron_mmsr1.cli", "search", "serve", f"corpus={world}", *settings]
+        self._argv += ["--port", str(self.port)]
+        self._log = log
+
+    def start(self) -> None:
+        with self._log.open("ab") as out:
+            self.process = subprocess.Popen(self._argv, stdout=out, stderr=subprocess.STDOUT, cwd=ROOT)
+        deadline = time.monotonic() + 60
+        while time.monotonic() < deadline:
+            try:
+                urllib.request.urlopen(f"{self.url}/readyz", timeout=1).close()
+                return
+            except (urllib.error.URLError, OSError):
+                time.sleep(0.1)
+        raise AssertionError(self._log.read_text())
+
+    def kill(self) -> None:
+        self.process.kill()
+        self.process.wait()
+
+    def __enter__(self) -> Upstream:
+        self.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.kill()
