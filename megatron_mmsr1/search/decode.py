@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import struct
 import warnings
@@ -43,7 +44,9 @@ def decode(data: bytes, *, draft: int | None = None) -> Image.Image:
             _check(image.size)
             if draft is not None:
                 image.draft("RGB", (draft, draft))
-            ImageOps.exif_transpose(image, in_place=True)
+            image.load()
+            with contextlib.suppress(*_DECODER_ERRORS):  # torn metadata is common, and no reason to refuse the picture
+                ImageOps.exif_transpose(image, in_place=True)
             if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
                 seen = image if image.mode == "RGBA" else image.convert("RGBA")
                 image = Image.new("RGB", seen.size, "white")
