@@ -65,6 +65,7 @@ def add(verbs: Verbs[argparse.ArgumentParser]) -> None:
     p.add_argument("source", metavar="SOURCE", help="the recorded results (a pickle, which is read and not run)")
     p.add_argument("--rows", metavar="PARQUET", nargs="+", required=True, help="the questions that they belong to")
     p.add_argument("--images", metavar="DIR", help="where the pictures lie that the results name")
+    p.add_argument("--download", action="store_true", help="fetch the pictures that the results name by URL (guarded)")
     p.add_argument("--out", metavar="DIR", required=True, help="directory to write (search.image.options.path)")
     _json(p)
 
@@ -140,10 +141,12 @@ def _stats(args: argparse.Namespace) -> None:
 def _convert(args: argparse.Namespace) -> None:
     from dataclasses import asdict
 
+    from megatron_mmsr1.config.search import FetchSection
     from megatron_mmsr1.search.recorded_convert import convert
 
     images = existing(args.images) if args.images else None
-    report = convert(existing(args.source), [existing(r) for r in args.rows], Path(args.out), images)
+    rows = [existing(r) for r in args.rows]
+    report = convert(existing(args.source), rows, Path(args.out), images, fetch=FetchSection() if args.download else None)
     _print(asdict(report)) if args.json else print(report)
 
 

@@ -21,12 +21,24 @@ line overrides it. Unknown keys are errors.
 def render() -> str:
     """The whole page as Markdown."""
     parts = [HEAD, "## Top level\n", _table(RunConfig, sections=False)]
-    for name, field in RunConfig.model_fields.items():
-        if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
-            doc = (field.annotation.__doc__ or "").strip().split("\n")[0]
-            own = doc if "__doc__" in vars(field.annotation) and vars(field.annotation)["__doc__"] else ""
-            parts += [f"\n## {name}\n", *([own + "\n"] if own else []), _table(field.annotation)]
+    for name, model in _sections(RunConfig):
+        parts += _chapter(name, model)
     return "\n".join(parts) + "\n"
+
+
+def _sections(model: type[BaseModel], above: str = "") -> list[tuple[str, type[BaseModel]]]:
+    """The sections below `model`, each followed by its own, with their dotted names."""
+    out: list[tuple[str, type[BaseModel]]] = []
+    for name, field in model.model_fields.items():
+        if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
+            out += [(above + name, field.annotation), *_sections(field.annotation, f"{above}{name}.")]
+    return out
+
+
+def _chapter(name: str, model: type[BaseModel]) -> list[str]:
+    own = vars(model).get("__doc__") or ""
+    first = " ".join(own.strip().split("\n\n")[0].split())
+    return [f"\n{'#' * (2 + name.count('.'))} {name}\n", *([first + "\n"] if first else []), _table(model, sections=False)]
 
 
 def _table(model: type[BaseModel], *, sections: bool = True) -> str:

@@ -58,8 +58,8 @@ class ImageSection(BackendSection):
         description="auto (descriptor where the corpus has images.jsonl, else none), descriptor, embedding, recorded, "
         "serpapi_lens, serper_lens, none",
     )
-    uploader: Literal["none", "s3", "signed_route"] = Field(
-        default="none", description="how a picture gets the public URL that a live Lens wants"
+    uploader: str = Field(
+        default="none", description="none, s3, signed_route: how a picture gets the public URL that a live Lens wants"
     )
     upload: dict[str, Any] = Field(default_factory=dict, description="the uploader's own settings (docs/search.md)")
     country: str = "us"

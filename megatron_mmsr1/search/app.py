@@ -23,7 +23,7 @@ from megatron_mmsr1.search.cache import Cache
 from megatron_mmsr1.search.calls import Caller, Calls
 from megatron_mmsr1.search.ledger import Account, Ledger
 from megatron_mmsr1.search.metrics import Metrics
-from megatron_mmsr1.search.public import PublicFiles
+from megatron_mmsr1.search.public import PREFIX, PublicFiles
 from megatron_mmsr1.search.snapshots import describe, open_all
 from megatron_mmsr1.search.state import State
 from megatron_mmsr1.search.tools import Tools
@@ -58,7 +58,7 @@ class SearchApp:
                 Route("/v1/batch", self._batch, methods=["POST"]),
                 Route("/v1/stats", self._stats),
                 Route("/v1/snapshot", self._snapshot),
-                Route("/v1/public/{id}", self._public.serve),
+                Route(PREFIX + "{id}", self._public.serve, methods=["GET"]),
                 Route("/retrieve", self._retrieve, methods=["POST"]),
                 Route("/healthz", self._healthz),
                 Route("/readyz", self._readyz),
