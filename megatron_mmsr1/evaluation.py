@@ -10,6 +10,7 @@ from megatron_mmsr1.data.dataset import Prompt, PromptDataset
 from megatron_mmsr1.errors import UsageError
 from megatron_mmsr1.evaluate import EvalResult, save_all
 from megatron_mmsr1.rollout.dump import write_dump
+from megatron_mmsr1.search_watch import identity
 
 if TYPE_CHECKING:
     from megatron_mmsr1.rollout.worker import RolloutWorker
@@ -25,8 +26,9 @@ def heldout(cfg: RunConfig) -> list[Prompt]:
     return [data[i] for i in range(min(len(data), cfg.train.eval_limit or len(data)))]
 
 
-def evaluate_with(worker: RolloutWorker, cfg: RunConfig, name: str, *, weight_version: int) -> EvalResult:
-    """One sampled answer a question; the trajectories are dumped, the result saved as OUTPUT/eval/NAME.json."""
+def evaluate_with(worker: RolloutWorker, cfg: RunConfig, name: str, *, weight_version: int, search: str | None) -> EvalResult:
+    """One sampled answer a question; the trajectories are dumped, the result saved as OUTPUT/eval/NAME.json. `search`: the
+    server's URL, to note what was searched."""
     prompts = heldout(cfg)
     done = worker.generate(
         prompts,
@@ -37,8 +39,9 @@ def evaluate_with(worker: RolloutWorker, cfg: RunConfig, name: str, *, weight_ve
         temperature=cfg.rollout.eval_temperature,
     )
     out = Path(cfg.output)
-    write_dump(out / "rollouts", f"eval_{name}", done, {"weights": weight_version})
-    result = EvalResult.from_trajectories(name, done, cfg.protocol, weights=weight_version)
+    meta = {"weights": weight_version, "search": identity(search)}
+    write_dump(out / "rollouts", f"eval_{name}", done, meta)
+    result = EvalResult.from_trajectories(name, done, cfg.protocol, **meta)
     result.save(out / "eval" / f"{name}.json")
     return result
 
@@ -49,7 +52,7 @@ def evaluate_model(cfg: RunConfig, engines: list[str], search: str | None) -> Ev
 
     worker = RolloutWorker(cfg, engines, search, Path(cfg.output) / "images")
     try:
-        return evaluate_with(worker, cfg, "model", weight_version=0)
+        return evaluate_with(worker, cfg, "model", weight_version=0, search=search)
     finally:
         worker.close()
 
@@ -61,6 +64,6 @@ def evaluate_policies(cfg: RunConfig, search: str | None) -> list[EvalResult]:
     results = []
     for policy in POLICIES:
         done = run_policy(policy, heldout(cfg), cfg, search)
-        results.append(EvalResult.from_trajectories(policy, done, cfg.protocol))
+        results.append(EvalResult.from_trajectories(policy, done, cfg.protocol, search=identity(search)))
     save_all(results, Path(cfg.output) / "eval" / "policies.json")
     return results

@@ -164,7 +164,7 @@ class Run:
         if not self.cfg.data.heldout or self.cfg.train.mode != "full" or self.step != at:
             return
         if self.lead and self.worker is not None and not target.exists():
-            result = evaluate_with(self.worker, self.cfg, name, weight_version=at)
+            result = evaluate_with(self.worker, self.cfg, name, weight_version=at, search=self.watch.url)
             if self.logger:
                 self.logger.info(result.line())
         self.parallel.barrier()

@@ -23,15 +23,14 @@ class SearchWatch:
     """`url` None: the run searches nothing. `warn` and `info` say a line to the person."""
 
     def __init__(self, url: str | None, cfg: RunConfig, warn: Callable[[str], None], info: Callable[[str], None]):
-        self._url, self._cfg, self._warn, self._info = url, cfg, warn, info
+        self.url, self._cfg, self._warn, self._info = url, cfg, warn, info
         self._paused = False
         self._paused_s = 0.0
         self._reported_s = 0.0
 
     def identity(self) -> dict[str, Any]:
-        """{"mode", "id", "backends"}: what goes into checkpoints, dumps and reports; {} where no server can say it."""
-        held = self._ask("/v1/snapshot")
-        return {k: held[k] for k in ("mode", "id", "backends") if k in held}
+        """As `identity` has it."""
+        return identity(self.url)
 
     def heard(self, progress: Progress) -> None:
         """The worker's progress: a pause is said when it begins and when it ends."""
@@ -42,7 +41,7 @@ class SearchWatch:
         if progress.paused:
             self._warn(
                 f"rollout paused: {progress.failing:.0%} of the latest search calls failed (rollout.pause_above="
-                f"{self._cfg.rollout.pause_above:g}); it goes on when one is answered. mmsr1 search stats {self._url} says more"
+                f"{self._cfg.rollout.pause_above:g}); it goes on when one is answered. mmsr1 search stats {self.url} says more"
             )
         else:
             self._info(f"rollout goes on: search answers again ({progress.paused_s:.0f} s of pauses so far)")
@@ -65,7 +64,7 @@ class SearchWatch:
         return out | self._server_metrics()
 
     def _server_metrics(self) -> dict[str, float]:
-        stats = self._ask("/v1/stats")
+        stats = ask(self.url, "/v1/stats")
         out: dict[str, float] = {}
         for name, up in stats.get("upstreams", {}).items():
             me = f"search_server/{name}"
@@ -76,15 +75,24 @@ class SearchWatch:
             out["search_server/entries"] = sum(stats["snapshot"]["entries"].values())
         return out
 
-    def _ask(self, path: str) -> dict[str, Any]:
-        if self._url is None:
-            return {}
-        opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
-        try:
-            with opener.open(self._url.rstrip("/") + path, timeout=TIMEOUT_S) as r:
-                return json.load(r)
-        except (urllib.error.URLError, OSError, ValueError):  # a server of another make, or one that is down: nothing to tell
-            return {}
+
+def identity(url: str | None) -> dict[str, Any]:
+    """{"mode", "id", "backends"} of a search server's snapshot: what goes into checkpoints, dumps, evaluations and reports.
+    {} where no server can say it."""
+    held = ask(url, "/v1/snapshot")
+    return {k: held[k] for k in ("mode", "id", "backends") if k in held}
+
+
+def ask(url: str | None, path: str) -> dict[str, Any]:
+    """A page of the search server's as JSON; {} where there is none."""
+    if url is None:
+        return {}
+    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+    try:
+        with opener.open(url.rstrip("/") + path, timeout=TIMEOUT_S) as r:
+            return json.load(r)
+    except (urllib.error.URLError, OSError, ValueError):  # a server of another make, or one that is down: nothing to tell
+        return {}
 
 
 def budget_reached(trajectories: Sequence[Trajectory]) -> str:

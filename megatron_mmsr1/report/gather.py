@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -30,7 +29,7 @@ class RunData:
     earlier: dict[str, Trajectory] = field(default_factory=dict)  # by prompt: what was answered before training
     environment: dict[str, Any] = field(default_factory=dict)
     tokenizer: Tokenizer | None = None
-    corpus_id: str = ""
+    searched: str = ""
     notes: list[str] = field(default_factory=list)
 
 
@@ -51,7 +50,7 @@ def gather(directory: Path) -> RunData:
     if environment.is_file():
         data.environment = json.loads(environment.read_text())
     data.tokenizer = _tokenizer(data)
-    data.corpus_id = _corpus_id(data.cfg)
+    data.searched = _searched(data)
     return data
 
 
@@ -91,9 +90,17 @@ def _tokenizer(data: RunData) -> Tokenizer | None:
     return None
 
 
-def _corpus_id(cfg: RunConfig) -> str:
-    """The corpus that was searched, by content; else the server's address."""
-    corpus = Path(cfg.search.corpus or "") / "corpus.jsonl"
-    if cfg.search.corpus and corpus.is_file():
-        return f"{cfg.search.corpus} (sha256 {hashlib.sha256(corpus.read_bytes()).hexdigest()[:16]})"
-    return cfg.search.url or cfg.search.corpus or "none"
+def _searched(data: RunData) -> str:
+    """What was searched, as the search server itself named it: its snapshot, mode and backends; else the config's words."""
+    held = next((r.meta["search"] for r in reversed(data.results) if r.meta.get("search")), None) or _dumped(data)
+    if not held:
+        return data.cfg.search.url or data.cfg.search.corpus or "none"
+    parts = ", ".join(f"{kind} {b['name']} {b['version']}" for kind, b in held.get("backends", {}).items())
+    return f"snapshot {held.get('id') or 'not kept'} ({held.get('mode')}; {parts})"
+
+
+def _dumped(data: RunData) -> dict[str, Any]:
+    from megatron_mmsr1.rollout.dump import read_meta
+
+    steps = sorted((data.directory / "rollouts").glob("step_*"))
+    return read_meta(steps[-1]).get("search", {}) if steps else {}

@@ -92,7 +92,7 @@ def _facts(data: RunData) -> list[tuple[str, str]]:
     return [
         *facts,
         ("reward", f"{r.name}, {r.reward_mode}, search penalty {r.search_penalty:g}, format penalty {r.format_penalty:g}"),
-        ("search", data.corpus_id),
+        ("search", data.searched),
         ("seed", str(c.seed)),
     ]
 

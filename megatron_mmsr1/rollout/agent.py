@@ -195,7 +195,8 @@ class _Run:
         query = action.query if isinstance(action, TextSearch) else ""
         await self._tell(Event("tool_started", number, query, action.name))
         pictures = self.opening.prompt.images
-        name = f"{self.group_id}/{t.prompt_id}#{t.sample_index}@{number}.{self.attempt}"
+        # The same in every repetition of the run, and nowhere else in it: evaluations ask the same prompts again and again.
+        name = f"w{t.weight_versions[-1]}/{self.group_id}/{t.prompt_id}#{t.sample_index}@{number}.{self.attempt}"
         seen = await tools.call(c, action, t.question, pictures[0] if pictures else None, name=name)
         await self._tell(Event("tool_ended", number, seen.message.text, action.name, seen.call))
         if seen.call.status.infrastructure and c.rollout.tool_failure != "neutral_observation":

@@ -47,6 +47,15 @@ def write_dump(directory: str | Path, step: int | str, trajectories: Sequence[Tr
     return path
 
 
+def read_meta(path: Path) -> dict[str, Any]:
+    """The meta of one dump file, without its trajectories. RunError that names a damaged file."""
+    try:
+        with zstandard.open(path, "rt", encoding="utf-8") as f:
+            return orjson.loads(f.readline())["meta"]
+    except (zstandard.ZstdError, ValueError, KeyError, OSError) as e:
+        raise RunError(f"{path} is damaged ({e}): delete it, and the step is rolled out again") from e
+
+
 def read_dump(directory: str | Path, step: int | str) -> tuple[list[Trajectory], dict[str, Any]]:
     """The trajectories, equal to those written, and the meta. RunError that names a missing, damaged or foreign file."""
     path = dump_path(directory, step)
