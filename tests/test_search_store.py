@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from store_fixtures import key
 
 from megatron_mmsr1.search.store import KINDS, SCHEMA, Store, StoreError
 
@@ -23,17 +24,6 @@ def store(tmp_path: Path) -> Iterator[Store]:
     s = Store(tmp_path / "sub" / "c.sqlite")
     yield s
     s.close()
-
-
-def key(text: str) -> bytes:
-    return hashlib.sha256(text.encode()).digest()
-
-
-def edit(path: Path, *statements: str) -> None:
-    db = sqlite3.connect(path, isolation_level=None)
-    for s in statements:
-        db.execute(s)
-    db.close()
 
 
 # ----------------------------------------------------------------------------------------------------------------- values

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import hashlib
 import shutil
 import sqlite3
 import subprocess
@@ -12,6 +11,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from store_fixtures import key
 
 from megatron_mmsr1.errors import RunError, UsageError
 from megatron_mmsr1.search.store import Store, StoreDamaged, StoreError
@@ -22,10 +22,6 @@ def store(tmp_path: Path) -> Iterator[Store]:
     s = Store(tmp_path / "sub" / "c.sqlite")
     yield s
     s.close()
-
-
-def key(text: str) -> bytes:
-    return hashlib.sha256(text.encode()).digest()
 
 
 def edit(path: Path, *statements: str) -> None:
