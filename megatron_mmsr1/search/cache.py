@@ -20,12 +20,22 @@ import orjson
 from megatron_mmsr1.config.search import Mode
 from megatron_mmsr1.errors import RunError
 from megatron_mmsr1.search.interfaces import Backend, SearchFailure
+from megatron_mmsr1.search.ledger import Account, account
 from megatron_mmsr1.search.store import Store
 from megatron_mmsr1.trajectory import ToolStatus
 
 log = logging.getLogger(__name__)
 
 STORE_ERRORS = (sqlite3.Error, RunError)
+CLOSE_S = 3.0  # what computes for nobody any more may take so long to end
+
+
+@dataclass(slots=True, frozen=True)
+class _Flight:
+    """A computation under way, and who pays for it."""
+
+    task: asyncio.Task[Value]
+    who: Account
 
 
 @dataclass(slots=True, frozen=True)
@@ -63,19 +73,23 @@ class Cache:
         self.store = store
         self.mode = mode
         self._on_store_error, self._on_miss = on_store_error, on_miss
-        self._flying: dict[bytes, asyncio.Task[Value]] = {}
+        self._flying: dict[bytes, _Flight] = {}
 
     @property
     def replays(self) -> bool:
         return self.mode in ("replay", "replay-strict")
 
     async def through(self, key: bytes, kind: str, compute: Callable[[], Awaitable[Value]]) -> Value:
-        """From the store, from a twin in flight, or computed now and stored. What `compute` raises reaches everyone who waits.
-        A waiter that is cancelled does not end the computation for the others."""
-        task = self._flying.get(key)
-        if task is not None:
-            joined = await asyncio.shield(task)
-            return Value(joined.data, joined.degraded, cached=True)
+        """From the store, from a twin in flight, or computed now and stored. What `compute` raises reaches everyone who waits,
+        but for the budget of an account that is not theirs. A waiter that is cancelled does not end the computation."""
+        while (flight := self._flying.get(key)) is not None:
+            try:
+                joined = await _landing(flight.task)
+                return Value(joined.data, joined.degraded, cached=True)
+            except SearchFailure as e:
+                if e.status is not ToolStatus.BUDGET or flight.who == account.get():
+                    raise
+                self._landed(key, flight)  # now: whoever goes on here must not meet it again
         held = self.get(key)
         if held is not None:
             return Value(held, cached=True)
@@ -83,19 +97,22 @@ class Cache:
             self._on_miss()
         if self.mode == "replay-strict":
             raise SearchFailure(ToolStatus.UPSTREAM_ERROR, "the snapshot does not hold it, and search.mode is replay-strict")
-        task = asyncio.get_running_loop().create_task(self._fly(key, kind, compute))
-        self._flying[key] = task
-        task.add_done_callback(lambda t: self._landed(key, t))
-        return await asyncio.shield(task)
+        flight = _Flight(asyncio.get_running_loop().create_task(self._fly(key, kind, compute)), account.get())
+        self._flying[key] = flight
+        flight.task.add_done_callback(lambda _: self._landed(key, flight))
+        return await _landing(flight.task)
 
     def get(self, key: bytes) -> bytes | None:
-        """What the store holds; None where there is no store or it fails (counted and said; in replay-strict raised)."""
+        """What the store holds; None where there is no store or it fails, which is counted and said. In replay-strict that
+        is a SearchFailure: to find nothing would be another result."""
         if self.store is None:
             return None
         try:
             return self.store.get(key)
         except STORE_ERRORS as e:
             self._failed(e)
+            if self.mode == "replay-strict":
+                raise SearchFailure(ToolStatus.UPSTREAM_ERROR, f"the snapshot cannot be read ({e})") from None
             return None
 
     async def put(self, key: bytes, kind: str, data: bytes) -> None:
@@ -116,17 +133,33 @@ class Cache:
             await self.put(key, kind, value.data)
         return value
 
-    def _landed(self, key: bytes, task: asyncio.Task[Value]) -> None:
-        del self._flying[key]
-        if not task.cancelled():
-            task.exception()  # taken here too: all who waited may have gone
+    def _landed(self, key: bytes, flight: _Flight) -> None:
+        if self._flying.get(key) is flight:
+            del self._flying[key]
+        if not flight.task.cancelled():
+            flight.task.exception()  # taken here too: all who waited may have gone
 
     def _failed(self, e: Exception) -> None:
         self._on_store_error()
         log.warning("search store failed: %s", e)
 
     async def close(self) -> None:
-        """Wait for what is in flight, then close the store."""
-        await asyncio.gather(*self._flying.values(), return_exceptions=True)
+        """Wait a little for what is in flight, for it may be paid for already; then close the store."""
+        flying = [f.task for f in self._flying.values()]
+        if flying:
+            _, late = await asyncio.wait(flying, timeout=CLOSE_S)
+            for task in late:
+                task.cancel()
+            await asyncio.gather(*late, return_exceptions=True)
         if self.store is not None:
             self.store.close()
+
+
+async def _landing(task: asyncio.Task[Value]) -> Value:
+    try:
+        return await asyncio.shield(task)
+    except asyncio.CancelledError:
+        me = asyncio.current_task()
+        if task.cancelled() and me is not None and not me.cancelling():
+            raise SearchFailure(ToolStatus.UPSTREAM_ERROR, "the search server ends") from None
+        raise
