@@ -11,11 +11,12 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
+from functools import partial
 
 from megatron_mmsr1 import protocol
 from megatron_mmsr1.data.dataset import Prompt
 from megatron_mmsr1.errors import RunError
-from megatron_mmsr1.protocol import GiveUp, ImageSearch, Invalid, TextSearch
+from megatron_mmsr1.protocol import GiveUp, ImageHit, ImageSearch, Invalid, TextHit, TextSearch
 from megatron_mmsr1.rollout import tools
 from megatron_mmsr1.rollout.context import Context, Engine, Message
 from megatron_mmsr1.rollout.engine import EngineError, Generation
@@ -31,17 +32,21 @@ class Event:
     text: str = ""  # turn_ended: what was said; tool_started: the query; tool_ended: the observation
     action: str = ""
     call: ToolCall | None = None
+    hits: tuple[ImageHit | TextHit, ...] = ()  # tool_ended: what was found, pictures as the model sees them
 
 
 OnEvent = Callable[[Event], Awaitable[None]]
+OnTokens = Callable[[int, list[int]], None]  # the round, from 1, and ids as they are sampled
 
 
 @dataclass(slots=True, frozen=True)
 class Opening:
-    """The first prompt of a group, rendered once."""
+    """The first prompt of a group, rendered once. `prefix` is how the assistant's first turn begins, where somebody else than
+    the model decided it: its tokens are the message's last ones, context like the rest of it."""
 
     prompt: Prompt
     message: Message
+    prefix: str = ""
 
 
 @dataclass(slots=True, frozen=True)
@@ -74,6 +79,7 @@ async def run_trajectory(
     group_id: str = "",
     temperature: float | None = None,
     on_event: OnEvent | None = None,
+    on_tokens: OnTokens | None = None,
 ) -> Trajectory:
     """A finished trajectory, not yet scored; its status says how it ended. `temperature`: default `rollout.temperature`.
 
@@ -83,7 +89,8 @@ async def run_trajectory(
     temperature = context.rollout.temperature if temperature is None else temperature
     tries = 1 + (context.rollout.retries if context.rollout.tool_failure == "retry_trajectory" else 0)
     for attempt in range(1, tries + 1):
-        run = _Run(context, engine, opening, seeds, group_id or opening.prompt.prompt_id, temperature, on_event, attempt)
+        group = group_id or opening.prompt.prompt_id
+        run = _Run(context, engine, opening, seeds, group, temperature, on_event, on_tokens, attempt)
         await run.go()
         if run.trajectory.status is not Status.TOOL_ERROR or attempt == tries:
             return run.trajectory
@@ -101,6 +108,7 @@ class _Run:
     group_id: str
     temperature: float
     on_event: OnEvent | None
+    on_tokens: OnTokens | None
     attempt: int
     trajectory: Trajectory = field(init=False)
     images: list[bytes] = field(default_factory=list)
@@ -162,6 +170,7 @@ class _Run:
             temperature=self.temperature,
             seed=self.seeds.turn(number - 1),
             banned_ids=c.banned_ids,
+            **({} if self.on_tokens is None else {"on_tokens": partial(self.on_tokens, number)}),
         )
         if generation.prompt_tokens is not None and generation.prompt_tokens != len(t):
             raise RunError(
@@ -169,7 +178,7 @@ class _Run:
                 f"{len(t)}: their image processors differ (compare model.min_pixels and max_pixels with the checkpoint's)"
             )
         text = c.decode(generation.token_ids)
-        action = protocol.parse_action(text)
+        action = protocol.parse_action(self.opening.prefix + text if number == 1 else text)
         versions = generation.weight_versions or [generation.weight_version] * len(generation.token_ids)
         t.append(
             "assistant",
@@ -198,7 +207,7 @@ class _Run:
         # The same in every repetition of the run, and nowhere else in it: evaluations ask the same prompts again and again.
         name = f"w{t.weight_versions[-1]}/{self.group_id}/{t.prompt_id}#{t.sample_index}@{number}.{self.attempt}"
         seen = await tools.call(c, action, t.question, pictures[0] if pictures else None, name=name)
-        await self._tell(Event("tool_ended", number, seen.message.text, action.name, seen.call))
+        await self._tell(Event("tool_ended", number, seen.message.text, action.name, seen.call, seen.hits))
         if seen.call.status.infrastructure and c.rollout.tool_failure != "neutral_observation":
             t.extra["error"] = f"{kind} search: {seen.call.status}: {seen.call.detail}"
             return Status.TOOL_ERROR

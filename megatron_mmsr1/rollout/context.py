@@ -14,6 +14,7 @@ from megatron_mmsr1.data.images import CanonicalImage, ImageStore, canonicalize
 from megatron_mmsr1.errors import UsageError
 from megatron_mmsr1.protocol import Prompts, Segment
 from megatron_mmsr1.rollout.engine import Generation
+from megatron_mmsr1.rollout.streaming import OnTokens
 from megatron_mmsr1.search.replies import ImageReply, TextReply
 from megatron_mmsr1.trajectory import ImageRef, expand_pads
 
@@ -36,6 +37,7 @@ class Engine(Protocol):
         temperature: float,
         seed: int,
         banned_ids: Sequence[int],
+        on_tokens: OnTokens | None = None,
     ) -> Generation: ...
 
 

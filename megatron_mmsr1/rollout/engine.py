@@ -13,11 +13,13 @@ import base64
 import random
 import time
 import uuid
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Sequence
 from typing import TYPE_CHECKING, Any
 
+from megatron_mmsr1.rollout import streaming
 from megatron_mmsr1.rollout.balance import Balance
-from megatron_mmsr1.rollout.generation import EngineError, Generation, read_answer
+from megatron_mmsr1.rollout.generation import EngineError, Generation, read, read_answer
+from megatron_mmsr1.rollout.streaming import OnTokens
 
 if TYPE_CHECKING:
     import aiohttp
@@ -64,23 +66,33 @@ class EngineClient:
         seed: int,
         banned_ids: Sequence[int] = (),
         url: str | None = None,
+        on_tokens: OnTokens | None = None,
     ) -> Generation:
         """Sample one turn after `engine_ids`, which hold one `<|image_pad|>` for each of `images` (encoded pictures).
 
         `seed` (63 bits) and the weights decide what is sampled where the engine samples deterministically. `url`: the engine
-        to try first. Raises EngineError once the tries are used up, at once for a request that the engine refuses. A cancelled
-        call is aborted in the engine.
+        to try first. `on_tokens` is told ids as they are sampled; once it was told any there is no second try, which would
+        tell them again. Raises EngineError once the tries are used up, at once for a request that the engine refuses. A
+        cancelled call is aborted in the engine.
         """
         body = self._body(engine_ids, images, max_new_tokens, temperature, seed, banned_ids)
         avoid: set[str] = set()
+        told = False
+
+        def tell(ids: list[int]) -> None:
+            nonlocal told
+            told = True
+            if on_tokens is not None:
+                on_tokens(ids)
+
         for attempt in range(self._retries + 1):
             target = self.balance.choose(prefer=url, avoid=avoid)
             try:
                 with self.balance.in_flight(target):
-                    return await self._once(target, body)
+                    return await self._once(target, body, tell if on_tokens is not None else None)
             except EngineError as e:
                 avoid.add(target)
-                if not e.retryable or attempt == self._retries:
+                if not e.retryable or told or attempt == self._retries:
                     raise
             await asyncio.sleep(BACKOFF_S * 2**attempt * random.uniform(0.5, 1.0))
         raise AssertionError("unreachable")
@@ -110,7 +122,7 @@ class EngineClient:
             body["image_data"] = ["data:image/png;base64," + base64.b64encode(i).decode() for i in images]
         return body
 
-    async def _once(self, url: str, body: dict[str, Any]) -> Generation:
+    async def _once(self, url: str, body: dict[str, Any], on_tokens: OnTokens | None = None) -> Generation:
         import aiohttp
         import orjson
 
@@ -119,6 +131,11 @@ class EngineClient:
         done = False
         try:
             async with asyncio.timeout(self._timeout_s):
+                if on_tokens is not None:
+                    data = orjson.dumps({**body, "rid": rid, "stream": True})
+                    status, answer = await self._stream(f"{url}/generate", data, on_tokens)
+                    done = True
+                    return read(url, status, answer, time.monotonic() - started)
                 data = orjson.dumps({**body, "rid": rid})
                 try:
                     status, raw = await self._post(f"{url}/generate", data)
@@ -141,6 +158,18 @@ class EngineClient:
     async def _post(self, url: str, data: bytes) -> tuple[int, bytes]:
         async with self._pool().post(url, data=data, headers={"content-type": "application/json"}) as r:
             return r.status, await r.read()
+
+    async def _stream(self, url: str, data: bytes, on_tokens: OnTokens) -> tuple[int, Any]:
+        import orjson
+
+        async with self._pool().post(url, data=data, headers={"content-type": "application/json"}) as r:
+            if r.status != 200:
+                raw = await r.read()
+                try:
+                    return r.status, orjson.loads(raw)
+                except orjson.JSONDecodeError:
+                    return r.status, {"error": raw[:500].decode("utf-8", "replace")}
+            return 200, await streaming.gather(_lines(r.content), on_tokens)
 
     async def _abort(self, url: str, rid: str) -> None:
         import aiohttp
@@ -170,6 +199,17 @@ class EngineClient:
             await asyncio.gather(*self._aborts)
         if self._session is not None:
             await self._session.close()
+
+
+async def _lines(content: aiohttp.StreamReader) -> AsyncIterator[bytes]:
+    """Lines of whatever length: aiohttp's own readline gives up on one of over 64 KiB."""
+    rest = b""
+    async for chunk in content.iter_any():
+        *whole, rest = (rest + chunk).split(b"\n")
+        for line in whole:
+            yield line
+    if rest:
+        yield rest
 
 
 class Conversation:

@@ -39,6 +39,11 @@ def read_answer(url: str, status: int, raw: bytes, seconds: float) -> Generation
         answer = orjson.loads(raw)
     except orjson.JSONDecodeError:
         answer = None
+    return read(url, status, answer, seconds, raw)
+
+
+def read(url: str, status: int, answer: Any, seconds: float, raw: bytes = b"") -> Generation:
+    """As `read_answer`, of JSON that was parsed already."""
     if status != 200 or not isinstance(answer, dict) or "meta_info" not in answer:
         error = answer.get("error", answer) if isinstance(answer, dict) else raw[:500].decode("utf-8", "replace")
         message = error.get("message", error) if isinstance(error, dict) else error

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from megatron_mmsr1 import protocol
 from megatron_mmsr1.data.images import CanonicalImage, ImageError
-from megatron_mmsr1.protocol import ImageHit, ImageSearch, TextSearch
+from megatron_mmsr1.protocol import ImageHit, ImageSearch, TextHit, TextSearch
 from megatron_mmsr1.rollout.context import Context, Message
 from megatron_mmsr1.search.replies import ImageReply, Reply, TextReply
 from megatron_mmsr1.trajectory import ToolCall, ToolStatus
@@ -16,6 +16,7 @@ from megatron_mmsr1.trajectory import ToolCall, ToolStatus
 class Observation:
     call: ToolCall
     message: Message
+    hits: tuple[ImageHit | TextHit, ...] = ()
 
 
 async def call(
@@ -30,6 +31,7 @@ async def call(
         reply = await _text(context, action.query, name)
         made = _record("text", action.query, reply, len(reply.hits))
         segments, images = protocol.text_observation(reply.hits), []
+        hits = reply.hits
         follow_up = context.prompts.after_text
     else:
         reply = await _image(context, picture, name)
@@ -38,7 +40,7 @@ async def call(
         segments, follow_up = protocol.image_observation(hits), context.prompts.after_image
     if made.status not in (ToolStatus.OK, ToolStatus.EMPTY):
         return Observation(made, context.message(protocol.failed_message(made.kind), []))
-    return Observation(made, context.message(protocol.tool_message(segments, question, follow_up), images))
+    return Observation(made, context.message(protocol.tool_message(segments, question, follow_up), images), tuple(hits))
 
 
 async def _text(context: Context, query: str, name: str) -> TextReply:

@@ -1,0 +1,67 @@
+"""An answer from a model that would rather go on searching: for serving, where no answer is worth less than a doubtful one.
+
+A rollout ends where a search is no longer allowed. Here the last turn is taken back to where its search began, the answer's
+tag is written in its place, and the model goes on from there.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import partial
+
+from megatron_mmsr1 import protocol
+from megatron_mmsr1.rollout.agent import OnTokens
+from megatron_mmsr1.rollout.context import Context, Engine
+from megatron_mmsr1.rollout.engine import Generation
+from megatron_mmsr1.trajectory import Trajectory, collapse_pads
+
+OPEN = "<answer>"
+_SEARCHES = ("<search>", "<text_search>")
+
+
+@dataclass(slots=True, frozen=True)
+class Insisted:
+    """`prefix`: what was written before the model went on, with the answer's tag; `text`: how it went on."""
+
+    prefix: str
+    text: str
+    generation: Generation
+
+    @property
+    def answer(self) -> str:
+        """What stands between the tags, or all of it if the model did not close them."""
+        action = protocol.parse_action(self.prefix + self.text)
+        return action.text if isinstance(action, protocol.Answer) else protocol.strip_end(self.text).strip()
+
+
+async def insist(
+    context: Context,
+    engine: Engine,
+    trajectory: Trajectory,
+    images: list[bytes],
+    *,
+    temperature: float,
+    seed: int,
+    max_new_tokens: int,
+    on_tokens: OnTokens | None = None,
+) -> Insisted:
+    """Let the model answer where `trajectory`, whose last turn is the assistant's, left off. Raises EngineError.
+
+    `images`: the encoded pictures of the trajectory, in order. The trajectory is not changed.
+    """
+    last = trajectory.turns[-1]
+    begun = last.text[: min((at for s in _SEARCHES if (at := last.text.find(s)) >= 0), default=len(last.text))]
+    prefix = begun + OPEN
+    pads = [i.tokens() for i in trajectory.images]
+    ids = collapse_pads(trajectory.token_ids[: last.start], context.pad_id, pads)
+    ids += context.tokenizer.encode(prefix, add_special_tokens=False)
+    generation = await engine.generate(
+        ids,
+        images,
+        max_new_tokens=max_new_tokens,
+        temperature=temperature,
+        seed=seed,
+        banned_ids=context.banned_ids,
+        **({} if on_tokens is None else {"on_tokens": partial(on_tokens, len(trajectory.assistant_texts))}),
+    )
+    return Insisted(prefix, context.decode(generation.token_ids), generation)
