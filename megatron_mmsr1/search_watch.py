@@ -5,17 +5,19 @@ The rollout worker pauses by itself (rollout/gate.py); here it is said, counted,
 
 from __future__ import annotations
 
-import json
-import urllib.error
+import http.client
 import urllib.request
 from collections.abc import Callable, Sequence
 from typing import Any
+
+import orjson
 
 from megatron_mmsr1.config import RunConfig
 from megatron_mmsr1.rollout.jobs import Progress
 from megatron_mmsr1.trajectory import ToolStatus, Trajectory
 
 TIMEOUT_S = 5.0
+MAX_BYTES = 16 * 2**20
 STEP_CAP = "search.budget.step_"  # how the server's word of a reached cap begins; a step's own cap ends with the step
 
 
@@ -64,16 +66,10 @@ class SearchWatch:
         return out | self._server_metrics()
 
     def _server_metrics(self) -> dict[str, float]:
-        stats = ask(self.url, "/v1/stats")
-        out: dict[str, float] = {}
-        for name, up in stats.get("upstreams", {}).items():
-            me = f"search_server/{name}"
-            out |= {f"{me}/{status}": n for status, n in up["statuses"].items()}
-            out |= {f"{me}/breaker_{state}": up["breaker_turns"][state] for state in ("open", "closed")}
-            out |= {f"{me}/retries": up["retries"], f"{me}/usd": up["usd"]}
-        if stats:
-            out["search_server/entries"] = sum(stats["snapshot"]["entries"].values())
-        return out
+        try:
+            return _counts(ask(self.url, "/v1/stats"))
+        except (KeyError, TypeError, AttributeError):  # a server of another make has statistics of its own
+            return {}
 
 
 def identity(url: str | None) -> dict[str, Any]:
@@ -90,9 +86,10 @@ def ask(url: str | None, path: str) -> dict[str, Any]:
     opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
     try:
         with opener.open(url.rstrip("/") + path, timeout=TIMEOUT_S) as r:
-            return json.load(r)
-    except (urllib.error.URLError, OSError, ValueError):  # a server of another make, or one that is down: nothing to tell
+            said = orjson.loads(r.read(MAX_BYTES))
+    except (OSError, http.client.HTTPException, ValueError):  # a server of another make, or one that is down: nothing to tell
         return {}
+    return said if isinstance(said, dict) else {}
 
 
 def budget_reached(trajectories: Sequence[Trajectory]) -> str:
@@ -105,3 +102,15 @@ def budget_reached(trajectories: Sequence[Trajectory]) -> str:
             if c.status is ToolStatus.BUDGET and not c.detail.startswith(STEP_CAP):
                 return c.detail or "a search backend's account is used up"
     return ""
+
+
+def _counts(stats: dict[str, Any]) -> dict[str, float]:
+    out: dict[str, float] = {}
+    for name, up in stats.get("upstreams", {}).items():
+        me = f"search_server/{name}"
+        out |= {f"{me}/{status}": n for status, n in up["statuses"].items()}
+        out |= {f"{me}/breaker_{state}": up["breaker_turns"][state] for state in ("open", "closed")}
+        out |= {f"{me}/retries": up["retries"], f"{me}/usd": up["usd"]}
+    if stats:
+        out["search_server/entries"] = sum(stats["snapshot"]["entries"].values())
+    return out

@@ -1,9 +1,9 @@
 """The door between a rollout and its tools: so many calls at once, and none at all while the tools are down.
 
 When more than `rollout.pause_above` of the latest calls ended in an infrastructure failure, the door closes: calls wait, and
-those that fail behind it wait with them and are asked again. One call at a time goes through as a probe; the first that is
-answered opens the door. An outage so costs time, and not a step's worth of trajectories. A reached budget is no outage:
-waiting mends nothing.
+those that were on their way when it closed and fail wait with them and are asked again. One call at a time goes through as a
+probe; the first that is answered opens the door. An outage so costs time, and not a step's worth of trajectories. A reached
+budget is no outage: waiting mends nothing.
 """
 
 from __future__ import annotations
@@ -64,13 +64,18 @@ class Gate:
             probe = await self._enter()
             try:
                 async with self._slots:
+                    if self.paused and not probe:
+                        continue  # the door closed while it waited for its place
+                    pauses = self.pauses
                     reply = await ask()
             finally:
                 if probe:
                     self._probing = False
-            self._note(reply.status, probe)
-            if not (self.paused and _outage(reply.status)):
-                return reply
+            late = self.pauses != pauses and not self.paused  # it speaks of an outage that is over
+            if not (late and _outage(reply.status)):
+                self._note(reply.status, probe)
+                if not (self.paused and _outage(reply.status)):
+                    return reply
             self.asked_again += 1
 
     async def _enter(self) -> bool:
@@ -95,12 +100,12 @@ class Gate:
         return False
 
     def _note(self, status: ToolStatus, probe: bool) -> None:
-        if status is ToolStatus.BUDGET:
-            return
         failed = _outage(status)
         if self.paused:
             if probe and not failed:
                 self._resume()
+            return
+        if status is ToolStatus.BUDGET:
             return
         self._failed.append(failed)
         if len(self._failed) >= ENOUGH and self.failing > self._cfg.pause_above:
