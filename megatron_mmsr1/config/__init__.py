@@ -201,7 +201,7 @@ def parse(raw: dict[str, Any], where: str = "config") -> RunConfig:
     try:
         cfg = RunConfig.model_validate(raw)
     except ValidationError as e:
-        raise UsageError(f"{where}:\n" + "\n".join(f"  {_explain(err)}" for err in e.errors())) from None
+        raise UsageError(f"{where}:\n" + "\n".join(f"  {explain(err)}" for err in e.errors())) from None
     m, t = cfg.megatron, cfg.train
     if cfg.model.min_pixels > cfg.model.max_pixels:
         raise UsageError(f"{where}: model.min_pixels={cfg.model.min_pixels} is above model.max_pixels={cfg.model.max_pixels}")
@@ -249,19 +249,20 @@ def override(raw: dict[str, Any], item: str) -> None:
         at[leaf] = float(at[leaf])
 
 
-def _explain(err: Any) -> str:
+def explain(err: Any, root: type[BaseModel] | None = None) -> str:
+    """One of pydantic's errors for a person: the key, what is wrong with it, and for a misspelt one what was meant.
+    `root`: the model that was being read; default: a run's."""
     key = ".".join(str(p) for p in err["loc"])
     if err["type"] != "extra_forbidden":
         got = "" if err["type"] == "missing" else f" (got {err.get('input')!r})"
         return f"{key}: {err['msg']}{got}"
-    known = _keys_beside(err["loc"])
+    known = _keys_beside(err["loc"], root or RunConfig)
     close = difflib.get_close_matches(str(err["loc"][-1]), known, n=1)
     hint = f"did you mean {close[0]}?" if close else f"known keys here: {', '.join(known)}"
     return f"unknown key {key}: {hint}"
 
 
-def _keys_beside(loc: tuple[Any, ...]) -> list[str]:
-    model: type[BaseModel] = RunConfig
+def _keys_beside(loc: tuple[Any, ...], model: type[BaseModel]) -> list[str]:
     for part in loc[:-1]:
         annotation = model.model_fields[str(part)].annotation
         if not (isinstance(annotation, type) and issubclass(annotation, BaseModel)):

@@ -41,12 +41,17 @@ OnTokens = Callable[[int, list[int]], None]  # the round, from 1, and ids as the
 
 @dataclass(slots=True, frozen=True)
 class Opening:
-    """The first prompt of a group, rendered once. `prefix` is how the assistant's first turn begins, where somebody else than
-    the model decided it: its tokens are the message's last ones, context like the rest of it."""
+    """The first prompt of a group, rendered once.
+
+    Serving may decide for the model how its first turn begins (`prefix`, whose tokens are the message's last ones) or what it
+    searches for first (`forced`, the words of a whole turn). Neither is sampled: both are context, like the rest of the
+    message.
+    """
 
     prompt: Prompt
     message: Message
     prefix: str = ""
+    forced: str = ""
 
 
 @dataclass(slots=True, frozen=True)
@@ -142,7 +147,13 @@ class _Run:
             t.extra["error"] = str(e)
 
     async def _converse(self) -> Status:
-        for number in range(1, self.context.limits.max_rounds + 1):
+        first = 1
+        if self.opening.forced:
+            ended = await self._forced(self.opening.forced)
+            if ended is not None:
+                return ended
+            first = 2
+        for number in range(first, self.context.limits.max_rounds + 1):
             generation, action = await self._turn(number)
             if generation.finish == "length":
                 return Status.OUT_OF_TOKENS
@@ -156,6 +167,14 @@ class _Run:
             if ended is not None:
                 return ended
         raise AssertionError("unreachable: the last round's search ends the trajectory")
+
+    async def _forced(self, text: str) -> Status | None:
+        """The first turn as somebody else wrote it: context, and the search that it asks for."""
+        action = protocol.parse_action(text)
+        if not isinstance(action, ImageSearch | TextSearch):
+            raise ValueError(f"a forced turn must be a search: {text!r}")
+        self._append("prompt", self.context.message([protocol.text(text + protocol.IM_END)], []))
+        return await self._tool(1, action)
 
     async def _turn(self, number: int) -> tuple[Generation, protocol.Action]:
         c, t = self.context, self.trajectory
