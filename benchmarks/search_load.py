@@ -1,8 +1,10 @@
-"""A training step's load on the search server: `python benchmarks/search_load.py [--calls 5000 --distinct 1250 --latency 0.05]`.
+"""A training step's load on the search server: `python benchmarks/search_load.py [--calls 5000 --distinct 1250 --latency
+0.05]`.
 
 Three processes on loopback: a vendor that takes `--latency` seconds for an answer and counts what it is asked (SearXNG's wire
-format), the search server in front of it, and this one, whose client makes all calls at once. Cold: the store is empty, and each
-distinct query must go out exactly once. Warm: the same calls again. The ideal cold wall is distinct x latency / concurrency.
+format), the search server in front of it, and this one, whose client makes all calls at once. Cold: the store is empty, and
+each distinct query must go out exactly once. Warm: the same calls again. The ideal cold wall is distinct x latency /
+concurrency.
 """
 
 from __future__ import annotations
@@ -16,6 +18,7 @@ import socket
 import tempfile
 import time
 import urllib.request
+from contextlib import ExitStack
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
@@ -48,7 +51,9 @@ def vendor(pipe: Connection, latency_s: float) -> None:
             asked += 1
             await asyncio.sleep(latency_s)
             query = scope["query_string"].decode()
-            rows = [{"url": f"https://example.org/{n}?{query[:40]}", "title": f"Page {n}", "content": snippet} for n in range(5)]
+            rows = [
+                {"url": f"https://example.org/{n}?{query[:40]}", "title": f"Page {n}", "content": snippet} for n in range(5)
+            ]
             body = orjson.dumps({"query": query, "results": rows})
         headers = [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode())]
         await send({"type": "http.response.start", "status": 200, "headers": headers})
@@ -95,17 +100,18 @@ def measure(calls: int, distinct: int, latency_s: float, concurrency: int) -> di
         }
     )
     try:
-        with tempfile.TemporaryDirectory() as tmp:
-            with launch(cfg, cache_path=Path(tmp) / "store.sqlite", log=Path(tmp) / "log") as server:
-                process = psutil.Process(server.process.pid)
-                before = process.memory_info().rss
-                asyncio.run(burst(server.url, 1, 1))  # connections, imports
-                one = count()
-                cold = asyncio.run(burst(server.url, calls, distinct))
-                asked = count() - one + 1  # the first query is one of them
-                warm = min((asyncio.run(burst(server.url, calls, distinct)) for _ in range(3)), key=lambda r: r["wall_s"])
-                again = count() - one + 1 - asked
-                after = process.memory_info().rss
+        with ExitStack() as stack:
+            tmp = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+            server = stack.enter_context(launch(cfg, cache_path=tmp / "store.sqlite", log=tmp / "log"))
+            process = psutil.Process(server.process.pid)
+            before = process.memory_info().rss
+            asyncio.run(burst(server.url, 1, 1))  # connections, imports
+            one = count()
+            cold = asyncio.run(burst(server.url, calls, distinct))
+            asked = count() - one + 1  # the first query is one of them
+            warm = min((asyncio.run(burst(server.url, calls, distinct)) for _ in range(3)), key=lambda r: r["wall_s"])
+            again = count() - one + 1 - asked
+            after = process.memory_info().rss
     finally:
         upstream.kill()
         upstream.join()

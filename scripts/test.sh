@@ -21,6 +21,7 @@ if [[ $gpu == no ]]; then marks="${marks:+$marks and }not gpu"; fi
 
 venv="$(./scripts/env.sh)"
 export PATH="$venv/bin:$PATH" PYTHONPATH="$PWD${PYTHONPATH:+:$PYTHONPATH}"
+./scripts/browser.sh >/dev/null
 ruff check .
 ruff format --check .
 pyright --pythonpath "$venv/bin/python"
