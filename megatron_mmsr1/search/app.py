@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
+from urllib.parse import unquote
 
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
@@ -122,14 +123,17 @@ def build_app(cfg: SearchConfig, cache_path: Path | None) -> Starlette:
 
 
 def _account(request: Request) -> Account:
-    """A run and its step, as the trainer's client names them. HTTPException 400 for a step that is no number."""
-    run, step = request.headers.get("x-mmsr1-run", "")[:MAX_ID_CHARS], request.headers.get("x-mmsr1-step", "-1")
+    """A run (percent-encoded, as a header is ASCII) and its step, as the trainer's client names them. HTTPException 400 for a
+    step that is no number."""
+    run, step = unquote(request.headers.get("x-mmsr1-run", ""))[:MAX_ID_CHARS], request.headers.get("x-mmsr1-step", "-1")
     if not step.removeprefix("-").isdecimal() or len(step) > 18:
         raise HTTPException(400, "x-mmsr1-step must be a whole number")
     return Account(run, int(step))
 
 
 def _ledger_path(cfg: SearchConfig, cache_path: Path | None) -> Path | None:
+    if cfg.mode == "replay-strict":  # nothing is spent, and beside a snapshot nothing need be writable
+        return None
     if cfg.budget.ledger is not None:
         return Path(cfg.budget.ledger)
     return None if cache_path is None else cache_path.with_name(cache_path.name + ".ledger")

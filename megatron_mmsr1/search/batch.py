@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import AsyncIterator
-from typing import Any
 
 import orjson
 from pydantic import ValidationError
@@ -38,7 +37,7 @@ async def run(calls: Calls, batch: requests.BatchRequest, who: Account) -> Async
 
     async def one(place: int, call: requests.BatchedCall) -> None:
         code, reply = await _answer(calls, call, Caller(who, call.call))
-        done.put_nowait(b"%d %d %b\n" % (place, code, orjson.dumps(reply)))
+        done.put_nowait(b"%d %d %b\n" % (place, code, reply))
 
     loop = asyncio.get_running_loop()
     # Eager: what the store holds is answered before the first of the others waits.
@@ -56,13 +55,14 @@ async def run(calls: Calls, batch: requests.BatchRequest, who: Account) -> Async
             t.cancel()
 
 
-async def _answer(calls: Calls, call: requests.BatchedCall, caller: Caller) -> tuple[int, Any]:
+async def _answer(calls: Calls, call: requests.BatchedCall, caller: Caller) -> tuple[int, bytes]:
+    """Always an answer: a call without one would hold up its batch for ever."""
     try:
-        return 200, await calls.answer(call.op, call.body, caller)
+        return 200, orjson.dumps(await calls.answer(call.op, call.body, caller))
     except HTTPException as e:
         status = ToolStatus.RATE_LIMITED if e.status_code == 429 else ToolStatus.REFUSED
-        return e.status_code, {"status": status, "detail": e.detail}
+        return e.status_code, orjson.dumps({"status": status, "detail": e.detail})
     except Exception as e:  # a defect costs its call, not the batch
         logging.getLogger(__name__).exception("a call of a batch failed")
         why = f"the search server failed ({type(e).__name__}); its log has the trace"
-        return 500, {"status": ToolStatus.UPSTREAM_ERROR, "detail": why}
+        return 500, orjson.dumps({"status": ToolStatus.UPSTREAM_ERROR, "detail": why})

@@ -70,14 +70,14 @@ class Batcher:
 
     # ---------------------------------------------------------------------------------------------------------- sending
     def _send(self) -> None:
-        waiting, self._waiting = self._waiting, []
+        waiting, self._waiting = [w for w in self._waiting if not w[1].done()], []
         for _, same in groupby(waiting, key=lambda w: (w[0].run, w[0].step)):
             for batch in _split(list(same)):
                 task = asyncio.get_running_loop().create_task(self._deliver(batch))
                 self._sending.add(task)
                 task.add_done_callback(self._sending.discard)
-                for _, answered in batch:  # nobody left who waits: the server need not go on either
-                    answered.add_done_callback(lambda _, b=batch, t=task: all(f.cancelled() for _, f in b) and t.cancel())
+                for _, answered in batch:
+                    answered.add_done_callback(lambda _, b=batch, t=task: _abandoned(b) and t.cancel())
 
     async def _deliver(self, batch: list[tuple[Item, asyncio.Future[Answer]]]) -> None:
         lost: Answer = (0, b"the connection to the search server was closed", 0.0)
@@ -122,6 +122,11 @@ class Batcher:
         return self._session
 
 
+def _abandoned(batch: list[tuple[Item, asyncio.Future[Answer]]]) -> bool:
+    """Nobody is left who waits, and some did not get their answer: the server need not go on either."""
+    return all(f.done() for _, f in batch) and any(f.cancelled() for _, f in batch)
+
+
 def _split(waiting: list[tuple[Item, asyncio.Future[Answer]]]) -> list[list[tuple[Item, asyncio.Future[Answer]]]]:
     """Batches in order, none over MAX_CALLS calls or MAX_BYTES (but for a single call that is larger by itself)."""
     out: list[list[tuple[Item, asyncio.Future[Answer]]]] = []
@@ -143,7 +148,11 @@ def _resolve(answered: asyncio.Future[Answer], answer: Answer) -> None:
 
 def _headers(item: Item) -> dict[str, str]:
     # A header is ASCII; a run's name is what its owner likes.
-    return {"content-type": "application/json", "x-mmsr1-run": quote(item.run, safe="/ "), "x-mmsr1-step": str(item.step)}
+    return {
+        "content-type": "application/json",
+        "x-mmsr1-run": quote(item.run, errors="replace"),
+        "x-mmsr1-step": str(item.step),
+    }
 
 
 def _retry_after(header: str | None) -> float:

@@ -86,20 +86,22 @@ class Calls:
             raise HTTPException(400, explain(e)) from None
 
     async def _answer(self, op: str, request: requests.Request, caller: Caller) -> Body:
-        recorded = outcomes.find(self.cache, op, caller.call)
-        if recorded is not None:
-            return recorded
         account.set(caller.account)  # each call runs in a task, and so in a context, of its own
+        reply: Body = {}
+        failed: SearchFailure | None = None
         try:
+            recorded = outcomes.find(self.cache, op, caller.call, request)
+            if recorded is not None:
+                return recorded
             async with within(self._deadline_s, "the call"):
                 reply = await self.ops[op][1](request)
-            await outcomes.keep(self.cache, op, caller.call, reply)
         except SearchFailure as e:
-            reply = {"status": e.status, "detail": e.detail}
-            try:
-                await outcomes.keep(self.cache, op, caller.call, reply)
-            except SearchFailure as unkept:
-                reply["detail"] += f"; {unkept.detail}"
+            reply, failed = {"status": e.status, "detail": e.detail}, e
+        try:
+            await outcomes.keep(self.cache, op, caller.call, request, reply, failed=failed is not None)
+        except SearchFailure as unkept:
+            first = "" if failed is None else f"{failed.detail}; "
+            reply = {"status": (failed or unkept).status, "detail": first + unkept.detail}
         return reply
 
     async def _search_text(self, r: requests.TextRequest) -> Body:

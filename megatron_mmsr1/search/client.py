@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import hashlib
 import random
+import re
 import threading
 from collections.abc import Coroutine
 from typing import Any
@@ -21,6 +23,7 @@ from megatron_mmsr1.trajectory import ToolStatus
 
 RETRIES = 2
 BACKOFF_S = 0.2  # doubled a retry, with full jitter
+_PLAIN = re.compile(r"[!-~]{0,200}")
 _RETRYABLE = frozenset({0, 429, 500, 502, 503, 504})  # 0: no connection
 
 
@@ -77,7 +80,7 @@ class SearchClient:
 
     async def _call[R: Reply](self, op: str, body: dict[str, Any], call: str, reply: type[R]) -> R:
         try:
-            item = Item(op, call, orjson.dumps(body), self.run, self.step)
+            item = Item(op, _wire_id(call), orjson.dumps(body), self.run, self.step)
         except TypeError as e:  # a lone surrogate, which no UTF-8 can carry
             return reply(status=ToolStatus.REFUSED, detail=f"the request cannot be sent: {e}")
         started = asyncio.get_running_loop().time()
@@ -99,6 +102,13 @@ class SearchClient:
         return _parse(code, body, reply)
 
 
+def _wire_id(call: str) -> str:
+    """The same id on every road: a header holds neither all characters nor all lengths that a prompt's name may have."""
+    if _PLAIN.fullmatch(call):
+        return call
+    return f"sha256:{hashlib.sha256(call.encode('utf-8', 'surrogatepass')).hexdigest()}"
+
+
 def _parse[R: Reply](code: int, body: bytes, reply: type[R]) -> R:
     if code == 200:
         try:
@@ -107,7 +117,7 @@ def _parse[R: Reply](code: int, body: bytes, reply: type[R]) -> R:
             why = f"the search server's reply is malformed: {e.errors()[0]['msg']}"
             return reply(status=ToolStatus.UPSTREAM_ERROR, detail=why)
     if code == 0:
-        return reply(status=ToolStatus.UPSTREAM_ERROR, detail=body.decode())
+        return reply(status=ToolStatus.UPSTREAM_ERROR, detail=body[:200].decode("utf-8", "replace"))
     failed = ToolStatus.UPSTREAM_ERROR if code >= 500 else ToolStatus.REFUSED
     status = ToolStatus.RATE_LIMITED if code == 429 else failed
     return reply(status=status, detail=f"HTTP {code}: {_detail(body)}")

@@ -44,7 +44,7 @@ class TextSearch:
 
     async def results(self, query: str, k: int) -> list[TextResult]:
         """The first layer: what the search engine found, at most `k`."""
-        if self.backend.local:
+        if not self._layered(self.backend):
             return list((await self.backend.search(query, k))[:k])
 
         async def compute() -> Value:
@@ -68,7 +68,7 @@ class TextSearch:
         reader = self.reader
         if reader is None:
             raise SearchFailure(ToolStatus.REFUSED, "this server reads no pages (search.read.backend is none)")
-        if reader.local:
+        if not self._layered(reader):
             return await reader.read(url)
 
         async def compute() -> Value:
@@ -82,7 +82,7 @@ class TextSearch:
         summariser = self.summariser
         if summariser is None:
             return text[:START_CHARS]
-        if summariser.local:
+        if not self._layered(summariser):
             return await summariser.summarise(query, text)
 
         async def compute() -> Value:
@@ -91,6 +91,11 @@ class TextSearch:
         key = cache_key("summary", [summariser], normalise(query), 0, {"text": cache_key("text", [], text.encode(), 0).hex()})
         return (await self._cache.through(key, "summary", compute)).data.decode()
 
+    def _layered(self, part: Backend) -> bool:
+        """Whether its answers are kept by themselves. Those of a local part are made again faster than they are looked up, but
+        a recording must hold them: a replay may have no corpus."""
+        return not part.local or self._cache.mode != "live"
+
     # ------------------------------------------------------------------------------------------------------ composition
     async def _search(self, query: str, k: int) -> Value:
         spare = 0 if self.local else self._cfg.text.spare
@@ -98,12 +103,15 @@ class TextSearch:
             results = await self.results(query, k + spare)
         got = await harvest(results, k, lambda r: self._hit(query, r))
         hits = [_tidy(h) for _, h in sorted(got.hits.items())]
+        wanting = len(hits) < min(k, len(results))
+        if wanting and (over := [f for f in got.failures if f.status is ToolStatus.BUDGET]):
+            raise over[0]  # who set the cap must hear of it, and not get ever less for an answer
         if not hits and got.failures:
             hits = _snippets(results, k)
             if not hits:
                 raise _worst(got)
             return Value(_wire(hits), degraded=True)
-        return Value(_wire(hits), degraded=len(hits) < min(k, len(results)) and got.cut_short)
+        return Value(_wire(hits), degraded=wanting and got.cut_short)
 
     async def _hit(self, query: str, result: TextResult) -> TextHit:
         if self.reader is None and not result.text:
