@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from email.utils import formatdate
 
 import pytest
+import zstandard
 from vendors.all import SPECS
 from vendors.bench import Bench, leaked
 from vendors.server import Handler, Reply, Vendor, always, answer, in_turn
@@ -47,6 +48,10 @@ def long_reply(spec: Spec) -> Reply:
     return answer({"words": ["a body that promises more than comes"] * 50})
 
 
+def squeezed(reply: Reply) -> Reply:
+    return Reply(zstandard.compress(reply.body), 200, {**reply.headers, "content-encoding": "zstd"})
+
+
 @dataclass(slots=True, frozen=True)
 class Mode:
     """A way to fail: `status` OK means that the backend recovers. `tries`: requests that the vendor then saw."""
@@ -74,7 +79,10 @@ MODES = {
     "no content": Mode(lambda _: always(Reply(b"", 204)), S.UPSTREAM_ERROR, billed=True),
     "null": Mode(lambda _: always(answer(None)), S.UPSTREAM_ERROR, billed=True),
     "HTML": Mode(lambda _: always(HTML), S.UPSTREAM_ERROR, billed=True),
-    "an encoding not asked for": Mode(lambda _: always(answer({}, content_encoding="zstd")), S.UPSTREAM_ERROR, billed=True),
+    "an encoding not asked for": Mode(lambda s: lambda asked: squeezed(s.found(asked)), S.UPSTREAM_ERROR, billed=True),
+    "JSON that says it is HTML": Mode(
+        lambda s: lambda asked: Reply(s.found(asked).body, 200, HTML.headers), S.UPSTREAM_ERROR, billed=True
+    ),
     "broken gzip": Mode(lambda _: always(answer({}, content_encoding="gzip")), S.UPSTREAM_ERROR, billed=True),
     "moved": Mode(lambda _: always(Reply(b"", 301, {"location": "http://elsewhere.test/"})), S.UPSTREAM_ERROR),
     "key refused": Mode(lambda s: always(worded(s, 401)), S.UPSTREAM_ERROR),

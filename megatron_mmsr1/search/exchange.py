@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from http.cookiejar import CookieJar, DefaultCookiePolicy
 from typing import Any
 
 import httpx
@@ -149,6 +150,7 @@ class _Pool:
                 verify=_tls(),
                 limits=httpx.Limits(max_connections=n, max_keepalive_connections=n, keepalive_expiry=KEEPALIVE_S),
                 headers={"accept-encoding": "gzip", "user-agent": "megatron-mmsr1"},
+                cookies=CookieJar(DefaultCookiePolicy(allowed_domains=[])),  # an answer depends on no earlier call
                 trust_env=False,
                 follow_redirects=False,  # an API that redirects is not the one that was configured
             )

@@ -22,6 +22,7 @@ _TABLE = """CREATE TABLE IF NOT EXISTS spend (
     run TEXT, step INTEGER, day TEXT, backend TEXT, calls INTEGER NOT NULL, micro_usd INTEGER NOT NULL,
     PRIMARY KEY (run, step, day, backend))"""
 MICRO = 1_000_000
+BUSY_S = 10.0  # how long another server may hold the file
 
 
 @dataclass(slots=True, frozen=True)
@@ -52,8 +53,8 @@ class Ledger:
         try:
             if path is not None:
                 path.parent.mkdir(parents=True, exist_ok=True)
-            self._db = sqlite3.connect(path or ":memory:", timeout=10, isolation_level=None)
-            self._db.execute("PRAGMA journal_mode=WAL")
+            self._db = sqlite3.connect(path or ":memory:", timeout=BUSY_S, isolation_level=None)
+            _to_wal(self._db)
             self._db.execute("PRAGMA synchronous=NORMAL")
             self._db.execute(_TABLE)
             self._db.execute("CREATE INDEX IF NOT EXISTS spend_day ON spend (day)")
@@ -128,6 +129,19 @@ class Ledger:
             "calls = calls + excluded.calls, micro_usd = micro_usd + excluded.micro_usd",
             (b.who.run, b.who.step, b.day, b.backend, sign, sign * b.micro_usd),
         )
+
+
+def _to_wal(db: sqlite3.Connection) -> None:
+    """SQLite does not wait for others here: servers that make the file at one moment would fail."""
+    end = time.monotonic() + BUSY_S
+    while True:
+        try:
+            db.execute("PRAGMA journal_mode=WAL")
+            return
+        except sqlite3.OperationalError as e:
+            if e.sqlite_errorcode != sqlite3.SQLITE_BUSY or time.monotonic() > end:
+                raise
+        time.sleep(0.01)
 
 
 def _over(cap: str, so_far: str) -> SearchFailure:

@@ -44,7 +44,7 @@ class Keys:
 
     def get(self, name: str) -> Secret | None:
         """None if there is none. UsageError for one that no HTTP header can carry, which would fail far from its cause."""
-        value = (self._environ.get(name) or self._held.get(name) or "").strip()
+        value = self._environ.get(name, "").strip() or self._held.get(name, "").strip()
         if any(not "!" <= c <= "~" for c in value):
             raise UsageError(f"{name} is no API key: it holds spaces or characters outside of ASCII; copy it again")
         return Secret(value) if value else None

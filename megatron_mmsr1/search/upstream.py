@@ -109,13 +109,13 @@ class Upstream:
     async def _paced(self) -> None:
         now = asyncio.get_running_loop().time
         while True:
-            while (wait := self._not_before - now()) > 0:
+            while (wait := self._not_before - now()) > EARLY_S:
                 if wait >= remaining():
                     raise SearchFailure(ToolStatus.RATE_LIMITED, f"{self.name} wants {wait:.0f} s of rest")
                 await asyncio.sleep(wait)
             if self._pace is not None:
                 await self._pace.wait()
-            if self._not_before <= now():
+            if self._not_before - now() <= EARLY_S:
                 return
 
     async def _tried[T](self, attempt: Callable[[], Awaitable[T]], ticket: int | None) -> T:
