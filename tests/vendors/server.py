@@ -181,7 +181,8 @@ async def _send(writer: asyncio.StreamWriter, reply: Reply) -> bool:
         return False
     length = {} if reply.wire in ("endless", "trickling") else {"content-length": str(len(reply.body))}
     lines = [f"HTTP/1.1 {reply.status} -", *(f"{k}: {v}" for k, v in {**length, **reply.headers}.items())]
-    writer.write("\r\n".join([*lines, "", ""]).encode("latin-1"))
+    body = reply.body[: len(reply.body) // 2] if reply.wire == "truncated" else reply.body
+    writer.write("\r\n".join([*lines, "", ""]).encode("latin-1") + body)
     while reply.wire == "endless":
         writer.write(CHUNK)
         await writer.drain()
@@ -189,7 +190,6 @@ async def _send(writer: asyncio.StreamWriter, reply: Reply) -> bool:
         writer.write(b" ")
         await asyncio.sleep(0.01)
         await writer.drain()
-    writer.write(reply.body[: len(reply.body) // 2] if reply.wire == "truncated" else reply.body)
     await writer.drain()
     return reply.wire == "whole"
 
@@ -203,7 +203,8 @@ async def _end_tasks() -> None:
 
 
 def _bound(port: int) -> socket.socket:
-    sock = socket.socket()
+    # Named, for asyncio turns Nagle's wait off only where it reads the protocol; without that each answer takes 40 ms more.
+    sock = socket.socket(socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP)
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     sock.bind(("127.0.0.1", port))
     return sock
