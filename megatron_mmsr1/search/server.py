@@ -30,7 +30,8 @@ __all__ = ["bind", "build_app", "main", "serve"]
 
 def bind(host: str, port: int) -> socket.socket:
     """A bound TCP socket that does not listen yet; port 0 takes a free one. Raises RunError that names the port."""
-    sock = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET, socket.SOCK_STREAM)
+    # The protocol is named, for asyncio switches Nagle's algorithm off only on sockets that say that they are TCP's.
+    sock = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP)
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
         sock.bind((host, port))
