@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import logging
+import math
 import sqlite3
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
@@ -19,6 +20,7 @@ import orjson
 
 from megatron_mmsr1.config.search import Mode
 from megatron_mmsr1.errors import RunError
+from megatron_mmsr1.search.deadline import within
 from megatron_mmsr1.search.interfaces import Backend, SearchFailure
 from megatron_mmsr1.search.ledger import Account, account
 from megatron_mmsr1.search.store import Store
@@ -128,7 +130,9 @@ class Cache:
                 raise SearchFailure(ToolStatus.UPSTREAM_ERROR, f"the result could not be recorded ({e})") from None
 
     async def _fly(self, key: bytes, kind: str, compute: Callable[[], Awaitable[Value]]) -> Value:
-        value = await compute()
+        # No timer of those who wait ends this task: without a clock of its own, one that hangs would be joined for ever.
+        async with within(math.inf, f"the {kind}"):
+            value = await compute()
         if not value.degraded:
             await self.put(key, kind, value.data)
         return value
