@@ -18,6 +18,7 @@ from megatron_mmsr1.search.deadline import remaining, within
 from megatron_mmsr1.search.harvest import Harvest, harvest
 from megatron_mmsr1.search.interfaces import Backend, ImageBackend, Page, SearchFailure, TextResult
 from megatron_mmsr1.search.replies import hit_to_wire
+from megatron_mmsr1.search.requests import MAX_K
 from megatron_mmsr1.search.words import normalise
 from megatron_mmsr1.trajectory import ToolStatus
 
@@ -100,7 +101,7 @@ class TextSearch:
     async def _search(self, query: str, k: int) -> Value:
         spare = 0 if self.local else self._cfg.text.spare
         async with within(max(SEARCH_SHARE * remaining(), 0.001), "the text search"):
-            results = await self.results(query, k + spare)
+            results = await self.results(query, min(k + spare, MAX_K))
         got = await harvest(results, k, lambda r: self._hit(query, r))
         hits = [_tidy(h) for _, h in sorted(got.hits.items())]
         wanting = len(hits) < min(k, len(results))
