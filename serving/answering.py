@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
+import hashlib
 import time
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 from megatron_mmsr1 import protocol
@@ -20,105 +20,38 @@ from megatron_mmsr1.rollout.agent import Event, Opening, Seeds, run_trajectory
 from megatron_mmsr1.rollout.context import Context, Engine, Search
 from megatron_mmsr1.rollout.engine import EngineClient, EngineError, Generation
 from megatron_mmsr1.rollout.insist import Insisted, insist
-from megatron_mmsr1.search.words import normalise
-from megatron_mmsr1.trajectory import Status, ToolStatus, Trajectory
-from serving.chat import Chat, open_chat
-from serving.split import ANSWER, Decoder, Splitter
+from megatron_mmsr1.search.words import words as plain_words
+from megatron_mmsr1.trajectory import Status, Trajectory
+from serving.chat import open_chat
+from serving.split import ANSWER, Decoder, Splitter, words
+from serving.steps import (
+    TOOLS,
+    Answered,
+    Ask,
+    AskError,
+    Delta,
+    SearchEnded,
+    SearchStarted,
+    Source,
+    Step,
+    Usage,
+)
 
-TOOLS = ("image", "text")
+__all__ = [
+    "TOOLS",
+    "Answered",
+    "Answerer",
+    "Ask",
+    "AskError",
+    "Delta",
+    "SearchEnded",
+    "SearchStarted",
+    "Source",
+    "Step",
+    "Usage",
+]
 
-
-@dataclass(slots=True)
-class Ask:
-    """A question with what the caller wants of it. None: the configured limit; a request may only lower one.
-
-    `require_search`: the first turn is a search, whatever the model would have done. `server`: the NAME of a configured search
-    server. `seed` makes the sampling repeatable where the engine can: it is `Seeds.run` of a rollout's first
-    prompt of step 0.
-    """
-
-    chat: Chat
-    tools: tuple[str, ...] = TOOLS
-    max_searches: int | None = None
-    deadline_s: float | None = None
-    server: str = ""
-    require_search: bool = False
-    temperature: float | None = None
-    max_tokens: int | None = None
-    seed: int = 0
-
-
-@dataclass(slots=True, frozen=True)
-class Source:
-    """Something that was found. `n` counts from 1 over all searches of the answer; `supports`: the answer occurs in it."""
-
-    n: int
-    kind: str  # "image" | "text"
-    title: str
-    url: str
-    text: str = ""
-    image: bytes | None = None  # PNG
-    supports: bool = False
-
-
-@dataclass(slots=True, frozen=True)
-class Delta:
-    """Text as it is sampled. `kind`: "reasoning" or "answer"."""
-
-    kind: str
-    text: str
-    round: int
-
-
-@dataclass(slots=True, frozen=True)
-class SearchStarted:
-    kind: str
-    query: str
-    round: int
-
-
-@dataclass(slots=True, frozen=True)
-class SearchEnded:
-    kind: str
-    query: str
-    round: int
-    status: ToolStatus
-    seconds: float
-    cached: bool
-    degraded: bool
-    backend: str
-    detail: str
-    sources: tuple[Source, ...]
-
-
-@dataclass(slots=True, frozen=True)
-class Usage:
-    """Over all turns: tokens that the engine read and sampled (`cached` of those read were in its prefix cache), searches
-    made."""
-
-    prompt_tokens: int = 0
-    completion_tokens: int = 0
-    cached_tokens: int = 0
-    searches: int = 0
-
-
-@dataclass(slots=True, frozen=True)
-class Answered:
-    """The last event. `error` is set where the engine failed or time ran out; `insisted`: the searches were used up, and the
-    model was made to answer."""
-
-    text: str
-    sources: tuple[Source, ...]
-    usage: Usage
-    seconds: float
-    finish: str  # "stop" | "length"
-    status: Status
-    trajectory: Trajectory | None
-    insisted: bool = False
-    error: str = ""
-
-
-Step = Delta | SearchStarted | SearchEnded | Answered
+_SEARCHES = ("image_search", "text_search")
 
 
 class Answerer:
@@ -137,10 +70,17 @@ class Answerer:
         self._temperature, self._forced_reason = temperature, forced_reason
 
     async def answer(self, ask: Ask) -> AsyncIterator[Step]:
-        """Events, an `Answered` last. Raises ImageError for a picture that is none, KeyError for an unknown search server."""
+        """Events, an `Answered` last.
+
+        Raises, before the first event: ImageError for a picture that is none, KeyError for an unknown search server, AskError
+        for a conversation that is too long and for a required search that nothing may make.
+        """
         context = self._context(ask)
-        prefix, forced = self._required(ask)
+        prefix, forced = self._required(ask, context)
         opening = dataclasses.replace(await open_chat(context, ask.chat, prefix), forced=forced)
+        tokens, allowed = len(opening.message.ids), context.limits.max_prompt_tokens
+        if tokens > allowed:
+            raise AskError(f"the conversation has {tokens} tokens; {allowed} are allowed", "context_length_exceeded")
         queue: asyncio.Queue[Step | None] = asyncio.Queue()
         work = asyncio.create_task(_Work(self, context, ask, opening, queue.put_nowait).run())
         work.add_done_callback(lambda _: queue.put_nowait(None))
@@ -160,27 +100,32 @@ class Answerer:
         limits = c.limits.model_copy()
         limits.image_searches = c.limits.image_searches if "image" in ask.tools else 0
         limits.text_searches = c.limits.text_searches if "text" in ask.tools else 0
-        total = limits.image_searches + limits.text_searches
+        total = min(limits.image_searches + limits.text_searches, limits.max_rounds - 1)
         if ask.max_searches is not None:
             total = min(total, ask.max_searches)
-            limits.image_searches = min(limits.image_searches, total)
-            limits.text_searches = min(limits.text_searches, total)
-        limits.max_rounds = min(limits.max_rounds, total + 1)
+        limits.image_searches = min(limits.image_searches, total)
+        limits.text_searches = min(limits.text_searches, total)
+        limits.max_rounds = total + 1
         if ask.max_tokens is not None:
             limits.max_turn_tokens = min(limits.max_turn_tokens, ask.max_tokens)
-        search = self.searches[ask.server] if total else None
+        # Each question of a conversation is a first prompt of its own, and each earlier answer a turn.
+        earlier = len(ask.chat.questions) - 1
+        limits.max_prompt_tokens += earlier * (limits.max_prompt_tokens + c.limits.max_turn_tokens)
+        search = self.searches[ask.server] if total or ask.server else None
         # A store of its own, which goes with the answer: nobody's pictures stay.
         return dataclasses.replace(c, limits=limits, search=search, store=ImageStore(None))
 
-    def _required(self, ask: Ask) -> tuple[str, str]:
+    def _required(self, ask: Ask, context: Context) -> tuple[str, str]:
         """(prefix, forced) of a required search: by the picture where there is one, else by a query of the model's own
         making."""
         if not ask.require_search:
             return "", ""
         reason = f"<reason>{self._forced_reason}</reason>"
-        if "image" in ask.tools and any(q.images for q in ask.chat.questions):
+        if context.limits.image_searches and any(q.images for q in ask.chat.questions):
             return "", reason + protocol.IMAGE_SEARCH
-        return reason + "<text_search>", ""
+        if context.limits.text_searches:
+            return reason + "<text_search>", ""
+        raise AskError("a search is required, but none is allowed that could be made: see the tools, and how many searches")
 
 
 class _Work:
@@ -188,36 +133,54 @@ class _Work:
 
     def __init__(self, a: Answerer, context: Context, ask: Ask, opening: Opening, tell: Callable[[Step], None]):
         self._a, self._context, self._ask, self._opening, self._tell = a, context, ask, opening, tell
+        self._engine = _Counting(a.engine.conversation(_group(ask, opening)), self._count)
         self._sources: list[Source] = []
         self._usage = Usage()
+        self._started = time.monotonic()
+        # Of the turn that is being sampled, and of the answer as it was told so far.
         self._round = 0
         self._decoder = Decoder(context.decode)
         self._splitter = Splitter()
-        self._streamed = ""  # of the answer
-        self._started = time.monotonic()
+        self._answering = False
+        self._space = ""
+        self._text = ""
 
     async def run(self) -> None:
         trajectory: Trajectory | None = None
         insisted: Insisted | None = None
-        error = ""
+        status, error = Status.ABORTED, ""
         try:
             async with asyncio.timeout(self._ask.deadline_s):
                 trajectory = await self._converse()
-                if trajectory.status is Status.OUT_OF_ROUNDS:
+                status, error = trajectory.status, str(trajectory.extra.get("error", ""))
+                if self._unanswered(trajectory):
                     insisted = await self._insist(trajectory)
         except TimeoutError:
-            error = f"no answer within {self._ask.deadline_s:g} s"
+            status, error = Status.ABORTED, f"no answer within {self._ask.deadline_s:g} s"
         except EngineError as e:
-            error = str(e)
+            status, error = Status.ENGINE_ERROR, str(e)
         self._end_turn()
-        if trajectory is not None and trajectory.status is Status.ENGINE_ERROR:
-            error = str(trajectory.extra.get("error"))
-        self._tell(self._answered(trajectory, insisted, error))
+        if not error and not self._text:
+            self._answer_at_once(_answer(trajectory, insisted, self._opening))
+        cut = insisted.generation.finish == "length" if insisted is not None else status is Status.OUT_OF_TOKENS
+        self._tell(
+            Answered(
+                text=self._text,
+                sources=self._cited(),
+                usage=self._usage,
+                seconds=time.monotonic() - self._started,
+                finish="length" if cut else "stop",
+                status=status,
+                trajectory=trajectory,
+                insisted=insisted is not None,
+                error=error,
+            )
+        )
 
     async def _converse(self) -> Trajectory:
         return await run_trajectory(
             self._context,
-            _Counting(self._a.engine.conversation(""), self._count),
+            self._engine,
             self._opening,
             seeds=Seeds(self._ask.seed, 0, 0, 0),
             temperature=self._a.temperature(self._ask),
@@ -225,15 +188,28 @@ class _Work:
             on_tokens=self._tokens,
         )
 
+    @staticmethod
+    def _unanswered(t: Trajectory) -> bool:
+        """The last turn asks for a search that is not allowed or for whose results there is no room, or says nothing."""
+        last = t.turns[-1]
+        if last.role != "assistant":
+            return False
+        silent = t.status is Status.INVALID and not words(last.text)
+        return silent or (t.status in (Status.OUT_OF_ROUNDS, Status.OUT_OF_TOKENS) and last.action in _SEARCHES)
+
     async def _insist(self, t: Trajectory) -> Insisted:
-        """The searches are used up: an answer from what was found so far."""
-        number = len(t.assistant_texts) + 1
+        """An answer from what was found so far."""
+        number = len(t.assistant_texts) + bool(self._opening.forced) + 1
+        before = None
+        if self._opening.prefix and len(t.assistant_texts) == 1:  # a query that came to nothing goes, with what began it
+            before = (await open_chat(self._context, self._ask.chat)).message.ids
         self._begin(number, inside=True)
         return await insist(
             self._context,
-            _Counting(self._a.engine.conversation(""), self._count),
+            self._engine,
             t,
             [self._context.store.get(i.sha256) for i in t.images],
+            before=before,
             temperature=self._a.temperature(self._ask),
             seed=Seeds(self._ask.seed, 0, 0, 0).turn(number),
             max_new_tokens=self._context.limits.max_turn_tokens,
@@ -248,10 +224,11 @@ class _Work:
             self._end_turn()
         elif e.name == "tool_started":
             kind = "image" if e.action == "image_search" else "text"
+            self._usage = dataclasses.replace(self._usage, searches=self._usage.searches + 1)
             self._tell(SearchStarted(kind, e.text, e.round))
         elif e.name == "tool_ended" and e.call is not None:
             c = e.call
-            found = tuple(self._source(c.kind, h) for h in e.hits)
+            found = tuple(self._source(n, c.kind, h) for n, h in enumerate(e.hits, len(self._sources) + 1))
             self._sources += found
             self._tell(
                 SearchEnded(c.kind, c.query, e.round, c.status, c.seconds, c.cached, c.degraded, c.backend, c.detail, found)
@@ -261,21 +238,42 @@ class _Work:
         self._round = number
         self._decoder = Decoder(self._context.decode)
         self._splitter = Splitter(inside=inside, query=number == 1 and self._opening.prefix.endswith("<text_search>"))
-        self._streamed = ""
+        self._answering = False
+        self._space = ""
 
     def _tokens(self, number: int, ids: list[int]) -> None:
         self._show(self._splitter.feed(self._decoder.feed(ids)))
 
     def _end_turn(self) -> None:
+        self._show(self._splitter.feed(self._decoder.end()))
         self._show(self._splitter.end())
 
     def _show(self, parts: Iterable[tuple[str, str]]) -> None:
         for kind, text in parts:
-            if kind == ANSWER and not self._streamed:
-                text = text.lstrip()
-            self._streamed += text if kind == ANSWER else ""
-            if text:
-                self._tell(Delta(kind, text, self._round))
+            shown = self._trimmed(text) if kind == ANSWER else text
+            if shown:
+                self._tell(Delta(kind, shown, self._round))
+
+    def _trimmed(self, text: str) -> str:
+        """A piece of the answer, without white space at the answer's begin and end; a second answer begins a paragraph."""
+        text = self._space + text
+        body = text.rstrip()
+        if not self._answering:
+            body = body.lstrip()
+        if not body:
+            self._space = text if self._answering else ""
+            return ""
+        self._space = text[len(text.rstrip()) :]
+        if not self._answering and self._text:
+            body = "\n\n" + body
+        self._answering = True
+        self._text += body
+        return body
+
+    def _answer_at_once(self, text: str) -> None:
+        """An answer that came without an answer's tags, or beside them."""
+        self._answering, self._space = False, ""
+        self._show([(ANSWER, text)])
 
     def _count(self, g: Generation) -> None:
         u = self._usage
@@ -286,42 +284,35 @@ class _Work:
             cached_tokens=u.cached_tokens + g.cached_tokens,
         )
 
-    # ------------------------------------------------------------------------------------------------------- the outcome
-    def _source(self, kind: str, hit: ImageHit | TextHit) -> Source:
-        n = len(self._sources) + 1
+    @staticmethod
+    def _source(n: int, kind: str, hit: ImageHit | TextHit) -> Source:
         if isinstance(hit, ImageHit):
             return Source(n, kind, hit.title, hit.url, image=hit.image)
         return Source(n, kind, hit.title, hit.link, text=hit.summary)
 
-    def _answered(self, t: Trajectory | None, insisted: Insisted | None, error: str) -> Answered:
-        text = _answer(t, insisted, self._opening) or self._streamed.strip()
-        if text and not self._streamed:  # said without the tags of an answer
-            self._tell(Delta(ANSWER, text, self._round))
-        want = normalise(text)
-        sources = tuple(
-            dataclasses.replace(s, n=n, supports=bool(want) and want in normalise(f"{s.title} {s.text}"))
-            for n, s in enumerate(self._sources, 1)
-        )
-        calls = len(t.tool_calls) if t is not None else len({s.n for s in sources})
-        cut = t is not None and t.status is Status.OUT_OF_TOKENS
-        return Answered(
-            text,
-            sources,
-            dataclasses.replace(self._usage, searches=calls),
-            time.monotonic() - self._started,
-            "length" if cut else "stop",
-            t.status if t is not None else Status.ABORTED,
-            t,
-            insisted is not None,
-            error,
-        )
+    def _cited(self) -> tuple[Source, ...]:
+        want = _spaced(self._text)
+        said = bool(want.strip())
+        return tuple(dataclasses.replace(s, supports=said and want in _spaced(f"{s.title} {s.text}")) for s in self._sources)
+
+
+def _spaced(text: str) -> str:
+    """Whole words, so that "no" does not occur in "nothing"."""
+    return f" {' '.join(plain_words(text))} "
+
+
+def _group(ask: Ask, opening: Opening) -> str:
+    """The same for all turns of a conversation and for the questions that follow: they go where its beginning is cached."""
+    picture = opening.message.images[0].sha256 if opening.message.images else ""
+    said = f"{ask.chat.system}\0{ask.chat.questions[0].text}\0{picture}"
+    return hashlib.blake2b(said.encode("utf-8", "surrogatepass"), digest_size=16).hexdigest()
 
 
 def _answer(t: Trajectory | None, insisted: Insisted | None, opening: Opening) -> str:
-    """What was answered: between the tags, or the last turn's own words where the model used none."""
+    """What was answered by a model that showed no answer while it spoke: the sentence that gives up, or its own words."""
     if insisted is not None:
-        return insisted.answer
-    if t is None or not t.assistant_texts or t.turns[-1].role != "assistant":
+        return words(insisted.text)
+    if t is None or t.turns[-1].role != "assistant":
         return ""
     last = t.turns[-1].text
     action = protocol.parse_action((opening.prefix if len(t.assistant_texts) == 1 else "") + last)
@@ -329,7 +320,7 @@ def _answer(t: Trajectory | None, insisted: Insisted | None, opening: Opening) -
         return action.text
     if isinstance(action, protocol.GiveUp):
         return protocol.GIVE_UP
-    return protocol.strip_end(last).strip() if t.status is Status.INVALID else ""
+    return words(last) if t.status is Status.INVALID else ""
 
 
 class _Counting:

@@ -56,7 +56,8 @@ async def open_chat(context: Context, chat: Chat, prefix: str = "") -> Opening:
 def _system(ours: str, trained: str) -> list[Segment]:
     if not ours:
         return []
-    return [protocol.text(f"<|im_start|>system\n{trained}"), protocol.data(ours), protocol.text(f"{IM_END}\n")]
+    above = f"{trained}\n" if trained else ""
+    return [protocol.text(f"<|im_start|>system\n{above}"), protocol.data(ours), protocol.text(f"{IM_END}\n")]
 
 
 def _question(prompts: protocol.Prompts, text: str, images: int) -> list[Segment]:

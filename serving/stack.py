@@ -33,7 +33,8 @@ class Stack:
             load_tokenizer(cfg.model.path),
             prompts=Prompts.load(cfg.protocol.prompts),
             limits=cfg.protocol,
-            rollout=cfg.rollout,
+            # A person sees that a search failed, and gets an answer all the same.
+            rollout=cfg.rollout.model_copy(update={"tool_failure": "neutral_observation"}),
             model=cfg.model,
             search=None,
             store=ImageStore(None),

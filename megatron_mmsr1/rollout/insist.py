@@ -9,7 +9,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import partial
 
-from megatron_mmsr1 import protocol
 from megatron_mmsr1.rollout.agent import OnTokens
 from megatron_mmsr1.rollout.context import Context, Engine
 from megatron_mmsr1.rollout.engine import Generation
@@ -27,12 +26,6 @@ class Insisted:
     text: str
     generation: Generation
 
-    @property
-    def answer(self) -> str:
-        """What stands between the tags, or all of it if the model did not close them."""
-        action = protocol.parse_action(self.prefix + self.text)
-        return action.text if isinstance(action, protocol.Answer) else protocol.strip_end(self.text).strip()
-
 
 async def insist(
     context: Context,
@@ -40,6 +33,7 @@ async def insist(
     trajectory: Trajectory,
     images: list[bytes],
     *,
+    before: list[int] | None = None,
     temperature: float,
     seed: int,
     max_new_tokens: int,
@@ -47,13 +41,14 @@ async def insist(
 ) -> Insisted:
     """Let the model answer where `trajectory`, whose last turn is the assistant's, left off. Raises EngineError.
 
-    `images`: the encoded pictures of the trajectory, in order. The trajectory is not changed.
+    `images`: the encoded pictures of the trajectory, in order. `before`: token ids (pictures expanded) that take the place of
+    all that came up to now, where the last turn itself is to go too. The trajectory is not changed.
     """
     last = trajectory.turns[-1]
     begun = last.text[: min((at for s in _SEARCHES if (at := last.text.find(s)) >= 0), default=len(last.text))]
-    prefix = begun + OPEN
+    prefix = OPEN if before is not None else begun + OPEN
     pads = [i.tokens() for i in trajectory.images]
-    ids = collapse_pads(trajectory.token_ids[: last.start], context.pad_id, pads)
+    ids = collapse_pads(trajectory.token_ids[: last.start] if before is None else before, context.pad_id, pads)
     ids += context.tokenizer.encode(prefix, add_special_tokens=False)
     generation = await engine.generate(
         ids,
