@@ -58,7 +58,7 @@ def estimate(cfg: RunConfig, today: datetime.date | None = None) -> Estimate:
     read = 0.0 if s.read.backend in ("none", "auto") else text * k
     wants = {"text": text, "image": image, "read": read, "summarise": text * k}
     stages = [_stage(kind, getattr(s, kind), calls, e.latency_s.get(kind, 1.0)) for kind, calls in wants.items()]
-    stages = [x for x in stages if x is not None]
+    stages = [x for x in stages if x is not None and s.mode != "replay-strict"]
     steps = cfg.train.steps
     notes = _notes(cfg, stages, today or datetime.datetime.now(datetime.UTC).date())
     per_step = sum(x.usd or 0.0 for x in stages)
@@ -90,9 +90,13 @@ def _local(kind: str, name: str) -> bool:
 
 def _notes(cfg: RunConfig, stages: list[Stage], today: datetime.date) -> list[str]:
     """What the person should know before believing the numbers."""
-    if not stages:
-        return ["every backend is local: nothing is billed and nothing leaves the machine"]
+    if cfg.search.mode == "replay-strict":
+        return ["search.mode is replay-strict: no backend is asked and nothing is billed"]
     out = []
+    if cfg.search.url is not None:
+        out.append(f"search.url={cfg.search.url} runs already: what it asks, and its prices and caps, are in its own config")
+    elif not stages:
+        return ["every backend is local: nothing is billed and nothing leaves the machine"]
     for x in stages:
         where = f"search.{x.kind}"
         if x.usd is None and x.backend not in UNBILLED:
@@ -127,8 +131,8 @@ def _caps(b: BudgetSection, steps: int, usd: float, calls: float) -> list[str]:
         if cap is not None and need > cap:
             reach = f", at about step {int(steps * cap / need)} of {steps}" if name.startswith("run") else ""
             out.append(f"search.budget.{name}={cap:g} will be reached{reach}: {need:,.4g} are needed")
-    if usd and b.run_usd is None:
-        out.append("search.budget.run_usd is not set: nothing stops the spending")
+    if usd and not b.model_dump(exclude={"ledger"}, exclude_none=True):
+        out.append("search.budget has no cap: nothing stops the spending; search.budget.run_usd would")
     return out
 
 
