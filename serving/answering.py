@@ -10,7 +10,7 @@ import asyncio
 import dataclasses
 import hashlib
 import time
-from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from megatron_mmsr1 import protocol
@@ -51,6 +51,7 @@ __all__ = [
     "Usage",
 ]
 
+QUERY_CHARS = 300  # of a question that is searched for as it is
 _SEARCHES = ("image_search", "text_search")
 
 
@@ -69,7 +70,7 @@ class Answerer:
         self.context, self.engine, self.searches = context, engine, searches
         self._temperature, self._forced_reason = temperature, forced_reason
 
-    async def answer(self, ask: Ask) -> AsyncIterator[Step]:
+    async def answer(self, ask: Ask) -> AsyncGenerator[Step]:
         """Events, an `Answered` last.
 
         Raises, before the first event: ImageError for a picture that is none, KeyError for an unknown search server, AskError
@@ -123,7 +124,7 @@ class Answerer:
         reason = f"<reason>{self._forced_reason}</reason>"
         if context.limits.image_searches and any(q.images for q in ask.chat.questions):
             return "", reason + protocol.IMAGE_SEARCH
-        if context.limits.text_searches:
+        if context.limits.text_searches and protocol.clean(ask.chat.questions[-1].text).strip():
             return reason + "<text_search>", ""
         raise AskError("a search is required, but none is allowed that could be made: see the tools, and how many searches")
 
@@ -152,6 +153,8 @@ class _Work:
         try:
             async with asyncio.timeout(self._ask.deadline_s):
                 trajectory = await self._converse()
+                if self._opening.prefix and not self._usage.searches and trajectory.status is not Status.ENGINE_ERROR:
+                    trajectory = await self._search_by_question()
                 status, error = trajectory.status, str(trajectory.extra.get("error", ""))
                 if self._unanswered(trajectory):
                     insisted = await self._insist(trajectory)
@@ -188,6 +191,13 @@ class _Work:
             on_tokens=self._tokens,
         )
 
+    async def _search_by_question(self) -> Trajectory:
+        """A search was required, and the model made no query: the question is one."""
+        query = " ".join(protocol.clean(self._ask.chat.questions[-1].text).split())[:QUERY_CHARS]
+        opening = await open_chat(self._context, self._ask.chat)
+        self._opening = dataclasses.replace(opening, forced=f"{self._opening.prefix}{query}</text_search>")
+        return await self._converse()
+
     @staticmethod
     def _unanswered(t: Trajectory) -> bool:
         """The last turn asks for a search that is not allowed or for whose results there is no room, or says nothing."""
@@ -200,16 +210,12 @@ class _Work:
     async def _insist(self, t: Trajectory) -> Insisted:
         """An answer from what was found so far."""
         number = len(t.assistant_texts) + bool(self._opening.forced) + 1
-        before = None
-        if self._opening.prefix and len(t.assistant_texts) == 1:  # a query that came to nothing goes, with what began it
-            before = (await open_chat(self._context, self._ask.chat)).message.ids
         self._begin(number, inside=True)
         return await insist(
             self._context,
             self._engine,
             t,
             [self._context.store.get(i.sha256) for i in t.images],
-            before=before,
             temperature=self._a.temperature(self._ask),
             seed=Seeds(self._ask.seed, 0, 0, 0).turn(number),
             max_new_tokens=self._context.limits.max_turn_tokens,
@@ -250,6 +256,8 @@ class _Work:
 
     def _show(self, parts: Iterable[tuple[str, str]]) -> None:
         for kind, text in parts:
+            if kind != ANSWER:
+                self._answering, self._space = False, ""
             shown = self._trimmed(text) if kind == ANSWER else text
             if shown:
                 self._tell(Delta(kind, shown, self._round))

@@ -71,3 +71,34 @@ def weights(engine: Engine, checkpoints: dict[str, Path]) -> Callable[[str], int
         return version
 
     return load
+
+
+# ---------------------------------------------------------------------------------------------------- a model that searches
+@pytest.fixture(scope="session")
+def atlas_world(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A small Atlas world on disk."""
+    from loop_fixtures import small_world
+
+    return small_world(tmp_path_factory.mktemp("atlas") / "world")
+
+
+@pytest.fixture(scope="session")
+def atlas_engine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Engine]:
+    """A real SGLang server of the shipped Atlas checkpoint, which nobody gives other weights."""
+    from loop_fixtures import COLD_START
+
+    with launch_engine(COLD_START, tmp_path_factory.mktemp("atlas_engine") / "engine.log") as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def atlas_search(atlas_world: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The URL of a real search server over `atlas_world`."""
+    from serving_fixtures import atlas_config
+
+    from megatron_mmsr1.search.launch import launch
+
+    home = tmp_path_factory.mktemp("atlas_search")
+    cfg = atlas_config(atlas_world).search
+    with launch(cfg, cache_path=home / "cache.sqlite", log=home / "search.log") as server:
+        yield server.url

@@ -33,7 +33,6 @@ async def insist(
     trajectory: Trajectory,
     images: list[bytes],
     *,
-    before: list[int] | None = None,
     temperature: float,
     seed: int,
     max_new_tokens: int,
@@ -41,14 +40,13 @@ async def insist(
 ) -> Insisted:
     """Let the model answer where `trajectory`, whose last turn is the assistant's, left off. Raises EngineError.
 
-    `images`: the encoded pictures of the trajectory, in order. `before`: token ids (pictures expanded) that take the place of
-    all that came up to now, where the last turn itself is to go too. The trajectory is not changed.
+    `images`: the encoded pictures of the trajectory, in order. The trajectory is not changed.
     """
     last = trajectory.turns[-1]
     begun = last.text[: min((at for s in _SEARCHES if (at := last.text.find(s)) >= 0), default=len(last.text))]
-    prefix = OPEN if before is not None else begun + OPEN
+    prefix = begun + OPEN
     pads = [i.tokens() for i in trajectory.images]
-    ids = collapse_pads(trajectory.token_ids[: last.start] if before is None else before, context.pad_id, pads)
+    ids = collapse_pads(trajectory.token_ids[: last.start], context.pad_id, pads)
     ids += context.tokenizer.encode(prefix, add_special_tokens=False)
     generation = await engine.generate(
         ids,
