@@ -43,6 +43,11 @@ class GatewaySection(Section):
     keepalive_s: float = Field(default=10.0, gt=0, description="between comments in a stream that has nothing to say")
     remote_images: bool = Field(default=True, description="fetch a user's image_url (guarded); false: data URIs only")
     metrics: bool = True
+    hosts: list[str] = Field(
+        default_factory=list,
+        description="without keys, names beside localhost by which the gateway may be called (a page may give its own name our"
+        " address); with keys any name will do",
+    )
     limits: LimitsSection = LimitsSection()
 
 

@@ -25,23 +25,23 @@ _DECODER_ERRORS = (
 )
 
 
-def decode(data: bytes, *, draft: int | None = None) -> Image.Image:
+def decode(data: bytes, *, draft: int | None = None, max_pixels: int = MAX_PIXELS) -> Image.Image:
     """The first frame as upright RGB, transparency on white.
 
     `draft`: a side length that is enough, so that a large JPEG is decoded at a fraction of its cost. Raises
-    SearchFailure(refused) for what is no picture, is torn, or is past MAX_IMAGE_BYTES, MAX_PIXELS or MAX_SCANS.
+    SearchFailure(refused) for what is no picture, is torn, or is past MAX_IMAGE_BYTES, `max_pixels` or MAX_SCANS.
     """
     if len(data) > MAX_IMAGE_BYTES:
         raise SearchFailure(ToolStatus.REFUSED, f"the image has {len(data)} bytes; the limit is {MAX_IMAGE_BYTES}")
     if data.startswith(b"RIFF"):
-        _check(_webp_size(data))  # Pillow asks for a WebP's whole canvas before it tells its size
+        _check(_webp_size(data), max_pixels)  # Pillow asks for a WebP's whole canvas before it tells its size
     if data.startswith(b"\xff\xd8") and data.count(_START_OF_SCAN) > MAX_SCANS:
         raise SearchFailure(ToolStatus.REFUSED, f"the image has more than {MAX_SCANS} scans")
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # Pillow's own pixel warning; the cap below is the rule
             image: Image.Image = Image.open(io.BytesIO(data), formats=FORMATS)
-            _check(image.size)
+            _check(image.size, max_pixels)
             if draft is not None:
                 image.draft("RGB", (draft, draft))
             image.load()
@@ -56,10 +56,10 @@ def decode(data: bytes, *, draft: int | None = None) -> Image.Image:
         raise SearchFailure(ToolStatus.REFUSED, f"the image cannot be decoded ({type(e).__name__})") from None
 
 
-def _check(size: tuple[int, int]) -> None:
+def _check(size: tuple[int, int], limit: int) -> None:
     width, height = size
-    if width * height > MAX_PIXELS:
-        raise SearchFailure(ToolStatus.REFUSED, f"the image has {width}x{height} pixels; the limit is {MAX_PIXELS}")
+    if width * height > limit:
+        raise SearchFailure(ToolStatus.REFUSED, f"the image has {width}x{height} pixels; the limit is {limit}")
 
 
 def _webp_size(data: bytes) -> tuple[int, int]:
