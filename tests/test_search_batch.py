@@ -199,6 +199,7 @@ async def test_who_goes_away_ends_its_calls_and_nobody_elses(server: Serving, wo
     world.go.set()
     assert (await stays)[0][0] == 200
     assert (await batch(server, [text("slow 7")]))[0][1]["status"] == "ok"
+    assert server.app._metrics.plain()["calls"]["text"] == {"ok": 2}  # who has gone was not answered, and nothing failed
 
 
 async def test_a_reader_that_does_not_read_and_goes_away(server: Serving) -> None:

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from megatron_mmsr1.search import cache as cache_module
 from megatron_mmsr1.search.cache import Cache, Value, cache_key
 from megatron_mmsr1.search.interfaces import SearchFailure
 from megatron_mmsr1.search.store import Store
@@ -85,6 +86,28 @@ async def test_a_cancelled_waiter_leaves_the_others_their_result(store: Store) -
     await asyncio.sleep(0)
     gate.set()
     assert await second == Value(b"v", cached=True)
+
+
+async def test_what_hangs_does_not_keep_the_server_from_its_end(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What ends in a while is kept, for it may be paid for; what does not is given up, and who waits is told."""
+    monkeypatch.setattr(cache_module, "CLOSE_S", 0.2)
+    cache, path = Cache(store), store.path
+
+    async def compute(seconds: float) -> Value:
+        await asyncio.sleep(seconds)
+        return Value(b"v")
+
+    soon = asyncio.create_task(cache.through(key("soon"), "t", lambda: compute(0.05)))
+    never = asyncio.create_task(cache.through(key("never"), "t", lambda: compute(1e6)))
+    await asyncio.sleep(0)
+    await cache.close()
+    assert await soon == Value(b"v")
+    with pytest.raises(SearchFailure) as e:
+        await never
+    assert e.value.status is ToolStatus.UPSTREAM_ERROR
+    again = Store(path)
+    assert (again.get(key("soon")), again.get(key("never"))) == (b"v", None)
+    again.close()
 
 
 async def test_a_failing_file_is_counted_and_does_not_fail_the_search(tmp_path: Path) -> None:

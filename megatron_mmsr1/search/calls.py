@@ -5,6 +5,7 @@ A call that was understood is answered with a body whose `status` says what beca
 
 from __future__ import annotations
 
+import asyncio
 import binascii
 import time
 from collections.abc import Awaitable, Callable
@@ -65,7 +66,8 @@ class Calls:
             raise HTTPException(429, f"{MAX_IN_FLIGHT} calls in flight", {"retry-after": "1"})
         self.in_flight += 1
         started = time.perf_counter()
-        status, cached, degraded = ToolStatus.UPSTREAM_ERROR, False, False
+        status: ToolStatus | None = ToolStatus.UPSTREAM_ERROR
+        cached = degraded = False
         try:
             reply = await self._answer(op, self._checked(op, body), caller)
             status, cached, degraded = reply["status"], reply.get("cached", False), reply.get("degraded", False)
@@ -74,9 +76,13 @@ class Calls:
         except HTTPException:
             status = ToolStatus.REFUSED
             raise
+        except asyncio.CancelledError:
+            status = None  # whoever asked has gone: that is no answer, and no failure of ours
+            raise
         finally:
             self.in_flight -= 1
-            self._metrics.record(op, status, time.perf_counter() - started, cached=cached, degraded=degraded)
+            if status is not None:
+                self._metrics.record(op, status, time.perf_counter() - started, cached=cached, degraded=degraded)
 
     def _checked(self, op: str, body: Any) -> requests.Request:
         model = self.ops[op][0]
