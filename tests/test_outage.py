@@ -1,4 +1,4 @@
-"""A search backend dies in the middle of a GRPO run and comes back: the run waits, goes on, and no reward speaks of it."""
+"""What befalls search in the middle of a GRPO run: its backend dies and comes back, its budget is used up."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import pytest
 from megatron_mmsr1.config import load
 from megatron_mmsr1.reward import score_trajectory
 from megatron_mmsr1.rollout.dump import read_dump
-from megatron_mmsr1.trajectory import Trajectory
+from megatron_mmsr1.trajectory import ToolStatus, Trajectory
 from tests.loop_fixtures import ROOT, metrics, settings, small_world
 from tests.upstream import Upstream
 
@@ -93,3 +93,30 @@ def test_the_backend_dies_for_half_a_minute(world: Path, upstream: Upstream, tmp
                 assert (a.token_ids, a.reward) == (b.token_ids, b.reward)
         if any(b.infrastructure_failure for b in after):
             break
+
+
+def test_a_reached_cap_ends_the_run_and_a_higher_one_resumes_it(world: Path, upstream: Upstream, tmp_path: Path) -> None:
+    out, cap = tmp_path / "capped", 15
+
+    def train(calls: int) -> tuple[int, str]:
+        with (tmp_path / "log").open("w+b") as log:
+            code = subprocess.run(
+                [*argv(world, out, upstream), f"search.budget.run_calls={calls}"], stdout=log, stderr=log, cwd=ROOT
+            )
+            log.seek(0)
+            return code.returncode, log.read().decode()
+
+    code, said = train(cap)
+    assert code == 1 and f"search.budget.run_calls={cap} is reached" in said and "resumes" in said
+    assert upstream.asked() == cap  # nothing beyond
+    rows = metrics(out)
+    assert len(rows) < STEPS and rows[-1]["tool/budget"] > 0
+    # What met the cap was not trained on, and the run stopped with its work kept.
+    last = read_dump(out / "rollouts", len(rows) - 1)[0]
+    refused = [t for t in last if any(c.status is ToolStatus.BUDGET for c in t.tool_calls)]
+    assert refused and all(t.reward is None for t in refused)
+    assert (out / "checkpoints" / f"step_{len(rows):06d}").is_dir()
+
+    code, said = train(10_000)
+    assert code == 0, said
+    assert [r["step"] for r in metrics(out)] == list(range(STEPS))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 import time
@@ -34,6 +35,11 @@ class Upstream:
             except (urllib.error.URLError, OSError):
                 time.sleep(0.1)
         raise AssertionError(self._log.read_text())
+
+    def asked(self) -> int:
+        """Calls that it has answered since it was started, failed ones included."""
+        with urllib.request.urlopen(f"{self.url}/v1/stats", timeout=5) as r:
+            return sum(json.load(r)["calls"]["retrieve"].values())
 
     def kill(self) -> None:
         self.process.kill()
