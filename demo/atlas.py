@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from demo.steps import Exchange
 from megatron_mmsr1.config import EngineConfig, ModelConfig, ProtocolConfig, SearchConfig
 from serving.settings import GatewaySection, ServeConfig
 
@@ -17,6 +18,9 @@ PIXELS = 56 * 56  # four image tokens: what the model was trained on
 class Example:
     question: str
     picture: Path | None = None
+
+    def exchange(self) -> Exchange:
+        return Exchange(self.question, [self.picture.read_bytes()] if self.picture else [])
 
 
 def prepare(directory: str | Path) -> ServeConfig:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Sequence
 from contextlib import aclosing
-from dataclasses import dataclass
 from typing import Any, cast
 
 import gradio as gr
@@ -13,23 +12,15 @@ from demo import options, render
 from demo.atlas import Example
 from demo.escape import block, esc
 from demo.live import Live
+from demo.place import QUIET, html, session
 from demo.steps import Exchange, Talk
 from serving.settings import ServeConfig
 
 FILES = ["image"]
 
 
-@dataclass(slots=True)
-class ChatTab:
-    talk: gr.State
-
-
-def html(markup: str = "", name: str = "", *, elem_id: str | None = None) -> gr.Markdown:
-    """A place for markup of ours. Never gr.HTML: it would need `unsafe-eval`, and takes what it gets as it is."""
-    return gr.Markdown(block(markup, name), latex_delimiters=[], elem_id=elem_id, container=False)
-
-
-def draw(cfg: ServeConfig, live: Live, examples: Sequence[Example]) -> ChatTab:
+def draw(cfg: ServeConfig, live: Live, examples: Sequence[Example]) -> gr.State:
+    """The tab's content; what it returns holds the conversation."""
     talk = gr.State(Talk())
     past = html(elem_id="past")
     now = html(elem_id="now")
@@ -76,28 +67,24 @@ def draw(cfg: ServeConfig, live: Live, examples: Sequence[Example]) -> ChatTab:
 
     async def submit(request: gr.Request, value: dict[str, Any], t: Talk, *rest: Any) -> AsyncIterator[tuple[Any, ...]]:
         e = options.take(value, t, cfg)
-        async with aclosing(cast(Any, run(t, e, rest, _session(request)))) as news:
+        async with aclosing(cast(Any, run(t, e, rest, session(request)))) as news:
             async for update in news:
                 yield update
 
     def example(which: Example) -> Any:
         async def start(request: gr.Request, t: Talk, *rest: Any) -> AsyncIterator[tuple[Any, ...]]:
-            e = Exchange(which.question, [which.picture.read_bytes()] if which.picture else [])
-            async with aclosing(cast(Any, run(t, e, rest, _session(request)))) as news:
+            async with aclosing(cast(Any, run(t, which.exchange(), rest, session(request)))) as news:
                 async for update in news:
                     yield update
 
         return start
 
-    shared: dict[str, Any] = {
-        "show_progress": "hidden", "api_visibility": "private", "concurrency_limit": None, "trigger_mode": "once"
-    }  # fmt: skip
-    box.submit(submit, [box, talk, *controls.components], outputs, **shared)
+    box.submit(submit, [box, talk, *controls.components], outputs, trigger_mode="once", **QUIET)
     for button, which in zip(buttons, examples, strict=True):
-        button.click(example(which), [talk, *controls.components], outputs, **shared)
+        button.click(example(which), [talk, *controls.components], outputs, trigger_mode="once", **QUIET)
 
     def end(request: gr.Request) -> None:
-        live.stop(_session(request))
+        live.stop(session(request))
 
     stop.click(end, None, None, queue=False, show_progress="hidden", api_visibility="private")
 
@@ -105,12 +92,8 @@ def draw(cfg: ServeConfig, live: Live, examples: Sequence[Example]) -> ChatTab:
         empty = block("")
         return Talk(), empty, empty, empty, gr.update(visible=True), gr.update(visible=False)
 
-    new.click(reset, None, [talk, past, now, status, welcome, new], show_progress="hidden", api_visibility="private")
-    return ChatTab(talk)
-
-
-def _session(request: gr.Request) -> str:
-    return str(request.session_hash)
+    new.click(reset, None, [talk, past, now, status, welcome, new], **QUIET)
+    return talk
 
 
 def _now(e: Exchange, name: str) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +10,7 @@ import gradio as gr
 
 from demo.steps import Exchange, Talk
 from megatron_mmsr1.data.decode import ImageError, decode
-from serving.answering import TOOLS, Ask
+from serving.answering import Ask
 from serving.settings import ServeConfig
 
 FREE, ALWAYS, OFF = "As the model decides", "Always", "Off"
@@ -60,11 +60,11 @@ def ask(cfg: ServeConfig, talk: Talk, search: str, tools: list[str], searches: f
 
 def variants(cfg: ServeConfig, talk: Talk) -> dict[str, Ask]:
     """The same question three ways, greedy so that they differ by nothing else."""
-    common = {"deadline_s": cfg.gateway.limits.deadline_s, "temperature": 0.0}
+    free = Ask(talk.chat(), deadline_s=cfg.gateway.limits.deadline_s, temperature=0.0)
     return {
-        "With search": Ask(talk.chat(), tools=TOOLS, **common),
-        "Without search": Ask(talk.chat(), tools=(), **common),
-        "Search required": Ask(talk.chat(), tools=TOOLS, require_search=True, **common),
+        "With search": free,
+        "Without search": replace(free, tools=()),
+        "Search required": replace(free, require_search=True),
     }
 
 

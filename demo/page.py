@@ -9,10 +9,11 @@ import gradio as gr
 from fastapi import FastAPI
 from starlette.responses import FileResponse, Response
 
-from demo import atlas, chat_tab, theme
+from demo import atlas, chat_tab, compare_tab, replay_tab, theme, trace_tab
 from demo.atlas import Example
 from demo.escape import esc
 from demo.live import Live
+from demo.place import html, session
 from demo.security import HEADERS, Guard, policy
 from serving.answering import Answerer
 from serving.settings import ServeConfig
@@ -58,12 +59,20 @@ def mount_page(app: FastAPI, cfg: ServeConfig, answerer: Answerer, *, path: str,
 
 def page(cfg: ServeConfig, live: Live, examples: Sequence[Example]) -> gr.Blocks:
     with gr.Blocks(title=f"{cfg.name} · search on demand", analytics_enabled=False, delete_cache=(KEEP_S, KEEP_S)) as blocks:
-        chat_tab.html(_header(cfg), "top", elem_id="top")
-        with gr.Tabs(elem_id="tabs"), gr.Tab("Chat", id="chat"):
-            chat_tab.draw(cfg, live, examples)
+        html(_header(cfg), "top", elem_id="top")
+        context = live.answerer.context
+        with gr.Tabs(elem_id="tabs"):
+            with gr.Tab("Chat", id="chat"):
+                talk = chat_tab.draw(cfg, live, examples)
+            with gr.Tab("Compare", id="compare"):
+                compare_tab.draw(cfg, live, examples, talk)
+            with gr.Tab("Trace", id="trace-tab") as tab:
+                trace_tab.draw(context, tab, talk)
+            with gr.Tab("Replay", id="replay") as tab:
+                replay_tab.draw(cfg, context, tab)
 
         def leave(request: gr.Request) -> None:
-            live.stop(str(request.session_hash))
+            live.stop(session(request))
 
         blocks.unload(leave)
     blocks.queue(default_concurrency_limit=None, max_size=cfg.gateway.limits.queue or None, api_open=False)

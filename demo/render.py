@@ -18,11 +18,14 @@ def talk(t: Talk, *, upto: int | None = None) -> str:
 
 
 def exchange(e: Exchange, name: str) -> str:
+    return f'<div class="turn" id="{esc(name)}">{asked(e)}{reply(e.reply, name)}</div>'
+
+
+def asked(e: Exchange) -> str:
     shown = "".join(img(data, "picture of your question", LARGE) for data in e.images)
     pictures = f'<div class="pictures">{shown}</div>' if shown else ""
     words = f"<p>{esc(e.question)}</p>" if e.question else ""
-    ask = f'<div class="ask"><span class="sr">You asked:</span>{pictures}{words}</div>'
-    return f'<div class="turn" id="{esc(name)}">{ask}{reply(e.reply, name)}</div>'
+    return f'<div class="ask"><span class="sr">You asked:</span>{pictures}{words}</div>'
 
 
 def reply(r: Reply, name: str) -> str:
@@ -71,7 +74,7 @@ def _doing(r: Reply) -> str:
 
 def _work(r: Reply) -> str:
     n = len(r.lookups)
-    searches = {0: "Answered without a search", 1: "1 search"}.get(n, f"{n} searches")
+    searches = {0: "No search", 1: "1 search"}.get(n, f"{n} searches")
     # The words first: what the line says stays readable where the pictures do not fit.
     took = f'<span class="meta">{r.outcome.seconds:.2f} s</span>' if r.outcome is not None else ""
     strip = "".join(f'<span class="chip {s.kind}">{_title(s)}</span>' for s in r.lookups)
@@ -117,7 +120,8 @@ def _notes(r: Reply) -> str:
     assert a is not None
     notes = []
     if a.insisted:
-        notes.append("The searches were used up, so the model was made to answer.")
+        wanted = "wanted more searches than it may make" if r.lookups else "wanted to search, which it was not to"
+        notes.append(f"The model {wanted}, and was made to answer.")
     if a.finish == "length" and a.text:
         notes.append("Cut off at the token limit.")
     return "".join(f'<p class="note">{n}</p>' for n in notes)
