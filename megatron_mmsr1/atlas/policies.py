@@ -15,6 +15,7 @@ from megatron_mmsr1.data.images import ImageStore
 from megatron_mmsr1.errors import UsageError
 from megatron_mmsr1.protocol import IM_END
 from megatron_mmsr1.rollout.engine import Generation
+from megatron_mmsr1.rollout.streaming import OnTokens
 from megatron_mmsr1.trajectory import Trajectory
 
 if TYPE_CHECKING:
@@ -39,6 +40,7 @@ class ScriptedEngine:
         temperature: float,
         seed: int,
         banned_ids: Sequence[int] = (),
+        on_tokens: OnTokens | None = None,
     ) -> Generation:
         conversation = self._tokenizer.decode(list(engine_ids), skip_special_tokens=False)
         said = self._script.turn(conversation, images, seed)
