@@ -63,7 +63,7 @@ def _within(request: ChatRequest, limits: LimitsSection, protocol: ProtocolConfi
     images = sum(isinstance(p, ImagePart) for p in parts)
     if images > limits.images:
         raise ApiError(400, f"{images} pictures; the limit is {limits.images}", param="messages", code="too_many_images")
-    turns = 2 * sum(isinstance(m, UserMessage) for m in request.messages)
+    turns = 2 * max(1, sum(isinstance(m, UserMessage) for m in request.messages))
     tokens = turns * max(protocol.max_prompt_tokens, protocol.max_turn_tokens)
     if sum(len(_text(m.content)) for m in request.messages) > CHARS_A_TOKEN * tokens:
         why = f"the conversation is longer than {tokens} tokens can say"

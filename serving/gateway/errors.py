@@ -80,7 +80,7 @@ def explain(e: ValidationError) -> ApiError:
     if first["type"] == "json_invalid":
         return ApiError(400, f"the body is not valid JSON: {_short(first['msg'])}", code="invalid_json")
     param = _param(first["loc"])
-    name = next((str(p) for p in first["loc"] if p in UNSUPPORTED), None)
+    name = None if first["loc"][:1] == ("search",) else next((str(p) for p in first["loc"] if p in UNSUPPORTED), None)
     if name is not None:
         return ApiError(400, f"{name}: this gateway does not support it (only its default)", param=param, code="unsupported")
     code = "unknown_parameter" if first["type"] == "extra_forbidden" else "invalid_value"

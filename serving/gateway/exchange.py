@@ -117,7 +117,7 @@ class _Answering:
         ask.chat = await conversation.read(request, g.pictures, limits, g.cfg.protocol)
         deadline_s = min(limits.deadline_s, ask.deadline_s or limits.deadline_s)
         queued = time.monotonic()
-        async with g.limits.slot(deadline_s), self._out.alive(g.cfg.gateway.keepalive_s, on=bool(request.stream)):
+        async with self._out.alive(g.cfg.gateway.keepalive_s, on=bool(request.stream)), g.limits.slot(deadline_s):
             ask.deadline_s = max(0.001, deadline_s - (time.monotonic() - queued))
             promised = g.limits.promise(self._record.key, g.most_searches(ask))
             ask.max_searches = promised

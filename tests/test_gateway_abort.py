@@ -1,0 +1,211 @@
+"""Clients that go away and engines that die: a model that never ends its answer shows who still works for whom."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import signal
+import socket
+import threading
+
+import httpx
+import openai
+import pytest
+import tiny_checkpoint
+from gateway_fixtures import engine_load, eventually, served
+
+from megatron_mmsr1.config import EngineConfig
+from megatron_mmsr1.guard import descendants
+from megatron_mmsr1.processes import free_port
+from megatron_mmsr1.rollout.sglang_server import launch
+from serving.gateway.replies import ErrorEnvelope
+from serving.settings import ServeConfig
+
+FREED_S = 1.0  # from a client's end to the engine's
+MESSAGES = [{"role": "user", "content": "go on"}]
+
+
+@pytest.fixture(scope="module")
+def endless(tmp_path_factory):
+    """A checkpoint that says a, b, a, b ... for as long as it is let."""
+    home = tmp_path_factory.mktemp("endless")
+    return tiny_checkpoint.write(home / "model", seed=4, chain=["\nab", "ba"])
+
+
+@pytest.fixture(scope="module")
+def start(endless, tmp_path_factory):
+    """Starts the engine, always at the same URL."""
+    sglang = {"max_total_tokens": 16384, "port": free_port()}
+    log = tmp_path_factory.mktemp("endless_engine") / "engine.log"
+    with contextlib.ExitStack() as stack:
+        yield lambda: stack.enter_context(launch(endless, EngineConfig(sglang=sglang), log))
+
+
+@pytest.fixture(scope="module")
+def engine(start):
+    return start()
+
+
+@pytest.fixture(scope="module")
+def cfg(endless):
+    return ServeConfig.model_validate(
+        {
+            "model": {"path": str(endless), "min_pixels": 3136, "max_pixels": 3136},
+            "protocol": {"prompts": "atlas", "max_turn_tokens": 2048, "max_response_tokens": 3000},
+            "rollout": {"retries": 1},
+            "gateway": {"name": "endless", "limits": {"concurrency": 2, "queue": 2}},
+        }
+    )
+
+
+@pytest.fixture(scope="module")
+def gateway(cfg, engine):
+    with served(cfg, [engine.url], None) as g:
+        yield g
+
+
+def idle(gateway, engine) -> bool:
+    return engine_load(engine.url) == 0 and gateway.gateway.limits.inside == 0
+
+
+def stream(gateway, **options):
+    return gateway.client().chat.completions.create(model="endless", messages=MESSAGES, stream=True, **options)
+
+
+# ---------------------------------------------------------------------------------------------------- clients that go away
+def test_a_closed_stream_frees_its_place_in_the_engine(gateway, engine):
+    with stream(gateway) as chunks:
+        for _, _chunk in zip(range(5), chunks, strict=False):
+            pass
+        assert engine_load(engine.url) == 1
+    assert eventually(lambda: idle(gateway, engine)) < FREED_S
+    assert gateway.gateway.metrics.disconnects._value.get() >= 1
+
+
+def test_so_does_a_client_that_no_longer_waits_for_a_completion(gateway, engine):
+    client = gateway.client(timeout=0.5)
+    with pytest.raises(openai.APITimeoutError):
+        client.chat.completions.create(model="endless", messages=MESSAGES)
+    assert eventually(lambda: idle(gateway, engine)) < FREED_S
+
+
+async def test_and_a_cancelled_task(gateway, engine):
+    client = openai.AsyncOpenAI(base_url=f"{gateway.url}/v1", api_key="any", max_retries=0)
+
+    async def read() -> None:
+        async for _ in await client.chat.completions.create(model="endless", messages=MESSAGES, stream=True):  # pyright: ignore
+            pass
+
+    task = asyncio.create_task(read())
+    await asyncio.to_thread(eventually, lambda: engine_load(engine.url) == 1)
+    task.cancel()
+    await asyncio.gather(task, return_exceptions=True)
+    assert await asyncio.to_thread(eventually, lambda: idle(gateway, engine)) < FREED_S
+    await client.close()
+
+
+def test_a_body_that_breaks_off_leaves_nothing(gateway):
+    at = gateway.url.removeprefix("http://").split(":")
+    with socket.create_connection((at[0], int(at[1]))) as s:
+        head = "POST /v1/chat/completions HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\n"
+        s.sendall(head.encode() + b'content-length: 100\r\n\r\n{"model":')
+        eventually(lambda: gateway.gateway.limits.inside == 1)
+    eventually(lambda: gateway.gateway.limits.inside == 0)
+
+
+# ------------------------------------------------------------------------------------------------------- places and queue
+def test_places_are_bounded_who_waits_gets_one_and_the_rest_is_told_when_to_come_back(gateway, engine):
+    limits = gateway.gateway.limits
+    with contextlib.ExitStack() as stack:
+        running = [stack.enter_context(stream(gateway)) for _ in range(2)]
+        for s in running:
+            next(iter(s))
+        waiting = [threading.Thread(target=gateway.client().chat.completions.create, kwargs=kwargs()) for _ in range(2)]
+        for t in waiting:
+            t.start()
+        eventually(lambda: limits.inside == 4)
+        assert limits.answering == 2 and engine_load(engine.url) == 2
+        with pytest.raises(openai.RateLimitError) as e:
+            stream(gateway)
+        assert e.value.code == "overloaded" and int(e.value.response.headers["retry-after"]) >= 1
+    for t in waiting:
+        t.join()
+    assert eventually(lambda: idle(gateway, engine)) < FREED_S
+
+
+def kwargs() -> dict[str, object]:
+    return {"model": "endless", "messages": MESSAGES, "max_tokens": 8}
+
+
+def test_a_stream_that_waits_is_kept_alive_by_comments(cfg, engine):
+    cfg = cfg.model_copy(deep=True)
+    cfg.gateway.keepalive_s = 0.05
+    with served(cfg, [engine.url], None) as gateway:
+        kept_alive(gateway)
+
+
+def kept_alive(gateway) -> None:
+    body = {"model": "endless", "messages": MESSAGES, "stream": True, "max_tokens": 4}
+    with contextlib.ExitStack() as stack:
+        for _ in range(2):
+            next(iter(stack.enter_context(stream(gateway))))
+        said: list[str] = []
+
+        def read() -> None:
+            with httpx.stream("POST", f"{gateway.url}/v1/chat/completions", json=body, trust_env=False, timeout=60) as r:
+                said.extend(line for line in r.iter_lines() if line)
+
+        thread = threading.Thread(target=read)
+        thread.start()
+        eventually(lambda: gateway.gateway.limits.inside == 3)
+        eventually(lambda: len(said) >= 2)
+        assert set(said) == {": keep-alive"}
+    thread.join()
+    assert said[-1] == "data: [DONE]" and any("finish_reason" in line for line in said)
+
+
+# ---------------------------------------------------------------------------------------------------------------- kill -9
+def kill(engine) -> None:
+    for pid in [engine.process.pid, *descendants(engine.process.pid)]:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
+
+
+def test_an_engine_that_is_killed_is_told_of_and_used_again_once_it_is_back(gateway, engine, start):
+    """The last test here: the module's engine does not survive it."""
+    chunks = stream(gateway)
+    next(iter(chunks))
+    waiting: list[openai.APIError] = []
+
+    def complete() -> None:
+        try:
+            gateway.client().chat.completions.create(model="endless", messages=MESSAGES)
+        except openai.APIError as e:
+            waiting.append(e)
+
+    thread = threading.Thread(target=complete)
+    thread.start()
+    eventually(lambda: engine_load(engine.url) == 2)
+    kill(engine)
+    with pytest.raises(openai.APIError) as mid:  # not a torn connection: an event that says so
+        for _ in chunks:
+            pass
+    ErrorEnvelope.model_validate({"error": mid.value.body})
+    assert mid.value.code == "engine_unavailable"
+    thread.join()
+    assert isinstance(waiting[0], openai.InternalServerError) and waiting[0].status_code == 503
+
+    with pytest.raises(openai.InternalServerError) as before:  # before anything was sent a stream has a status, too
+        stream(gateway)
+    assert before.value.status_code == 503 and before.value.code == "engine_unavailable"
+    assert engine.url not in str(before.value.message)
+    eventually(lambda: gateway.get("/health").status_code == 503)
+    said = gateway.get("/health").json()
+    assert said["status"] == "unavailable" and said["error"]["code"] == "engine_unavailable"
+    assert gateway.gateway.limits.inside == 0
+
+    start()
+    eventually(lambda: gateway.get("/health").json()["status"] == "ok")
+    whole = gateway.client().chat.completions.create(model="endless", messages=MESSAGES, max_tokens=8)
+    assert whole.usage.completion_tokens == 8
