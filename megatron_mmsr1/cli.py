@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from megatron_mmsr1 import cli_search
+from megatron_mmsr1 import cli_search, cli_serve
 from megatron_mmsr1.cli_parts import Format, existing, group, verb, with_config
 from megatron_mmsr1.errors import RunError, UsageError
 
@@ -175,6 +175,7 @@ def build_parser() -> argparse.ArgumentParser:
     p.add_argument("source", metavar="RUN_OR_CHECKPOINT", help="a run (its latest checkpoint) or one checkpoint directory")
     p.add_argument("out", metavar="OUT", help="directory to write")
 
+    cli_serve.add(verbs)
     cli_search.add(verbs)
 
     atlas = group(verbs, "atlas", "build or look at an Atlas world")

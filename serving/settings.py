@@ -86,10 +86,23 @@ def load(model: str | None, file: str | None, overrides: list[str]) -> ServeConf
     if path is not None:
         where = str(path)
         raw = _read(path)
-    if model is not None:
-        raw.setdefault("model", {})["path"] = model
+        _beside(path.parent, raw)
+    if model is not None and isinstance(raw.get("model") or {}, dict):
+        raw["model"] = {**(raw.get("model") or {}), "path": model}
     for item in overrides:
         config.override(raw, item)
+    return _parse(raw, where)
+
+
+def override(cfg: ServeConfig, overrides: list[str]) -> ServeConfig:
+    """`cfg` with `key=value` on top. Raises UsageError as `load`."""
+    raw = cfg.model_dump(mode="json")
+    for item in overrides:
+        config.override(raw, item)
+    return _parse(raw, "demo")
+
+
+def _parse(raw: dict[str, Any], where: str) -> ServeConfig:
     try:
         return ServeConfig.model_validate(raw)
     except ValidationError as e:
@@ -99,6 +112,13 @@ def load(model: str | None, file: str | None, overrides: list[str]) -> ServeConf
 def dump(cfg: ServeConfig) -> str:
     """As YAML, defaults included."""
     return yaml.safe_dump(cfg.model_dump(mode="json"), sort_keys=False)
+
+
+def _beside(directory: Path, raw: dict[str, Any]) -> None:
+    """Prompts of its own lie beside the file that names them."""
+    section = raw.get("protocol")
+    if isinstance(section, dict) and isinstance(named := section.get("prompts"), str) and (directory / named).is_file():
+        section["prompts"] = str(directory / named)
 
 
 def _read(path: Path) -> dict[str, Any]:

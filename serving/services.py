@@ -1,0 +1,171 @@
+"""The engines and the search server of a served model: those that run already, checked, and those that are started here."""
+
+from __future__ import annotations
+
+import http.client
+import json
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+from megatron_mmsr1 import preflight
+from megatron_mmsr1.config import EngineConfig, RunConfig
+from megatron_mmsr1.errors import RunError, UsageError
+from megatron_mmsr1.processes import HOST, free_port, require_port
+from serving.keeper import Keeper, Service
+from serving.settings import ServeConfig
+
+# The ids that are new with each event, instead of all so far: the events of a long turn stay short.
+STREAMING = {"incremental_streaming_output": True}
+
+
+class Services:
+    """A context manager: inside, all that is started runs; leaving it ends it. `logs` is a directory for what they say.
+
+    Raises, when it is made, UsageError or RunError for what cannot be started, or does not answer.
+    """
+
+    def __init__(
+        self,
+        cfg: ServeConfig,
+        *,
+        engines: Sequence[str],
+        search: str | None,
+        no_search: bool,
+        state: Path,
+        say: Callable[[str], None],
+    ):
+        self.cfg, self.state, self.logs = cfg, state, state / "logs"
+        self._say = say
+        self._given, self._given_search = [u.rstrip("/") for u in engines], search
+        self._no_search = no_search
+        self.keepers: list[Keeper] = []
+        self._engines: list[Keeper] = []
+        self._search: Keeper | None = None
+        self._check()
+
+    def _check(self) -> None:
+        c = self.cfg
+        as_run = RunConfig(model=c.model, rollout=c.rollout, search=c.search)
+        if self._given:
+            for url in self._given:
+                preflight.answers(url, "/model_info", "--engine", "SGLang server; start it, or leave --engine out")
+                check_model(url, c.model.path)
+        else:
+            preflight.model(c.model.path, "MODEL")
+            preflight.pixels(as_run)
+        if self._given_search is not None:
+            preflight.answers(
+                self._given_search, "/readyz", "--search", "search server (mmsr1 search serve); start it, or leave --search out"
+            )
+        elif not self._no_search:
+            try:
+                preflight.search(as_run)
+            except UsageError as e:
+                raise UsageError(f"{e}. With --no-search the model answers from what it knows") from None
+
+    def __enter__(self) -> Self:
+        if not self._given:
+            self._engines = [self._engine(n) for n in range(self.cfg.replicas)]
+        if self._given_search is None and not self._no_search:
+            self._search = self._keep("the search server", self._start_search())
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        for k in self.keepers:
+            k.ask_to_stop()
+        for k in self.keepers:
+            k.stop()
+
+    @property
+    def engines(self) -> list[str]:
+        """Their URLs, once `check` has returned True."""
+        return self._given or [k.url for k in self._engines]
+
+    @property
+    def search(self) -> str | None:
+        return self._given_search if self._search is None else self._search.url
+
+    @property
+    def waiting(self) -> list[str]:
+        """What is not up yet."""
+        return [k.name for k in self.keepers if not k.up]
+
+    def check_start(self) -> bool:
+        """Whether all are up. Raises what one of them failed with."""
+        for k in self.keepers:
+            if k.failed is not None:
+                raise k.failed
+        return not self.waiting
+
+    def check(self) -> None:
+        """Raises RunError once nothing can answer any more: every engine of ours was given up."""
+        if self._engines and all(k.failed is not None for k in self._engines):
+            failed = self._engines[0].failed
+            raise failed if isinstance(failed, RunError) else RunError(str(failed))
+
+    def _keep(self, name: str, start: Callable[[Callable[[], None]], Service]) -> Keeper:
+        keeper = Keeper(name, start, self._say)
+        self.keepers.append(keeper)
+        return keeper
+
+    def _engine(self, n: int) -> Keeper:
+        from megatron_mmsr1.rollout import sglang_server
+
+        c = self.cfg
+        named = c.engine.sglang.get("port")
+        port = int(named) + n if named else free_port()
+        require_port(port, "the engine")
+        native = STREAMING | c.engine.sglang | {"port": port}
+        settings = EngineConfig(startup_timeout_s=c.engine.startup_timeout_s, sglang=native)
+        which = f"-{n}" if c.replicas > 1 else ""
+
+        def start(wanted: Callable[[], None]) -> Service:
+            _wait_for_port(port, wanted)
+            log = self.logs / f"engine{which}.log"
+            return sglang_server.launch(c.model.path, settings, log, progress=lambda _: wanted())
+
+        return self._keep(f"engine {n + 1}" if which else "the engine", start)
+
+    def _start_search(self) -> Callable[[Callable[[], None]], Service]:
+        from megatron_mmsr1.search import launch
+
+        port = free_port()
+        cache = Path(self.cfg.search.cache or self.state / "search-cache.sqlite")
+
+        def start(wanted: Callable[[], None]) -> Service:
+            _wait_for_port(port, wanted)
+            return launch.launch(self.cfg.search, cache_path=cache, log=self.logs / "search.log", port=port)
+
+        return start
+
+
+def _wait_for_port(port: int, wanted: Callable[[], None], seconds: float = 10.0) -> None:
+    """What died a moment ago may hold it for a moment more."""
+    from megatron_mmsr1.processes import port_is_free
+
+    until = time.monotonic() + seconds
+    while not port_is_free(port, HOST) and time.monotonic() < until:
+        wanted()
+        time.sleep(0.1)
+
+
+def check_model(url: str, path: str) -> None:
+    """The engine at `url` reads token ids as MODEL's tokenizer writes them, as far as can be told from here.
+
+    Raises UsageError where the engine's own tokenizer lies on this machine and is another one.
+    """
+    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+    try:
+        with opener.open(f"{url}/model_info", timeout=5) as r:
+            said = json.loads(r.read())
+    except (urllib.error.URLError, OSError, ValueError, http.client.HTTPException) as e:
+        raise RunError(f"--engine: {url}/model_info cannot be read ({e}): is it an SGLang server?") from None
+    held = str(said.get("tokenizer_path") or said.get("model_path") or "")
+    theirs, ours = Path(held) / "tokenizer.json", Path(path) / "tokenizer.json"
+    if theirs.is_file() and ours.is_file() and theirs.read_bytes() != ours.read_bytes():
+        raise UsageError(f"--engine: {url} serves {held}, whose tokenizer is not that of {path}: name the model that it serves")
