@@ -43,10 +43,10 @@ def rollout_only(cfg: RunConfig, engines: list[str], search: str | None) -> None
                 )
                 metrics = rollout_metrics(done, cfg.protocol) | throughput(done, time.monotonic() - started)
                 metrics |= watch.step(step, done) | {"data/skipped_rows": data.skipped}
-                write_dump(out / "rollouts", step, done, {"weights": 0, "search": watch.identity()})
-                log.write(step, metrics)
                 if spent := budget_reached(done):
                     raise RunError(f"the search budget is used up ({spent}); raise it, and the same command goes on")
+                write_dump(out / "rollouts", step, done, {"weights": 0, "search": watch.identity()})
+                log.write(step, metrics)
                 shown.step(reward=metrics.get("reward/mean", 0.0), searches=metrics.get("search/share", 0.0))
     finally:
         log.close()
