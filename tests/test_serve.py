@@ -1,0 +1,228 @@
+"""`mmsr1 serve` as a person runs it: it is ready, it answers, an engine dies and comes back, one Ctrl-C ends all of it."""
+
+from __future__ import annotations
+
+import base64
+import contextlib
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import httpx
+import openai
+import pytest
+import serving_fixtures as f
+from loop_fixtures import COLD_START, ROOT
+
+from megatron_mmsr1 import cli
+from megatron_mmsr1.guard import descendants
+from megatron_mmsr1.processes import port_is_free
+from serving import settings
+
+READY = re.compile(r"API +(http://[^ ]+)/v1")
+
+
+class Served:
+    """The command, running."""
+
+    def __init__(self, directory: Path, *args: str, verb: str = "serve") -> None:
+        self.out, self.err = directory / "out.txt", directory / "err.txt"
+        command = [
+            sys.executable,
+            "-m",
+            "megatron_mmsr1.cli",
+            verb,
+            *args,
+            "gateway.port=0",
+            "--state",
+            str(directory / "state"),
+        ]
+        with self.out.open("wb") as out, self.err.open("wb") as err:
+            # A session of its own: Ctrl-C is for it alone, and not for the tests.
+            self.process = subprocess.Popen(command, cwd=ROOT, stdout=out, stderr=err, start_new_session=True)
+        deadline = time.monotonic() + 240
+        while not (found := READY.search(self.out.read_text())):
+            assert self.process.poll() is None and time.monotonic() < deadline, self.err.read_text()
+            time.sleep(0.1)
+        self.url = found[1]
+        self.family = descendants(self.process.pid)
+
+    def client(self) -> openai.OpenAI:
+        return openai.OpenAI(base_url=f"{self.url}/v1", api_key="-", max_retries=0, timeout=60)
+
+    def health(self) -> httpx.Response:
+        return httpx.get(f"{self.url}/health", timeout=10, trust_env=False)
+
+    def end(self, number: signal.Signals) -> int:
+        """The exit code, with the family gone."""
+        self.family += descendants(self.process.pid)
+        self.process.send_signal(number)
+        code = self.process.wait(60)
+        assert not [p for p in self.family if alive(p)]
+        return code
+
+    def kill(self) -> None:
+        if self.process.poll() is None:
+            self.process.terminate()
+            try:
+                self.process.wait(60)
+            except subprocess.TimeoutExpired:
+                self.process.kill()
+                self.process.wait()
+
+
+def alive(pid: int) -> bool:
+    with contextlib.suppress(OSError):
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    return False
+
+
+def engine_pid(family: list[int]) -> int:
+    """The server itself: the guard's child, and its scheduler's parent."""
+    for pid in family:
+        with contextlib.suppress(OSError):
+            argv = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
+            if b"megatron_mmsr1.rollout.sglang_entry" in argv and not any(a.endswith(b"guard.py") for a in argv):
+                return pid
+    raise AssertionError("no engine")
+
+
+def ask(client: openai.OpenAI, world: Path, kind: str) -> str:
+    p = f.questions(world)[kind]
+    picture = "data:image/png;base64," + base64.b64encode(p.images[0]).decode()
+    content = [{"type": "image_url", "image_url": {"url": picture}}, {"type": "text", "text": p.question}]
+    said = client.chat.completions.create(model="atlas", messages=[{"role": "user", "content": content}])  # type: ignore[arg-type]
+    return said.choices[0].message.content or ""
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory, atlas_world: Path) -> Path:
+    """A checkpoint as `mmsr1 export` leaves it: weights, with their serving.yaml beside."""
+    out = tmp_path_factory.mktemp("served") / "atlas"
+    shutil.copytree(COLD_START, out)
+    (out / settings.FILE).write_text(settings.dump(f.atlas_config(atlas_world)))
+    return out
+
+
+@pytest.fixture(scope="module")
+def served(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
+    s = Served(tmp_path_factory.mktemp("serve"), str(model), "--no-demo")
+    yield s
+    s.kill()
+
+
+def test_it_answers(served, atlas_world):
+    assert served.health().json()["status"] == "ok"
+    assert ask(served.client(), atlas_world, "both") == f.questions(atlas_world)["both"].golden_answers[0]
+    with served.client() as client:
+        assert [m.id for m in client.models.list()] == ["atlas", "atlas:no-search"]
+
+
+def test_an_engine_that_is_killed_comes_back(served, atlas_world):
+    os.kill(engine_pid(served.family), signal.SIGKILL)
+    with pytest.raises(openai.APIStatusError) as e:  # a clear error while it is away
+        while True:
+            ask(served.client(), atlas_world, "text")
+    assert e.value.status_code in (502, 503)
+    deadline = time.monotonic() + 240
+    while served.health().json()["status"] != "ok":
+        assert served.process.poll() is None and time.monotonic() < deadline, served.err.read_text()
+        time.sleep(0.2)
+    assert ask(served.client(), atlas_world, "text") == f.questions(atlas_world)["text"].golden_answers[0]
+    said = served.err.read_text()
+    assert "SIGKILL" in said and "the engine is started again (1)" in said
+
+
+def test_one_ctrl_c_ends_all_of_it(served):
+    assert served.end(signal.SIGINT) == 0
+    port = int(served.url.rpartition(":")[2])
+    assert port_is_free(port) and "Traceback" not in served.err.read_text()
+
+
+def test_in_front_of_servers_that_run_already(model, atlas_engine, atlas_search, atlas_world, tmp_path):
+    s = Served(tmp_path, str(model), "--no-demo", "--engine", atlas_engine.url, "--search", atlas_search)
+    try:
+        assert ask(s.client(), atlas_world, "text") == f.questions(atlas_world)["text"].golden_answers[0]
+        assert not s.family  # nothing was started
+        assert s.end(signal.SIGTERM) == 0
+    finally:
+        s.kill()
+    atlas_engine.check()
+    assert httpx.get(f"{atlas_search}/readyz", trust_env=False).status_code == 200
+
+
+def test_without_search(model, atlas_engine, atlas_world, tmp_path):
+    s = Served(tmp_path, str(model), "--no-demo", "--no-search", "--engine", atlas_engine.url)
+    try:
+        assert ask(s.client(), atlas_world, "known")
+    finally:
+        s.kill()
+
+
+def test_keys(model, atlas_engine, tmp_path, capfd):
+    keys = tmp_path / "keys"
+    assert cli.main(["serve", str(model), f"gateway.keys={keys}", "--new-key", "anna"]) == 0
+    key = capfd.readouterr().out.strip()
+    assert key not in keys.read_text() and cli.main(["serve", f"gateway.keys={keys}", "--new-key", "anna"]) == 2
+    s = Served(tmp_path, str(model), "--no-demo", "--no-search", "--engine", atlas_engine.url, f"gateway.keys={keys}")
+    try:
+        with pytest.raises(openai.AuthenticationError):
+            s.client().models.list()
+        assert openai.OpenAI(base_url=f"{s.url}/v1", api_key=key).models.list().data
+        assert key not in s.err.read_text() + s.out.read_text()
+    finally:
+        s.kill()
+
+
+@pytest.mark.parametrize(
+    ("args", "said"),
+    [
+        ([], "name a checkpoint"),
+        (["gateway.port=0"], "name a checkpoint"),
+        (["{none}"], "config.json is missing"),
+        (["{cold}"], "nothing to search"),
+        (["{cold}"], "--no-search"),
+        (["{model}", "search.corpus={none}"], "no corpus.jsonl"),
+        (["{model}", "gateway.prot=1"], "did you mean port?"),
+        (["{model}", "gateway.host=0.0.0.0"], "--new-key"),
+        (["{model}", "gateway.keys={none}"], "cannot be read"),
+        (["{model}", "model.max_pixels=999999"], "exceeds"),
+        (["{model}", "--config", "{none}"], "cannot be read as YAML"),
+        (["{model}", "--engine", "localhost"], "no URL of a server"),
+        (["{model}", "--state", "{model}/config.json"], "--state"),
+        (["{model}", "engine.sglang.mem_fraction_statik=0.5", "--no-search"], "did you mean mem_fraction_static"),
+    ],
+    ids=lambda v: v if isinstance(v, str) else " ".join(v) or "nothing",
+)
+def test_wrong_usage(args, said, model, tmp_path, capfd):
+    values = {"none": tmp_path / "nothing", "cold": COLD_START, "model": model}
+    args = [a.format(**values) for a in args]
+    state = [] if "--state" in args else ["--state", str(tmp_path / "state")]
+    assert cli.main(["serve", *args, "--no-demo", *state]) == 2
+    assert said in capfd.readouterr().err
+
+
+def test_servers_that_do_not_answer(model, tmp_path, capfd):
+    for flag in ("--engine", "--search"):
+        assert cli.main(["serve", str(model), "--no-demo", "--state", str(tmp_path), flag, "http://127.0.0.1:9"]) == 1
+        said = capfd.readouterr().err
+        assert flag in said and "does not answer" in said
+
+
+def test_an_engine_of_another_model(model, atlas_engine, checkpoints, tmp_path, capfd):
+    args = ["serve", str(checkpoints["random"]), "--no-demo", "--no-search", "--state", str(tmp_path)]
+    assert cli.main([*args, "--engine", atlas_engine.url]) == 2
+    assert "tokenizer" in capfd.readouterr().err
+
+
+def test_a_taken_port_is_named(model, atlas_engine, tmp_path, capfd):
+    port = atlas_engine.url.rpartition(":")[2]
+    args = ["serve", str(model), "--no-demo", "--no-search", "--state", str(tmp_path), "--engine", atlas_engine.url]
+    assert cli.main([*args, f"gateway.port={port}"]) == 1
+    assert f"gateway.port={port}" in capfd.readouterr().err
