@@ -86,16 +86,19 @@ def fault(body: bytes) -> str:
         data = orjson.loads(body)
     except orjson.JSONDecodeError:
         return "not JSON"
-    remote = any(_remote(d.get(k)) for d in _dicts(data) for k in ("path", "url"))
-    return "a file must be uploaded, not named by its address" if remote else ""
+    for d in _dicts(data):
+        url = d.get("url")
+        # What Gradio reads is the path; the address that it gave a file of its own comes back with it.
+        if _remote(d.get("path")) or (_remote(url) and f"{API}/file=/" not in str(url)):
+            return "a file must be uploaded, not named by its address"
+    return ""
 
 
 def _remote(value: Any) -> bool:
-    """Whether it names another place: any scheme, and `//host`. The page's own uploads have bare paths; the addresses that
-    Gradio gave them are its own."""
+    """Whether it names another place: any scheme, `//host` or a share. The page's own uploads have bare paths."""
     if not isinstance(value, str):
         return value is not None
-    return bool(re.match(r"\s*(?:[a-zA-Z][\w+.-]*:|//|\\)", value)) and f"{API}/file=/" not in value
+    return bool(re.match(r"\s*(?:[a-zA-Z][\w+.-]*:|//|\\)", value))
 
 
 def _dicts(data: Any) -> Iterator[dict[str, Any]]:
