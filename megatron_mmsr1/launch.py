@@ -213,18 +213,26 @@ def evaluate(cfg: RunConfig, policies: bool) -> Path:
 
 
 def export(source: Path, target: Path) -> None:
-    """`mmsr1 export`: a run's trained model, or its latest checkpoint if it has not finished, as a Hugging Face checkpoint."""
+    """`mmsr1 export`: a run's trained model, or its latest checkpoint if it has not finished, as a Hugging Face checkpoint with
+    its page (README.md) and serving.yaml.
+    """
     if target.exists():
         raise UsageError(f"{target} exists: name a directory that does not")
+    done = checkpointed_step(source)
     if (source / "model" / "config.json").is_file():
         shutil.copytree(source / "model", target)
-        return
-    if checkpointed_step(source) == 0:
+    elif done == 0:
         raise UsageError(f"{source} is no run with a trained model or a checkpoint (looked for model/ and checkpoints/latest)")
-    cfg = config.load(source / "config.yaml")
-    with Supervisor() as supervisor:
-        argv = [*_torchrun(cfg), str(source / "config.yaml"), "--export", str(target)]
-        _to_their_end(supervisor, argv, source / "logs" / "export.log")
+    else:
+        with Supervisor() as supervisor:
+            argv = [*_torchrun(config.load(source / "config.yaml")), str(source / "config.yaml"), "--export", str(target)]
+            _to_their_end(supervisor, argv, source / "logs" / "export.log")
+    if not (source / "config.yaml").is_file():
+        print(f"{source} has no config.yaml: the model goes without its page and without serving.yaml", file=sys.stderr)
+        return
+    from megatron_mmsr1 import model_card
+
+    model_card.write(source, target, step=done or config.load(source / "config.yaml").train.steps)
 
 
 def _torchrun(cfg: RunConfig) -> list[str]:

@@ -15,12 +15,13 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+from megatron_mmsr1 import model_card
 from megatron_mmsr1.algorithm.advantages import group_normalized
 from megatron_mmsr1.config import RunConfig
 from megatron_mmsr1.data.dataset import Prompt, PromptDataset
 from megatron_mmsr1.data.images import ImageStore
 from megatron_mmsr1.data.sampler import ResumableSampler
-from megatron_mmsr1.errors import RunError
+from megatron_mmsr1.errors import RunError, UsageError
 from megatron_mmsr1.evaluation import evaluate_with
 from megatron_mmsr1.logs import RunLog
 from megatron_mmsr1.megatron.actor import MegatronActor
@@ -191,8 +192,13 @@ class Run:
             raise RunError(self._stopped())
 
     def finish(self) -> None:
-        """The trained model as a Hugging Face checkpoint."""
+        """The trained model as a Hugging Face checkpoint, with its page and serving.yaml."""
         self.actor.export(self.out / "model")
+        if self.lead:
+            try:
+                model_card.write(self.out, self.out / "model", step=self.step)
+            except (UsageError, RunError, OSError) as e:  # the weights are what matters; mmsr1 export writes the page
+                self._warn(f"{self.out}/model has no page: {e}")
         self.parallel.barrier()
 
     def _resume(self) -> int:
