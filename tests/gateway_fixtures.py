@@ -17,7 +17,7 @@ from openai import OpenAI
 from megatron_mmsr1.data.dataset import Prompt
 from megatron_mmsr1.search.fetch import Fetcher
 from megatron_mmsr1.search.server import bind
-from serving.gateway import create_app
+from serving.gateway.app import create_app
 from serving.gateway.gateway import Gateway
 from serving.gateway.server import serve
 from serving.settings import ServeConfig

@@ -1,5 +1,1 @@
-"""The OpenAI-compatible gateway: searched, sourced answers for any client of chat completions."""
-
-from serving.gateway.app import create_app
-
-__all__ = ["create_app"]
+"""The OpenAI-compatible gateway: searched, sourced answers for any client of chat completions (`app.create_app`)."""
