@@ -23,6 +23,18 @@
     try { localStorage.setItem("mm-theme", dark ? "dark" : "light"); } catch { /* kept for this page only */ }
   });
 
+  // Gradio's tabs know Tab and Enter only.
+  document.addEventListener("keydown", (e) => {
+    const tab = e.target instanceof Element && e.target.closest("[role=tablist] [role=tab]");
+    const by = { ArrowRight: 1, ArrowLeft: -1 }[e.key];
+    if (!tab || !by || e.altKey || e.ctrlKey || e.metaKey) return;
+    const all = [...tab.closest("[role=tablist]").querySelectorAll("[role=tab]:not([disabled])")];
+    const next = all[(all.indexOf(tab) + by + all.length) % all.length];
+    next.focus();
+    next.click();
+    e.preventDefault();
+  });
+
   const named = { past: ["log", "Conversation"], now: ["group", "Current answer"] };
   const near = () => window.innerHeight + window.scrollY > document.documentElement.scrollHeight - 160;
   let follow = true;

@@ -86,7 +86,7 @@ def draw(cfg: ServeConfig, live: Live, examples: Sequence[Example]) -> gr.State:
     def end(request: gr.Request) -> None:
         live.stop(session(request))
 
-    stop.click(end, None, None, queue=False, show_progress="hidden", api_visibility="private")
+    stop.click(end, None, None, **QUIET)
 
     def reset() -> tuple[Any, ...]:
         empty = block("")

@@ -86,7 +86,7 @@ def draw(cfg: ServeConfig, live: Live, examples: Sequence[Example], talk: gr.Sta
     def end(request: gr.Request) -> None:
         live.stop(session(request))
 
-    stop.click(end, None, None, queue=False, show_progress="hidden", api_visibility="private")
+    stop.click(end, None, None, **QUIET)
 
 
 def _columns(replies: Sequence[Reply]) -> list[str]:

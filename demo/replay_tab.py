@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from pathlib import Path
+from typing import Any
 
 import gradio as gr
 
@@ -34,70 +35,76 @@ def draw(cfg: ServeConfig, context: Context, tab: gr.Tab) -> None:
         mode = gr.Radio([trace.MASK, trace.CHANCE], value=trace.CHANCE, label="Colour tokens by")
     tokens = html(elem_id="replay-trace")
 
-    async def opened(name: str | None) -> tuple[object, ...]:
+    async def opened(name: str | None) -> Any:
         """The tab was opened: the runs that are there now."""
         found = await asyncio.to_thread(runs.find, cfg.runs)
         if not found:
-            none = block(f'<p class="empty">{esc(_nothing(cfg))}</p>')
-            return gr.update(choices=[], value=None), none, block(""), block("")
-        chosen = name if name in found else next(iter(found))
-        return gr.update(choices=list(found), value=chosen), gr.skip(), gr.skip(), gr.skip()
+            nothing = block(f'<p class="empty">{esc(_nothing(cfg))}</p>')
+            return gr.update(choices=[], value=None), nothing
+        # A run that is new to the box opens itself, by the box's own change.
+        return gr.update(choices=list(found), value=name if name in found else next(iter(found))), gr.skip()
 
-    async def chosen(name: str | None) -> tuple[object, ...]:
+    async def chosen(name: str | None, how: str) -> Any:
         index = await asyncio.to_thread(_index, cfg, name)
-        follow = [(ALL, ""), *runs.follow(index)]
-        return gr.update(choices=follow, value=""), gr.update(maximum=max(len(index) - 1, 1), value=0)
+        choices = [(ALL, ""), *runs.follow(index)]
+        return gr.update(choices=choices, value=""), *await begin(name, index, "", how)
 
-    async def followed(name: str | None, which_prompt: str | None) -> object:
-        index = replay.of(await asyncio.to_thread(_index, cfg, name), which_prompt or "")
-        return gr.update(maximum=max(len(index) - 1, 1), value=0)
+    async def followed(name: str | None, whose: str | None, how: str) -> Any:
+        index = replay.of(await asyncio.to_thread(_index, cfg, name), whose or "")
+        return await begin(name, index, whose or "", how)
 
-    async def moved(name: str | None, which_prompt: str | None, place: float) -> tuple[object, ...]:
-        index = replay.of(await asyncio.to_thread(_index, cfg, name), which_prompt or "")
+    async def begin(name: str | None, index: replay.Index, whose: str, how: str) -> tuple[Any, ...]:
+        return gr.update(maximum=max(len(index) - 1, 1), value=0), *await place(name, index, whose, 0, how)
+
+    async def moved(name: str | None, whose: str | None, number: float, how: str) -> Any:
+        index = replay.of(await asyncio.to_thread(_index, cfg, name), whose or "")
+        return await place(name, index, whose or "", number, how)
+
+    async def place(name: str | None, index: replay.Index, whose: str, number: float, how: str) -> tuple[Any, ...]:
+        """The overview, the point, its rollouts to choose from, and the first of them by tokens."""
         if not index:
-            return block(replay.overview(index, 0)), block(""), gr.update(choices=[], value=None)
-        n = _within(place, len(index))
+            return block(replay.overview(index, 0)), block(""), gr.update(choices=[], value=None), block("")
+        n = _within(number, len(index))
         p, rows = index[n]
-        listed = [
-            (f"{r.answer} · {r.question} · reward {'–' if r.reward is None else f'{r.reward:.2f}'}", r.place) for r in rows
-        ]
-        first = gr.update(choices=listed[:200], value=listed[0][1])
-        return block(replay.overview(index, n)), block(replay.point(p, rows, prompt=which_prompt or "")), first
+        listed = [(replay.short(r), r.place) for r in rows[:ROLLOUTS]]
+        first = gr.update(choices=listed, value=listed[0][1])
+        overview, here = replay.overview(index, n), replay.point(p, rows, prompt=whose)
+        return block(overview), block(here), first, await by_tokens(name, p, rows, listed[0][1], how)
 
-    async def shown(name: str | None, which_prompt: str | None, place: float, number: int | None, how: str) -> str:
-        index = replay.of(await asyncio.to_thread(_index, cfg, name), which_prompt or "")
-        directory = runs.find(cfg.runs).get(name or "")
-        if not index or directory is None or number is None:
+    async def shown(name: str | None, whose: str | None, number: float, rollout: int | None, how: str) -> str:
+        index = replay.of(await asyncio.to_thread(_index, cfg, name), whose or "")
+        if not index or rollout is None:
             return block("")
-        p, rows = index[_within(place, len(index))]
-        if not any(r.place == number for r in rows):
-            return block("")  # the slider moved on meanwhile
+        return await by_tokens(name, *index[_within(number, len(index))], rollout, how)
+
+    async def by_tokens(name: str | None, p: runs.Point, rows: tuple[runs.Row, ...], rollout: int, how: str) -> str:
+        directory = runs.find(cfg.runs).get(name or "")
+        if directory is None or not any(r.place == rollout for r in rows):
+            return block("")
         try:
-            t = await asyncio.to_thread(runs.trajectory, p, int(number))
+            t = await asyncio.to_thread(runs.trajectory, p, rollout)
         except RunError as e:
             return block(f'<p class="trouble">{esc(str(e))}</p>')
         images = await asyncio.to_thread(runs.pictures, directory, t)
         decode, pad = await asyncio.to_thread(_decoder, directory, context)
         return block(trace.trace(t, decode, pad, images, mode=how, name="r"))
 
-    walk = [run, prompt, at]
-    seen = ([*walk, which, mode], tokens)
-    drawn = [charts, here, which]
-    tab.select(opened, [run], [run, charts, here, tokens], **QUIET)
-    run.change(chosen, [run], [prompt, at], **QUIET).then(moved, walk, drawn, **QUIET).then(shown, *seen, **QUIET)
-    prompt.input(followed, [run, prompt], [at], **QUIET).then(moved, walk, drawn, **QUIET).then(shown, *seen, **QUIET)
-    at.change(moved, walk, drawn, trigger_mode="always_last", **QUIET).then(shown, *seen, **QUIET)
-    gr.on([which.input, mode.change], shown, *seen, trigger_mode="always_last", **QUIET)
+    drawn = [charts, here, which, tokens]
+    tab.select(opened, [run], [run, charts], **QUIET)
+    run.change(chosen, [run, mode], [prompt, at, *drawn], **QUIET)
+    prompt.input(followed, [run, prompt, mode], [at, *drawn], **QUIET)
+    at.change(moved, [run, prompt, at, mode], drawn, trigger_mode="always_last", **QUIET)
+    gr.on([which.input, mode.change], shown, [run, prompt, at, which, mode], tokens, trigger_mode="always_last", **QUIET)
 
-    def step(by: int):
-        async def go(name: str | None, which_prompt: str | None, place: float) -> int:
-            index = replay.of(await asyncio.to_thread(_index, cfg, name), which_prompt or "")
-            return _within(place + by, max(len(index), 1))
+    def step(by: int) -> Any:
+        async def go(name: str | None, whose: str | None, number: float) -> int:
+            index = replay.of(await asyncio.to_thread(_index, cfg, name), whose or "")
+            return _within(number + by, max(len(index), 1))
 
         return go
 
-    back.click(step(-1), walk, at, **QUIET)
-    forth.click(step(1), walk, at, **QUIET)
+    back.click(step(-1), [run, prompt, at], at, **QUIET)
+    forth.click(step(1), [run, prompt, at], at, **QUIET)
 
 
 def _index(cfg: ServeConfig, name: str | None) -> replay.Index:
