@@ -12,14 +12,22 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from megatron_mmsr1.errors import RunError, UsageError
 from megatron_mmsr1.processes import Supervisor
 from megatron_mmsr1.search.server import bind
+from serving.door import AppDoor
 from serving.keys import open_keys
 from serving.services import Services
 from serving.settings import ServeConfig
 from serving.startup import Startup
+
+if TYPE_CHECKING:
+    from fastapi import FastAPI
+    from starlette.types import ASGIApp
+
+    from serving.stack import Stack
 
 WATCH_S = 0.5
 NO_GRADIO = "the app needs Gradio: pip install 'megatron-mmsr1[demo]'"
@@ -91,17 +99,23 @@ async def _gateway(
         else:
             log_to(sys.stderr)
         base = await stack.enter_async_context(open_stack(cfg, engines=services.engines, search=services.search))
-        app = create_app(cfg, base)
-        if demo:
-            from demo import mount
-
-            app = mount(app, cfg, base.answerer)
+        gateway = create_app(cfg, base)
+        app = _with_app(gateway, cfg, base) if demo else gateway
         watch = asyncio.create_task(_watch(services, stop))
         stack.callback(watch.cancel)
         with _quiet():
             await serve_app(app, sock, ready=ready, stop=stop)
         if watch.done():
             watch.result()
+
+
+def _with_app(gateway: FastAPI, cfg: ServeConfig, stack: Stack) -> ASGIApp:
+    """The app beside the API, for whoever may use the API."""
+    from demo import mount
+
+    app = mount(gateway, cfg, stack.answerer)
+    keys = open_keys(cfg.gateway)
+    return app if keys is None else AppDoor(app, keys)
 
 
 async def _watch(services: Services, stop: asyncio.Event) -> None:
@@ -147,7 +161,8 @@ def _reachable(host: str) -> str:
 
 
 def _announce(cfg: ServeConfig, services: Services, url: str, *, demo: bool) -> None:
-    lines = [f"  app   {url}/"] if demo else []
+    asks = "   (asks for a password: an API key)" if cfg.gateway.keys else ""
+    lines = [f"  app   {url}/{asks}"] if demo else []
     lines += [f"  API   {url}/v1   models {cfg.name} and {cfg.name}:no-search", f"  logs  {services.logs}"]
     if len(services.engines) > 1:
         lines.append(f"  {len(services.engines)} engines; a conversation stays with the one that has its beginning cached")

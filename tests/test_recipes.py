@@ -1,0 +1,142 @@
+"""The recipes: their scripts are sound, and the commands that they run are commands of ours. Nothing is built or installed."""
+
+from __future__ import annotations
+
+import os
+import re
+import shlex
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from megatron_mmsr1 import cli
+from serving import settings
+
+ROOT = Path(__file__).parent.parent
+RECIPES = ROOT / "serving" / "recipes"
+SCRIPTS = [RECIPES / "slurm" / "serve.sbatch", RECIPES / "slurm" / "tunnel.sh"]
+UNIT = RECIPES / "systemd" / "mmsr1.service"
+
+
+def run(*command: str | Path, path: Path | None = None, **env: str) -> subprocess.CompletedProcess[str]:
+    where = f"{path}:{os.environ['PATH']}" if path else os.environ["PATH"]
+    return subprocess.run(
+        [str(c) for c in command],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=60,
+        env={**os.environ, "PATH": where, **env},
+    )
+
+
+@pytest.fixture
+def tools(tmp_path: Path):
+    """A directory for the PATH; `tools(name, script)` puts a command there."""
+    home = tmp_path / "bin"
+    home.mkdir()
+
+    def add(name: str, script: str) -> Path:
+        (home / name).write_text(f"#!/usr/bin/env bash\n{script}\n")
+        (home / name).chmod(0o755)
+        return home
+
+    return add
+
+
+@pytest.mark.parametrize("script", SCRIPTS, ids=lambda p: p.name)
+def test_scripts_are_sound(script: Path) -> None:
+    assert os.access(script, os.X_OK)
+    assert run("bash", "-n", script).returncode == 0
+    if shutil.which("shellcheck") is None:
+        pytest.skip("no shellcheck here")
+    checked = run("shellcheck", script)
+    assert checked.returncode == 0, checked.stdout
+
+
+def test_the_unit_is_sound() -> None:
+    if shutil.which("systemd-analyze") is None:
+        pytest.skip("no systemd here")
+    checked = run("systemd-analyze", "verify", UNIT)
+    assert checked.returncode == 0 and "mmsr1.service" not in checked.stderr, checked.stderr
+
+
+def served(words: list[str]) -> settings.ServeConfig:
+    """What `mmsr1 WORDS` would serve."""
+    args = cli.parse(words)
+    return settings.load(args.model, args.config, args.override)
+
+
+def test_the_unit_runs_a_command_of_ours() -> None:
+    line = re.search(r"^ExecStart=\S+ mmsr1 (.*)$", UNIT.read_text(), re.MULTILINE)
+    assert line
+    g = served(shlex.split(line[1].replace("${MODEL}", "/model").replace("%", "/"))).gateway
+    assert g.host == "0.0.0.0" and g.keys  # never open without
+
+
+def test_what_the_images_copy_is_there() -> None:
+    docker = (RECIPES / "docker" / "Dockerfile").read_text()
+    named = [w for line in re.findall(r"^COPY (.*) \S+$", docker, re.MULTILINE) for w in line.split()]
+    apptainer = (RECIPES / "apptainer" / "mmsr1.def").read_text()
+    files = re.search(r"^%files\n((?: +.*\n)+)", apptainer, re.MULTILINE)
+    assert files
+    assert named and {line.split()[0] for line in files[1].splitlines()} == set(named)
+    assert not [n for n in named if not (ROOT / n).exists()]
+    # What env.sh installs is what pyproject.toml packs, and the environment's inputs.
+    packed = re.search(r"packages = \[(.*)\]", (ROOT / "pyproject.toml").read_text())
+    assert packed and set(re.findall(r'"(\w+)"', packed[1])) <= set(named)
+
+
+def job(tools, keys: Path, *args: str, **env: str) -> subprocess.CompletedProcess[str]:
+    tools("scontrol", 'echo "scontrol $*" >&2')
+    path = tools("mmsr1", 'printf "%s\\n" "$@"')
+    return run(SCRIPTS[0], *args, path=path, MMSR1_KEYS=str(keys), **env)
+
+
+def test_the_job_serves_with_keys_and_tells_its_port(tools, tmp_path) -> None:
+    (tmp_path / "keys").write_text("")
+    done = job(tools, tmp_path / "keys", "/model", "replicas=2", SLURM_JOB_ID="4711")
+    assert done.returncode == 0, done.stderr
+    words = done.stdout.splitlines()
+    cfg = served(words)
+    assert cfg.replicas == 2 and cfg.gateway.keys == str(tmp_path / "keys") and 20000 <= cfg.gateway.port < 32000
+    assert f"scontrol update JobId=4711 Comment=mmsr1 port={cfg.gateway.port}" in done.stderr
+
+
+def test_the_job_refuses_what_it_cannot_serve(tools, tmp_path) -> None:
+    assert "name a checkpoint" in job(tools, tmp_path / "keys", SLURM_JOB_ID="1").stderr
+    missing = job(tools, tmp_path / "keys", "/model", SLURM_JOB_ID="1")
+    assert missing.returncode == 2 and "--new-key" in missing.stderr
+
+
+NODE = "NodeName=n1 Arch=x86_64 CoresPerSocket=1 NodeAddr=10.1.2.3 NodeHostName=n1 Version=22.05.8"
+
+
+@pytest.mark.parametrize(
+    ("said", "args", "resolves", "expected"),
+    [
+        ("RUNNING|n1|mmsr1 port=20711", ["4711"], True, "ssh -N -L 127.0.0.1:8000:n1:20711 me@login"),
+        ("RUNNING|n1|mmsr1 port=20711", ["4711", "9000"], False, "ssh -N -L 127.0.0.1:9000:10.1.2.3:20711 me@login"),
+        ("PENDING||(null)", ["4711"], True, "is PENDING"),
+        ("RUNNING|n1|(null)", ["4711"], True, "has said no port"),
+        ("", ["4711"], True, "not in the queue"),
+    ],
+)
+def test_the_tunnel(tools, said, args, resolves, expected) -> None:
+    tools("squeue", f"echo '{said}'")
+    tools("getent", f"exit {0 if resolves else 2}")
+    path = tools("scontrol", f"echo '{NODE}'")
+    done = run(SCRIPTS[1], *args, path=path, MMSR1_LOGIN="me@login")
+    if expected.startswith("ssh"):
+        assert (done.returncode, done.stdout) == (0, expected + "\n")
+    else:
+        assert done.returncode == 1 and expected in done.stderr and not done.stdout
+
+
+def test_the_tunnel_of_nothing(tools) -> None:
+    path = tools("squeue", "echo 'slurm_load_jobs error: Invalid job id specified' >&2; exit 1")
+    assert "no job 4711" in run(SCRIPTS[1], "4711", path=path).stderr
+    for args in ([], ["x"], ["1; id"], ["1", "2", "3"]):
+        assert run(SCRIPTS[1], *args, path=path).returncode == 2
