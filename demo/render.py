@@ -41,7 +41,7 @@ def reply(r: Reply, name: str) -> str:
         )
     if r.text:
         parts.append(f'<div class="answer{" partial" if r.running or r.stopped else ""}">{esc(r.text)}</div>')
-    elif r.running:
+    elif r.running and not _searching(r):
         parts.append(f'<p class="wait"><span class="mark busy"></span>{_doing(r)}</p>')
     if r.failed:
         parts.append(f'<p class="trouble"><strong>No answer.</strong> {esc(r.failed)}</p>')
@@ -61,6 +61,10 @@ def status(r: Reply) -> str:
     if r.stopped:
         return "Stopped."
     return f"Answer: {r.text}"
+
+
+def _searching(r: Reply) -> bool:
+    return bool(r.steps) and isinstance(r.steps[-1], Lookup) and r.steps[-1].ended is None
 
 
 def _doing(r: Reply) -> str:
