@@ -5,17 +5,17 @@ from __future__ import annotations
 import http.client
 import json
 import time
-import urllib.error
 import urllib.request
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
 
 from megatron_mmsr1 import preflight
 from megatron_mmsr1.config import EngineConfig, RunConfig
 from megatron_mmsr1.errors import RunError, UsageError
 from megatron_mmsr1.processes import HOST, free_port, require_port
+from serving import router
 from serving.keeper import Keeper, Service
 from serving.settings import ServeConfig
 
@@ -46,6 +46,7 @@ class Services:
         self.keepers: list[Keeper] = []
         self._engines: list[Keeper] = []
         self._search: Keeper | None = None
+        self._router: Keeper | None = None
         self._check()
 
     def _check(self) -> None:
@@ -53,9 +54,10 @@ class Services:
         as_run = RunConfig(model=c.model, rollout=c.rollout, search=c.search)
         if self._given:
             for url in self._given:
-                preflight.answers(url, "/model_info", "--engine", "SGLang server; start it, or leave --engine out")
-                check_model(url, c.model.path)
+                check_engine(url, c.model.path)
         else:
+            if c.router:
+                router.require()
             preflight.model(c.model.path, "MODEL")
             preflight.pixels(as_run)
         if self._given_search is not None:
@@ -70,7 +72,9 @@ class Services:
 
     def __enter__(self) -> Self:
         if not self._given:
-            self._engines = [self._engine(n) for n in range(self.cfg.replicas)]
+            urls = [self._engine(n) for n in range(self.cfg.replicas)]
+            if self.cfg.router:
+                self._router = self._keep(router.NAME, self._start_router(urls))
         if self._given_search is None and not self._no_search:
             self._search = self._keep("the search server", self._start_search())
         return self
@@ -84,6 +88,8 @@ class Services:
     @property
     def engines(self) -> list[str]:
         """Their URLs, once `check` has returned True."""
+        if self._router is not None:
+            return [self._router.url]
         return self._given or [k.url for k in self._engines]
 
     @property
@@ -103,9 +109,10 @@ class Services:
         return not self.waiting
 
     def check(self) -> None:
-        """Raises RunError once nothing can answer any more: every engine of ours was given up."""
-        if self._engines and all(k.failed is not None for k in self._engines):
-            failed = self._engines[0].failed
+        """Raises RunError once nothing can answer any more: every engine of ours was given up, or what stands before them."""
+        front = [self._router] if self._router is not None and self._router.failed is not None else self._engines
+        if front and all(k.failed is not None for k in front):
+            failed = front[0].failed
             raise failed if isinstance(failed, RunError) else RunError(str(failed))
 
     def _keep(self, name: str, start: Callable[[Callable[[], None]], Service]) -> Keeper:
@@ -113,14 +120,16 @@ class Services:
         self.keepers.append(keeper)
         return keeper
 
-    def _engine(self, n: int) -> Keeper:
+    def _engine(self, n: int) -> str:
+        """Its URL, where it will be."""
         from megatron_mmsr1.rollout import sglang_server
 
         c = self.cfg
         named = c.engine.sglang.get("port")
         port = int(named) + n if named else free_port()
         require_port(port, "the engine")
-        native = STREAMING | c.engine.sglang | {"port": port}
+        cuda = c.engine.sglang.get("device", "cuda") != "cpu" and sglang_server.has_cuda()
+        native = STREAMING | (_gpus_of(n, c.engine.sglang) if cuda else {}) | c.engine.sglang | {"port": port}
         settings = EngineConfig(startup_timeout_s=c.engine.startup_timeout_s, sglang=native)
         which = f"-{n}" if c.replicas > 1 else ""
 
@@ -129,7 +138,18 @@ class Services:
             log = self.logs / f"engine{which}.log"
             return sglang_server.launch(c.model.path, settings, log, progress=lambda _: wanted())
 
-        return self._keep(f"engine {n + 1}" if which else "the engine", start)
+        self._engines.append(self._keep(f"engine {n + 1}" if which else "the engine", start))
+        return f"http://{c.engine.sglang.get('host', HOST)}:{port}"
+
+    def _start_router(self, engines: list[str]) -> Callable[[Callable[[], None]], Service]:
+        port = free_port()
+
+        def start(wanted: Callable[[], None]) -> Service:
+            _wait_for_port(port, wanted)
+            timeout_s = self.cfg.engine.startup_timeout_s
+            return router.launch(engines, port, self.logs / "router.log", timeout_s=timeout_s, wanted=wanted)
+
+        return start
 
     def _start_search(self) -> Callable[[Callable[[], None]], Service]:
         from megatron_mmsr1.search import launch
@@ -144,6 +164,13 @@ class Services:
         return start
 
 
+def _gpus_of(n: int, native: dict[str, Any]) -> dict[str, Any]:
+    """Those after the ones of the engines before it."""
+    a = {k: int(native.get(k) or 1) for k in ("tp_size", "pp_size", "dp_size")}
+    each = a["tp_size"] * a["pp_size"] * (1 if native.get("enable_dp_attention") else a["dp_size"])
+    return {"base_gpu_id": n * each} if n else {}
+
+
 def _wait_for_port(port: int, wanted: Callable[[], None], seconds: float = 10.0) -> None:
     """What died a moment ago may hold it for a moment more."""
     from megatron_mmsr1.processes import port_is_free
@@ -154,18 +181,26 @@ def _wait_for_port(port: int, wanted: Callable[[], None], seconds: float = 10.0)
         time.sleep(0.1)
 
 
-def check_model(url: str, path: str) -> None:
-    """The engine at `url` reads token ids as MODEL's tokenizer writes them, as far as can be told from here.
+def check_engine(url: str, path: str) -> None:
+    """The engine at `url` answers, and reads token ids as MODEL's tokenizer writes them, as far as can be told from here.
 
-    Raises UsageError where the engine's own tokenizer lies on this machine and is another one.
+    Raises RunError where nothing answers, UsageError where the engine's own tokenizer lies on this machine and is another one.
     """
+    what = "SGLang server; start it, or leave --engine out"
+    try:
+        preflight.answers(url, "/model_info", "--engine", what)
+    except RunError as e:
+        if "HTTP 404" not in str(e):
+            raise
+        preflight.answers(url, "/readiness", "--engine", what)  # SGLang's router, whose engines cannot be asked through it
+        return
     opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
     try:
         with opener.open(f"{url}/model_info", timeout=5) as r:
             said = json.loads(r.read())
-    except (urllib.error.URLError, OSError, ValueError, http.client.HTTPException) as e:
+    except (OSError, ValueError, http.client.HTTPException) as e:
         raise RunError(f"--engine: {url}/model_info cannot be read ({e}): is it an SGLang server?") from None
-    held = str(said.get("tokenizer_path") or said.get("model_path") or "")
+    held = str(said.get("tokenizer_path") or said.get("model_path") or "") if isinstance(said, dict) else ""
     theirs, ours = Path(held) / "tokenizer.json", Path(path) / "tokenizer.json"
     if theirs.is_file() and ours.is_file() and theirs.read_bytes() != ours.read_bytes():
         raise UsageError(f"--engine: {url} serves {held}, whose tokenizer is not that of {path}: name the model that it serves")

@@ -57,6 +57,11 @@ class ServeConfig(Section):
     rollout: RolloutConfig = RolloutConfig()
     engine: EngineConfig = EngineConfig()
     replicas: int = Field(default=1, gt=0, description="engines to start, each with engine.sglang's own tp_size and dp_size")
+    router: bool = Field(
+        default=False,
+        description="sglang-router (the extra) before the engines that are started; false: the gateway itself keeps a "
+        "conversation with the engine that has its beginning cached",
+    )
     search: SearchConfig = SearchConfig()
     searches: dict[str, str] = Field(
         default_factory=dict,

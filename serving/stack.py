@@ -64,7 +64,7 @@ class Stack:
         token; here its front only is asked, which ends with its scheduler.
         """
         engines, searches = await asyncio.gather(
-            asyncio.gather(*(self._state(f"{u}/model_info") for u in self._engines)),
+            asyncio.gather(*(self._engine_state(u) for u in self._engines)),
             asyncio.gather(*(self._state(f"{u}/readyz") for u in self._servers.values())),
         )
         return {
@@ -72,6 +72,11 @@ class Stack:
             "engines": dict(zip(self._engines, engines, strict=True)),
             "searches": dict(zip(self._servers, searches, strict=True)),
         }
+
+    async def _engine_state(self, url: str) -> str:
+        said = await self._state(f"{url}/model_info")
+        # SGLang's router has no such page, but one that says whether it has engines.
+        return await self._state(f"{url}/readiness") if said == "HTTP 404" else said
 
     async def _state(self, url: str) -> str:
         import aiohttp

@@ -226,3 +226,15 @@ def test_a_taken_port_is_named(model, atlas_engine, tmp_path, capfd):
     args = ["serve", str(model), "--no-demo", "--no-search", "--state", str(tmp_path), "--engine", atlas_engine.url]
     assert cli.main([*args, f"gateway.port={port}"]) == 1
     assert f"gateway.port={port}" in capfd.readouterr().err
+
+
+@pytest.mark.slow
+def test_two_engines_behind_sglangs_router(model, atlas_world, tmp_path):
+    s = Served(tmp_path, str(model), "--no-demo", "replicas=2", "router=true")
+    try:
+        gold = {k: p.golden_answers[0] for k, p in f.questions(atlas_world).items()}
+        for kind in ("both", "text", "image", "picture"):
+            assert ask(s.client(), atlas_world, kind) == gold[kind]
+        assert s.end(signal.SIGINT) == 0
+    finally:
+        s.kill()

@@ -70,7 +70,7 @@ def launch(
     native = dict(cfg.sglang)
     port = require_port(int(native.pop("port")), NAME) if native.get("port") else free_port()
     host = str(native.pop("host", HOST))
-    cpu = not _has_cuda() if "device" not in native else native["device"] == "cpu"
+    cpu = not has_cuda() if "device" not in native else native["device"] == "cpu"
     arguments = {"model_path": str(model_path), "host": host, "port": port, "random_seed": seed, **_common(config)}
     arguments |= {**(_cpu() if cpu else {}), **native}
     log.parent.mkdir(parents=True, exist_ok=True)
@@ -181,7 +181,8 @@ def _model_config(path: Path) -> dict[str, Any]:
     return json.loads((path / "config.json").read_text())
 
 
-def _has_cuda() -> bool:
+def has_cuda() -> bool:
+    """Whether engines run on GPUs here."""
     import torch
 
     return torch.cuda.is_available()
