@@ -35,7 +35,8 @@ class Served:
     listening: threading.Event = field(default_factory=threading.Event)
 
     def client(self, key: str = "any", **options: Any) -> OpenAI:
-        return OpenAI(base_url=f"{self.url}/v1", api_key=key, **{"max_retries": 0, "timeout": 60} | options)
+        settings: dict[str, Any] = {"max_retries": 0, "timeout": 60} | options
+        return OpenAI(base_url=f"{self.url}/v1", api_key=key, **settings)
 
     def post(self, body: Any = None, **options: Any) -> httpx.Response:
         """A request as it is, without a client's help."""
@@ -62,7 +63,7 @@ def served(cfg: ServeConfig, engines: list[str], search: str | None, *, fetcher:
                 gateway: Gateway = out.app.state.gateway
                 out.gateway = gateway
                 out.url = f"http://127.0.0.1:{sock.getsockname()[1]}"
-                await serve(out.app, sock, ready=lambda _: out.listening.set(), stop=end, drain_s=1)
+                await serve(out.app, sock, ready=lambda _: out.listening.set(), stop=end, drain_s=1, freeze=False)
 
     def run() -> None:
         try:
