@@ -65,5 +65,5 @@ def _new_key(args: argparse.Namespace) -> None:
 
 def _keys_file(args: argparse.Namespace) -> str:
     known = args.model is not None or args.config is not None
-    cfg: ServeConfig = settings.load(args.model, args.config, args.override if known else ["model.path=-", *args.override])
+    cfg: ServeConfig = settings.load(args.model, args.config, args.override if known else ["model.path=none", *args.override])
     return cfg.gateway.keys or KEYS

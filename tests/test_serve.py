@@ -170,6 +170,7 @@ def test_keys(model, atlas_engine, tmp_path, capfd):
     assert cli.main(["serve", str(model), f"gateway.keys={keys}", "--new-key", "anna"]) == 0
     key = capfd.readouterr().out.strip()
     assert key not in keys.read_text() and cli.main(["serve", f"gateway.keys={keys}", "--new-key", "anna"]) == 2
+    assert "has a key named anna" in capfd.readouterr().err
     s = Served(tmp_path, str(model), "--no-demo", "--no-search", "--engine", atlas_engine.url, f"gateway.keys={keys}")
     try:
         with pytest.raises(openai.AuthenticationError):
@@ -236,5 +237,36 @@ def test_two_engines_behind_sglangs_router(model, atlas_world, tmp_path):
         for kind in ("both", "text", "image", "picture"):
             assert ask(s.client(), atlas_world, kind) == gold[kind]
         assert s.end(signal.SIGINT) == 0
+    finally:
+        s.kill()
+
+
+def test_the_demo_from_nothing(tmp_path):
+    """One command: its world, its model, its search, its app."""
+    pytest.importorskip("gradio")
+    s = Served(tmp_path, verb="demo")
+    try:
+        page = httpx.get(f"{s.url}/", timeout=60, trust_env=False)
+        assert page.status_code == 200 and "default-src" in page.headers["content-security-policy"]
+        world = tmp_path / "state" / "world"
+        p = f.questions(world)["both"]
+        assert ask(s.client(), world, "both") == p.golden_answers[0]
+        assert s.end(signal.SIGINT) == 0
+    finally:
+        s.kill()
+
+
+def test_the_app_is_behind_the_same_keys(model, atlas_engine, atlas_search, tmp_path, capfd):
+    pytest.importorskip("gradio")
+    keys = tmp_path / "keys"
+    assert cli.main(["serve", f"gateway.keys={keys}", "--new-key", "anna"]) == 0
+    key = capfd.readouterr().out.strip()
+    s = Served(tmp_path, str(model), "--engine", atlas_engine.url, "--search", atlas_search, f"gateway.keys={keys}")
+    try:
+        with httpx.Client(base_url=s.url, trust_env=False, timeout=60) as client:
+            assert client.get("/").status_code == 401 and client.get("/demo/app.js").status_code == 401
+            assert client.get("/", auth=("anna", key)).status_code == 200
+            assert client.get("/v1/models").status_code == 401  # of the API's own asking
+            assert client.get("/v1/models", headers={"authorization": f"Bearer {key}"}).status_code == 200
     finally:
         s.kill()
