@@ -17,10 +17,10 @@ PIXELS = 56 * 56  # four image tokens: what the model was trained on
 @dataclass(slots=True, frozen=True)
 class Example:
     question: str
-    picture: Path | None = None
+    picture: bytes | None = None  # encoded
 
     def exchange(self) -> Exchange:
-        return Exchange(self.question, [self.picture.read_bytes()] if self.picture else [])
+        return Exchange(self.question, [self.picture] if self.picture else [])
 
 
 def prepare(directory: str | Path) -> ServeConfig:
@@ -67,14 +67,8 @@ def examples(corpus: str | None) -> list[Example]:
     root = Path(corpus)
     rows = pq.read_table(root / "heldout.parquet", columns=["prompt", "images", "extra_info"]).to_pylist()
     out: list[Example] = []
-    for n, wanted in enumerate(WANTED):
+    for wanted in WANTED:
         row = next((r for r in rows if (r["extra_info"]["kind"], r["extra_info"]["attribute"]) == wanted), None)
-        if row is None:
-            continue
-        picture = root / "examples" / f"{n}.png"
-        picture.parent.mkdir(exist_ok=True)
-        data = row["images"][0]["bytes"]
-        if not picture.is_file() or picture.read_bytes() != data:
-            picture.write_bytes(data)
-        out.append(Example(row["prompt"][0]["content"], picture))
+        if row is not None:
+            out.append(Example(row["prompt"][0]["content"], row["images"][0]["bytes"]))
     return out

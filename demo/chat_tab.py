@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Sequence
 from contextlib import aclosing
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, cast
 
 import gradio as gr
@@ -16,8 +18,6 @@ from demo.place import QUIET, html, session
 from demo.steps import Exchange, Talk
 from serving.settings import ServeConfig
 
-FILES = ["image"]
-
 
 def draw(cfg: ServeConfig, live: Live, examples: Sequence[Example]) -> gr.State:
     """The tab's content; what it returns holds the conversation."""
@@ -26,9 +26,10 @@ def draw(cfg: ServeConfig, live: Live, examples: Sequence[Example]) -> gr.State:
     now = html(elem_id="now")
     with gr.Column(elem_id="welcome", visible=True) as welcome:
         html(_greeting(cfg, bool(examples)), "greeting")
-        with gr.Row(elem_id="examples"):
+        with gr.Row(elem_id="examples"), TemporaryDirectory() as icons:  # Gradio keeps copies of its own
             buttons = [
-                gr.Button(e.question, icon=str(e.picture) if e.picture else None, elem_classes="example") for e in examples
+                gr.Button(e.question, icon=_icon(Path(icons, f"{n}.png"), e), elem_classes="example")
+                for n, e in enumerate(examples)
             ]
     status = html(elem_id="status")
     with gr.Row(elem_id="compose"):
@@ -37,7 +38,7 @@ def draw(cfg: ServeConfig, live: Live, examples: Sequence[Example]) -> gr.State:
             label="Your question",
             show_label=False,
             placeholder="Ask about a picture: paste, drop or upload one",
-            file_types=FILES,
+            file_types=["image"],
             file_count="multiple",
             sources=["upload"],
             max_plain_text_length=100_000,
@@ -94,6 +95,13 @@ def draw(cfg: ServeConfig, live: Live, examples: Sequence[Example]) -> gr.State:
 
     new.click(reset, None, [talk, past, now, status, welcome, new], **QUIET)
     return talk
+
+
+def _icon(path: Path, e: Example) -> str | None:
+    if e.picture is None:
+        return None
+    path.write_bytes(e.picture)
+    return str(path)
 
 
 def _now(e: Exchange, name: str) -> str:

@@ -69,25 +69,26 @@ def variants(cfg: ServeConfig, talk: Talk) -> dict[str, Ask]:
 
 
 def take(value: dict[str, Any] | None, talk: Talk, cfg: ServeConfig) -> Exchange:
-    """What was typed and uploaded as a question; the uploaded files are deleted. Raises gr.Error in words for the person."""
+    """What was typed and uploaded as a question; then the uploaded files are deleted. Raises gr.Error in words for the person,
+    whose files stay where they are for the next try."""
     value = value or {}
     files = [Path(str(f)) for f in value.get("files") or []]
     limits = cfg.gateway.limits
+    text = str(value.get("text") or "").strip()
+    if not text:
+        raise gr.Error("Write a question to go with it." if files else "Write a question first.", print_exception=False)
+    if len(files) + talk.pictures > limits.images:
+        raise gr.Error(f"A conversation may hold {limits.images} pictures: start a new one.", print_exception=False)
     try:
-        sizes = [f.stat().st_size for f in files]
-        text = str(value.get("text") or "").strip()
-        if not text:
-            raise gr.Error("Write a question to go with it." if files else "Write a question first.", print_exception=False)
-        if len(files) + talk.pictures > limits.images:
-            raise gr.Error(f"A conversation may hold {limits.images} pictures: start a new one.", print_exception=False)
-        if max(sizes, default=0) > limits.image_bytes:
+        if max((f.stat().st_size for f in files), default=0) > limits.image_bytes:
             raise gr.Error(f"A picture may have {limits.image_bytes / 1e6:g} MB at most.", print_exception=False)
         images = [f.read_bytes() for f in files]
-    finally:
-        for f in files:
-            f.unlink(missing_ok=True)
+    except FileNotFoundError:
+        raise gr.Error("The picture is no longer here: upload it again.", print_exception=False) from None
     for data in images:
         check(data, limits.image_pixels)
+    for f in files:
+        f.unlink(missing_ok=True)
     return Exchange(text, images)
 
 

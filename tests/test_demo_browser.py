@@ -68,7 +68,7 @@ def both(cfg: ServeConfig) -> tuple[str, bytes, str]:
     first = examples(cfg.search.corpus)[0]
     assert first.picture is not None and cfg.search.corpus is not None
     rows = pq.read_table(Path(cfg.search.corpus) / "heldout.parquet").to_pylist()
-    data = first.picture.read_bytes()
+    data = first.picture
     row = next(r for r in rows if r["prompt"][0]["content"] == first.question and r["images"][0]["bytes"] == data)
     assert row["extra_info"]["kind"] == "both"
     return first.question, data, row["reward_model"]["ground_truth"]
@@ -104,6 +104,10 @@ def test_upload_ask_two_searches_answer_sources(chromium: Any, site: Site, both:
     question, picture, right = both
     with visit(chromium, site) as v:
         page = v.page
+        drawn = page.locator("button.example img").evaluate_all(
+            "nodes => Promise.all(nodes.map(n => n.decode().then(() => n.naturalWidth)))"
+        )
+        assert drawn == [56] * 6
         upload(page, picture)
         page.locator("#question textarea").fill(question)
         page.locator("#question .submit-button").click()
@@ -210,6 +214,20 @@ def test_what_cannot_be_asked_is_told(chromium: Any, site: Site) -> None:
         page.locator("#question textarea").press("Enter")
         expect(page.get_by_text("no picture that can be read")).to_be_visible(timeout=WAIT)
         assert page.locator(".turn").count() == 0 and idle(site)
+
+
+def test_a_picture_stays_until_its_question_is_written(chromium: Any, site: Site, both: tuple[str, bytes, str]) -> None:
+    from playwright.sync_api import expect
+
+    question, picture, right = both
+    with visit(chromium, site) as v:
+        page = v.page
+        upload(page, picture)
+        page.locator("#question .submit-button").click()
+        expect(page.get_by_text("Write a question to go with it.")).to_be_visible(timeout=WAIT)
+        page.locator("#question textarea").fill(question)
+        page.locator("#question textarea").press("Enter")
+        done(page, right)
 
 
 def test_compare_three_ways(chromium: Any, site: Site, both: tuple[str, bytes, str]) -> None:

@@ -79,11 +79,9 @@ async def answerer() -> AsyncIterator[Answerer]:
 
 
 @pytest.fixture(scope="module")
-def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
-    shown = tmp_path_factory.mktemp("examples") / "picture.png"
-    shown.write_bytes(picture(0))
+def site() -> Iterator[Site]:
     cfg = ServeConfig(model=ModelConfig(path="scripted"))
-    with serve(cfg, answerer, examples=[Example(ALL, shown)]) as s:
+    with serve(cfg, answerer, examples=[Example(ALL, picture(0))]) as s:
         yield s
 
 

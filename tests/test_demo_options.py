@@ -1,0 +1,94 @@
+"""A question as the page sends it: what is taken, what is refused in words, what never depends on the page's honesty."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import gradio as gr
+import pytest
+from demo_fixtures import png
+
+from demo import options
+from demo.atlas import Example, examples, prepare
+from demo.steps import Exchange, Talk
+from megatron_mmsr1.config import ModelConfig
+from serving.settings import GatewaySection, LimitsSection, ServeConfig
+
+LIMITS = LimitsSection(images=2, image_bytes=2000, image_pixels=64 * 64)
+CFG = ServeConfig(model=ModelConfig(path="x"), gateway=GatewaySection(limits=LIMITS))
+
+
+def upload(directory: Path, data: bytes, name: str = "a.png") -> str:
+    path = directory / name
+    path.write_bytes(data)
+    return str(path)
+
+
+def test_a_question_is_taken_and_its_files_are_gone(tmp_path: Path) -> None:
+    e = options.take({"text": " what ? ", "files": [upload(tmp_path, png())]}, Talk(), CFG)
+    assert (e.question, e.images) == ("what ?", [png()]) and not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("text", "data", "why"),
+    [
+        ("", png(), "Write a question to go with it"),
+        ("?", b"no picture", "no picture that can be read"),
+        ("?", png(size=(65, 64)), "megapixels at most"),
+        ("?", b"x" * 2001, "MB at most"),
+    ],
+)
+def test_what_is_refused_stays_for_the_next_try(tmp_path: Path, text: str, data: bytes, why: str) -> None:
+    with pytest.raises(gr.Error, match=why):
+        options.take({"text": text, "files": [upload(tmp_path, data)]}, Talk(), CFG)
+    assert len(list(tmp_path.iterdir())) == 1
+
+
+def test_too_many_pictures_and_ones_that_are_gone(tmp_path: Path) -> None:
+    before = Talk([Exchange("one", [png(), png()])])
+    with pytest.raises(gr.Error, match="may hold 2 pictures"):
+        options.take({"text": "?", "files": [upload(tmp_path, png())]}, before, CFG)
+    with pytest.raises(gr.Error, match="upload it again"):
+        options.take({"text": "?", "files": [str(tmp_path / "gone.png")]}, Talk(), CFG)
+    with pytest.raises(gr.Error, match="Write a question first"):
+        options.take(None, Talk(), CFG)
+
+
+@pytest.mark.parametrize(
+    ("search", "tools", "searches", "wanted", "required"),
+    [
+        (options.FREE, ["Image search", "Text search"], 3, ("image", "text"), False),
+        (options.FREE, ["Text search", "forged"], -5, ("text",), False),
+        (options.ALWAYS, ["Image search"], 1, ("image",), True),
+        (options.ALWAYS, [], 3, (), False),
+        (options.ALWAYS, ["Image search"], 0, ("image",), False),
+        (options.OFF, ["Image search", "Text search"], 3, (), False),
+    ],
+)
+def test_the_controls_make_an_ask(
+    search: str, tools: list[str], searches: float, wanted: tuple[str, ...], required: bool
+) -> None:
+    ask = options.ask(CFG, Talk([Exchange("?", [])]), search, tools, searches, 99.0)
+    assert (ask.tools, ask.require_search) == (wanted, required)
+    assert ask.max_searches == max(0, searches) and ask.temperature == 2.0 and ask.deadline_s == LIMITS.deadline_s
+
+
+def test_compared_are_three_ways_that_differ_by_search_alone() -> None:
+    ways = options.variants(CFG, Talk([Exchange("?", [])]))
+    assert [(bool(a.tools), a.require_search, a.temperature) for a in ways.values()] == [
+        (True, False, 0.0),
+        (False, False, 0.0),
+        (True, True, 0.0),
+    ]
+
+
+def test_the_offline_default_is_made_once_and_offers_questions(tmp_path: Path) -> None:
+    cfg = prepare(tmp_path)
+    corpus = Path(str(cfg.search.corpus))
+    stamp = (corpus / "world.json").stat().st_mtime_ns
+    assert prepare(tmp_path) == cfg and (corpus / "world.json").stat().st_mtime_ns == stamp
+    offered = examples(str(corpus))
+    assert len(offered) == 6 and len({e.question for e in offered}) == 6
+    assert all(e.exchange().images and Path(cfg.model.path, "config.json").is_file() for e in offered)
+    assert examples(None) == examples(str(tmp_path)) == []
+    assert Example("?").exchange().images == []
