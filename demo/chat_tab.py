@@ -27,10 +27,7 @@ def draw(cfg: ServeConfig, live: Live, examples: Sequence[Example]) -> gr.State:
     with gr.Column(elem_id="welcome", visible=True) as welcome:
         html(_greeting(cfg, bool(examples)), "greeting")
         with gr.Row(elem_id="examples"), TemporaryDirectory() as icons:  # Gradio keeps copies of its own
-            buttons = [
-                gr.Button(e.question, icon=_icon(Path(icons, f"{n}.png"), e), elem_classes="example")
-                for n, e in enumerate(examples)
-            ]
+            buttons = [_example(Path(icons, f"{n}.png"), e) for n, e in enumerate(examples)]
     status = html(elem_id="status")
     with gr.Row(elem_id="compose"):
         box = gr.MultimodalTextbox(
@@ -97,11 +94,14 @@ def draw(cfg: ServeConfig, live: Live, examples: Sequence[Example]) -> gr.State:
     return talk
 
 
-def _icon(path: Path, e: Example) -> str | None:
+def _example(path: Path, e: Example) -> gr.Button:
+    """`path`: where its picture may be until Gradio has its own copy."""
     if e.picture is None:
-        return None
+        return gr.Button(e.question, elem_classes="example")
     path.write_bytes(e.picture)
-    return str(path)
+    button: Any = gr.Button(e.question, icon=str(path), elem_classes="example")
+    button.keep_in_cache.add(button.icon["path"])  # else it would go with the uploads that nobody asked about
+    return button
 
 
 def _now(e: Exchange, name: str) -> str:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-from typing import Any
 
 import gradio as gr
 
@@ -22,9 +21,8 @@ def draw(context: Context, tab: gr.Tab, talk: gr.State) -> None:
     async def show(t: Talk, how: str) -> str:
         return block(await last(context, t, how))
 
-    events: list[Any] = [tab.select, mode.change]
-    for event in events:
-        event(show, [talk, mode], view, **QUIET)
+    # One event: of two that run at once, the earlier could be drawn last.
+    gr.on([tab.select, mode.change], show, [talk, mode], view, trigger_mode="always_last", **QUIET)
 
 
 async def last(context: Context, t: Talk, mode: str) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any, cast
 
 import gradio as gr
 import pytest
@@ -92,3 +93,17 @@ def test_the_offline_default_is_made_once_and_offers_questions(tmp_path: Path) -
     assert all(e.exchange().images and Path(cfg.model.path, "config.json").is_file() for e in offered)
     assert examples(None) == examples(str(tmp_path)) == []
     assert Example("?").exchange().images == []
+
+
+def test_pictures_of_examples_outlive_the_uploads_that_nobody_asked_about() -> None:
+    from gradio.route_utils import delete_files_created_by_app
+
+    from demo import chat_tab
+    from demo.live import Live
+
+    live: Any = Live(cast(Any, None), 1)
+    with gr.Blocks() as blocks:
+        chat_tab.draw(CFG, live, [Example("?", png())])
+    icon = next(Path(b.icon["path"]) for b in blocks.blocks.values() if isinstance(b, gr.Button) and b.icon)
+    delete_files_created_by_app(blocks, None)
+    assert icon.read_bytes() == png()
