@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -16,8 +17,9 @@ from megatron_mmsr1.config import EngineConfig
 if TYPE_CHECKING:
     from megatron_mmsr1.rollout.sglang_server import Engine
 
-# No failure may depend on the clock.
-settings.register_profile("mmsr1", deadline=None)
+# No failure may depend on the clock, nor on what happens to be drawn for a change that has nothing to do with it: the
+# examples are the same each time. MMSR1_DRAW=1 draws new ones.
+settings.register_profile("mmsr1", deadline=None, derandomize=os.environ.get("MMSR1_DRAW") != "1")
 settings.load_profile("mmsr1")
 
 # What the engine says under each checkpoint. "chain" searches or answers, each a third of the time; "pads" wants to say
