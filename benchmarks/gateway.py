@@ -15,7 +15,6 @@ import collections
 import contextlib
 import itertools
 import json
-import platform
 import subprocess
 import sys
 import tempfile
@@ -27,6 +26,7 @@ from typing import Any
 import aiohttp
 import numpy as np
 import psutil
+from record import record
 
 from megatron_mmsr1.atlas.build import build
 from megatron_mmsr1.atlas.spec import AtlasSpec
@@ -211,10 +211,7 @@ def main() -> None:
             f"{r['first_event_p50_s']:>11.2f}{r['first_event_p95_s']:>8.2f}{r['engine_free_after_disconnect_s']:>9.2f}"
             f"  {r['statuses']}"
         )
-    machine = {"cpus": psutil.cpu_count(), "machine": platform.machine(), "python": platform.python_version()}
-    args.out.parent.mkdir(parents=True, exist_ok=True)
-    args.out.write_text(json.dumps({"machine": machine, "date": time.strftime("%Y-%m-%d"), "rows": rows}, indent=1) + "\n")
-    print(f"wrote {args.out}")
+    record(args.out, rows)
 
 
 if __name__ == "__main__":

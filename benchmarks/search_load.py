@@ -11,9 +11,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import json
 import multiprocessing
-import platform
 import socket
 import tempfile
 import time
@@ -26,6 +24,7 @@ from typing import Any
 import numpy as np
 import orjson
 import psutil
+from record import record
 
 from megatron_mmsr1.config import SearchConfig
 from megatron_mmsr1.search.client import SearchClient
@@ -149,10 +148,7 @@ def main() -> None:
             f"{r['cold_over_ideal']:>7.2f}{r['cold']['p99_s']:>10.2f}{r['warm']['wall_s']:>9.2f}{r['warm']['p99_s']:>10.2f}"
             f"{r['cold']['failed'] + r['warm']['failed']:>8.0f}{mib['idle']:>6.0f}>{mib['after']:<5.0f}"
         )
-    machine = {"cpus": psutil.cpu_count(), "machine": platform.machine(), "python": platform.python_version()}
-    args.out.parent.mkdir(parents=True, exist_ok=True)
-    args.out.write_text(json.dumps({"machine": machine, "date": time.strftime("%Y-%m-%d"), "rows": rows}, indent=1) + "\n")
-    print(f"wrote {args.out}")
+    record(args.out, rows)
 
 
 if __name__ == "__main__":

@@ -8,6 +8,7 @@ SIGTERM, and, through the guard, when this process is killed outright.
 from __future__ import annotations
 
 import contextlib
+import http.client
 import os
 import random
 import signal
@@ -30,6 +31,18 @@ GUARD = Path(__file__).with_name("guard.py")
 HOST = "127.0.0.1"
 # Below the range from which the kernel draws client ports (32768 on Linux), so that no connection takes one in between.
 PORTS = range(20000, 32000)
+
+
+def answers(host: str, port: int, path: str, timeout_s: float = 1.0) -> bool:
+    """Whether `path` is there with a 200, and without being redirected."""
+    connection = http.client.HTTPConnection(host, port, timeout=timeout_s)
+    try:
+        connection.request("GET", path)
+        return connection.getresponse().status == 200
+    except (OSError, http.client.HTTPException):
+        return False
+    finally:
+        connection.close()
 
 
 def port_is_free(port: int, host: str = HOST) -> bool:

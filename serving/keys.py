@@ -11,10 +11,10 @@ import ipaddress
 import os
 import re
 import secrets
-import stat
 from pathlib import Path
 
 from megatron_mmsr1.errors import UsageError
+from megatron_mmsr1.search.secrets import private_lines
 from serving.settings import GatewaySection
 
 PREFIX = "mmsr1-"
@@ -85,16 +85,8 @@ def _digest(key: str) -> str:
 
 
 def _read(path: Path) -> dict[str, str]:
-    try:
-        with path.open(encoding="utf-8") as f:
-            mode = stat.S_IMODE(os.fstat(f.fileno()).st_mode)
-            if mode & 0o077:
-                raise UsageError(f"gateway.keys: {path} can be read by others (mode {mode:04o}): chmod 600 {path}")
-            lines = f.read().splitlines()
-    except (OSError, UnicodeDecodeError) as e:
-        raise UsageError(f"gateway.keys: {path} cannot be read ({type(e).__name__})") from None
     out: dict[str, str] = {}
-    for n, line in enumerate(lines, 1):
+    for n, line in enumerate(private_lines(path, "gateway.keys"), 1):
         if not line.strip() or line.startswith("#"):
             continue
         match = _LINE.fullmatch(line.strip())

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import http.client
 import importlib.util
 import sys
 import time
@@ -11,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from megatron_mmsr1.errors import RunError, UsageError
-from megatron_mmsr1.processes import HOST, Supervisor, free_port, tail
+from megatron_mmsr1.processes import HOST, Supervisor, answers, free_port, tail
 
 NAME = "the router"
 GRACE_S = 3.0
@@ -54,7 +53,7 @@ def launch(engines: Sequence[str], port: int, log: Path, *, timeout_s: float, wa
     router = Router(f"http://{HOST}:{port}", supervisor)
     until = time.monotonic() + timeout_s
     try:
-        while not is_ready(port):
+        while not answers(HOST, port, "/readiness", timeout_s=2.0):
             router.check()
             wanted()
             if time.monotonic() > until:
@@ -64,14 +63,3 @@ def launch(engines: Sequence[str], port: int, log: Path, *, timeout_s: float, wa
         router.stop()
         raise
     return router
-
-
-def is_ready(port: int) -> bool:
-    connection = http.client.HTTPConnection(HOST, port, timeout=2)
-    try:
-        connection.request("GET", "/readiness")
-        return connection.getresponse().status == 200
-    except (OSError, http.client.HTTPException):
-        return False
-    finally:
-        connection.close()

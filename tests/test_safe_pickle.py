@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from pickle_fixtures import jpeg, pickled, picture, raw
 from PIL import Image
-from search_fixtures import emblem
 
 from megatron_mmsr1.data.safe_pickle import Inert, load
 from megatron_mmsr1.errors import UsageError
@@ -27,26 +27,6 @@ PLAIN: dict[Any, Any] = {
     "nested": {"a": [(), (1,), (1, 2), (1, 2, 3), (1, 2, 3, 4), [], {}]},
     7: list(range(2500)),
 }
-
-
-def picture(seed: int) -> Image.Image:
-    return emblem(random.Random(seed))
-
-
-def jpeg(image: Image.Image) -> bytes:
-    out = io.BytesIO()
-    image.save(out, "JPEG")
-    return out.getvalue()
-
-
-def pickled(directory: Path, value: object, protocol: int = 4) -> Path:
-    return raw(directory, pickle.dumps(value, protocol))
-
-
-def raw(directory: Path, data: bytes) -> Path:
-    path = directory / "cache.pkl"
-    path.write_bytes(data)
-    return path
 
 
 # --------------------------------------------------------------------------------------------------- plain values, read

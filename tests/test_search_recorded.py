@@ -8,7 +8,6 @@ import http.server
 import io
 import json
 import pickle
-import random
 import shutil
 import threading
 from collections.abc import Iterator
@@ -19,8 +18,9 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from pickle_fixtures import jpeg, pickled, picture, raw
 from PIL import Image, PngImagePlugin
-from search_fixtures import emblem, png
+from search_fixtures import png
 
 from megatron_mmsr1.config import SearchConfig
 from megatron_mmsr1.config.search import FetchSection, ImageSection
@@ -33,26 +33,6 @@ from megatron_mmsr1.search.recorded_source import read
 from megatron_mmsr1.search.tools import Tools
 
 PROTOCOLS = range(6)
-
-
-def picture(seed: int) -> Image.Image:
-    return emblem(random.Random(seed))
-
-
-def jpeg(image: Image.Image) -> bytes:
-    out = io.BytesIO()
-    image.save(out, "JPEG")
-    return out.getvalue()
-
-
-def pickled(directory: Path, value: object, protocol: int = 4) -> Path:
-    return raw(directory, pickle.dumps(value, protocol))
-
-
-def raw(directory: Path, data: bytes) -> Path:
-    path = directory / "cache.pkl"
-    path.write_bytes(data)
-    return path
 
 
 # ------------------------------------------------------------------------------------------------------------- sources

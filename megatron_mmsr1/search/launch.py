@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import http.client
 import os
 import signal
 import subprocess
@@ -15,6 +14,7 @@ from pathlib import Path
 
 from megatron_mmsr1.config import SearchConfig
 from megatron_mmsr1.errors import RunError
+from megatron_mmsr1.processes import answers
 from megatron_mmsr1.search.server import DRAIN_S, bind
 
 
@@ -80,7 +80,7 @@ def launch(
     server = SearchProcess(f"http://{host}:{port}", process, log)
     deadline = time.monotonic() + startup_s
     try:
-        while not _ready(host, port):
+        while not answers(host, port, "/readyz"):
             server.check()
             if time.monotonic() > deadline:
                 raise RunError(f"the search server was not ready within {startup_s:g} s; {log} ends:\n{_tail(log)}")
@@ -89,17 +89,6 @@ def launch(
         server.stop()
         raise
     return server
-
-
-def _ready(host: str, port: int) -> bool:
-    connection = http.client.HTTPConnection(host, port, timeout=1)
-    try:
-        connection.request("GET", "/readyz")
-        return connection.getresponse().status == 200
-    except (OSError, http.client.HTTPException):
-        return False
-    finally:
-        connection.close()
 
 
 def _tail(log: Path, lines: int = 15) -> str:

@@ -58,17 +58,21 @@ class Keys:
         return found
 
 
-def _read(path: Path) -> dict[str, str]:
+def private_lines(path: Path, setting: str) -> list[str]:
+    """The lines of a file that only its owner can read. UsageError, which names the `setting`, for any other."""
     try:
         with path.open(encoding="utf-8") as f:
             mode = stat.S_IMODE(os.fstat(f.fileno()).st_mode)
             if mode & 0o077:
-                raise UsageError(f"search.keys: {path} can be read by others (mode {mode:04o}): chmod 600 {path}")
-            lines = f.read().splitlines()
+                raise UsageError(f"{setting}: {path} can be read by others (mode {mode:04o}): chmod 600 {path}")
+            return f.read().splitlines()
     except (OSError, UnicodeDecodeError) as e:
-        raise UsageError(f"search.keys: {path} cannot be read ({type(e).__name__})") from None
+        raise UsageError(f"{setting}: {path} cannot be read ({type(e).__name__})") from None
+
+
+def _read(path: Path) -> dict[str, str]:
     out: dict[str, str] = {}
-    for n, line in enumerate(lines, 1):
+    for n, line in enumerate(private_lines(path, "search.keys"), 1):
         text = line.strip().removeprefix("export ")
         if not text or text.startswith("#"):
             continue

@@ -18,9 +18,11 @@ from pydantic import Field
 from megatron_mmsr1.config.search import ImageSection
 from megatron_mmsr1.config.section import Section
 from megatron_mmsr1.search.deadline import within
+from megatron_mmsr1.search.endpoint import endpoint
 from megatron_mmsr1.search.fetch import Fetcher
 from megatron_mmsr1.search.harvest import harvest
 from megatron_mmsr1.search.interfaces import ImageResult, SearchFailure
+from megatron_mmsr1.search.secrets import Secret
 from megatron_mmsr1.search.text._results import is_link, listed, words
 from megatron_mmsr1.search.thumbnails import fetch_thumbnail, reencode
 from megatron_mmsr1.search.tools import Tools
@@ -54,7 +56,10 @@ class Lens(ABC):
     version: str
     local = False
 
-    def __init__(self, section: ImageSection, options: LensOptions, tools: Tools):
+    def __init__(self, section: ImageSection, options: LensOptions, tools: Tools, key: Secret, url: str):
+        """`url`: the vendor's base URL, where the section names no other."""
+        self._url, self._key = endpoint(section, "search.image", url), key
+        self._upstream = tools.upstream(self.name, section, key)
         self._uploader = open_uploader(section, tools)
         self._fetcher = Fetcher(tools.cfg.fetch)
         self._options, self._timeout_s, self._max_side = options, section.timeout_s, section.thumbnail_pixels
@@ -94,6 +99,7 @@ class Lens(ABC):
     async def close(self) -> None:
         await self._uploader.close()
         await self._fetcher.close()
+        await self._upstream.close()
 
 
 def read_matches(rows: Any, *, link: str, thumbnails: Sequence[str]) -> list[Match]:

@@ -7,7 +7,6 @@ from typing import Any, Literal
 from pydantic import Field
 
 from megatron_mmsr1.config.search import ImageSection
-from megatron_mmsr1.search.endpoint import endpoint
 from megatron_mmsr1.search.image._lens import Lens, LensOptions, Match, read_matches
 from megatron_mmsr1.search.secrets import Secret
 from megatron_mmsr1.search.text._results import version
@@ -31,9 +30,7 @@ class SerpApiLens(Lens):
     name = "serpapi_lens"
 
     def __init__(self, section: ImageSection, options: Options, tools: Tools, key: Secret):
-        super().__init__(section, options, tools)
-        self._url, self._key = endpoint(section, "search.image", URL), key
-        self._upstream = tools.upstream(self.name, section, key)
+        super().__init__(section, options, tools, key, URL)
         self._params = {
             "engine": "google_lens",
             "type": options.type,
@@ -45,10 +42,6 @@ class SerpApiLens(Lens):
     async def matches(self, url: str) -> list[Match]:
         ask = Ask("GET", f"{self._url}/search.json", {**self._params, "url": url}, secret_params={"api_key": self._key})
         return await self._upstream.call(ask, _read, explain)
-
-    async def close(self) -> None:
-        await super().close()
-        await self._upstream.close()
 
 
 def _read(said: Any) -> list[Match]:

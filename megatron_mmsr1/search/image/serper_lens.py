@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Any
 
 from megatron_mmsr1.config.search import ImageSection
-from megatron_mmsr1.search.endpoint import endpoint
 from megatron_mmsr1.search.image._lens import Lens, LensOptions, Match, read_matches
 from megatron_mmsr1.search.secrets import Secret
 from megatron_mmsr1.search.text._results import version
@@ -25,19 +24,13 @@ class SerperLens(Lens):
     name = "serper_lens"
 
     def __init__(self, section: ImageSection, options: LensOptions, tools: Tools, key: Secret):
-        super().__init__(section, options, tools)
-        self._url, self._key = endpoint(section, "search.image", URL), key
-        self._upstream = tools.upstream(self.name, section, key)
+        super().__init__(section, options, tools, key, URL)
         self._params = {"gl": section.country, "hl": section.language}
         self.version = version(1, **self._params, query=options.query_pixels, spare=options.spare, side=self._max_side)
 
     async def matches(self, url: str) -> list[Match]:
         ask = Ask("POST", f"{self._url}/lens", json={**self._params, "url": url}, secret_headers={"x-api-key": self._key})
         return await self._upstream.call(ask, _read, explain)
-
-    async def close(self) -> None:
-        await super().close()
-        await self._upstream.close()
 
 
 def _read(said: Any) -> list[Match]:
