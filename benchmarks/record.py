@@ -7,7 +7,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from megatron_mmsr1 import doctor
+from megatron_mmsr1.procs import doctor
 
 
 def record(out: Path, rows: list[dict[str, Any]]) -> None:

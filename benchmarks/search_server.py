@@ -25,13 +25,13 @@ from megatron_mmsr1.search.replies import Reply
 
 
 async def measure(name: str, call: Callable[[int], Awaitable[Reply]], calls: int, in_flight: int) -> None:
-    gate = asyncio.Semaphore(in_flight)
+    throttle = asyncio.Semaphore(in_flight)
     seconds: list[float] = []
     bad = cached = 0
 
     async def one(i: int) -> None:
         nonlocal bad, cached
-        async with gate:
+        async with throttle:
             reply = await call(i)
         seconds.append(reply.seconds)
         bad += reply.status not in ("ok", "empty")

@@ -19,8 +19,8 @@ import time
 from pathlib import Path
 from typing import Any
 
-from megatron_mmsr1.guard import descendants
-from megatron_mmsr1.logs import read_metrics
+from megatron_mmsr1.procs.guard import descendants
+from megatron_mmsr1.run.logs import read_metrics
 
 ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "benchmarks" / "results"

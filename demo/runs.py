@@ -9,7 +9,7 @@ from functools import lru_cache
 from pathlib import Path
 
 from megatron_mmsr1.errors import RunError
-from megatron_mmsr1.metrics import kind
+from megatron_mmsr1.eval.metrics import kind
 from megatron_mmsr1.protocol import Answer, parse_action
 from megatron_mmsr1.rollout.dump import read_dump
 from megatron_mmsr1.trajectory import Trajectory

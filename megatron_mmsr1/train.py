@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from megatron_mmsr1.run import Run
+    from megatron_mmsr1.run.run import Run
 
 
 def train(run: Run) -> None:
@@ -43,7 +43,7 @@ def main() -> None:
 
     platform.install()  # before anything imports megatron.core
     from megatron_mmsr1 import config
-    from megatron_mmsr1.run import Run
+    from megatron_mmsr1.run.run import Run
 
     parser = argparse.ArgumentParser(prog="megatron_mmsr1.train", description=__doc__)
     parser.add_argument("config")

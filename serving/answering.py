@@ -19,7 +19,7 @@ from megatron_mmsr1.protocol import ImageHit, TextHit
 from megatron_mmsr1.rollout.agent import Event, Opening, Seeds, run_trajectory
 from megatron_mmsr1.rollout.context import Context, Engine, Search
 from megatron_mmsr1.rollout.engine import EngineClient, EngineError, Generation
-from megatron_mmsr1.rollout.insist import Insisted, insist
+from megatron_mmsr1.rollout.forced_answer import ForcedAnswer, force_answer
 from megatron_mmsr1.search.words import words as plain_words
 from megatron_mmsr1.trajectory import Status, Trajectory
 from serving.chat import open_chat
@@ -148,7 +148,7 @@ class _Work:
 
     async def run(self) -> None:
         trajectory: Trajectory | None = None
-        insisted: Insisted | None = None
+        insisted: ForcedAnswer | None = None
         status, error = Status.ABORTED, ""
         try:
             async with asyncio.timeout(self._ask.deadline_s):
@@ -207,11 +207,11 @@ class _Work:
         silent = t.status is Status.INVALID and not words(last.text)
         return silent or (t.status in (Status.OUT_OF_ROUNDS, Status.OUT_OF_TOKENS) and last.action in _SEARCHES)
 
-    async def _insist(self, t: Trajectory) -> Insisted:
+    async def _insist(self, t: Trajectory) -> ForcedAnswer:
         """An answer from what was found so far."""
         number = len(t.assistant_texts) + bool(self._opening.forced) + 1
         self._begin(number, inside=True)
-        return await insist(
+        return await force_answer(
             self._context,
             self._engine,
             t,
@@ -316,7 +316,7 @@ def _group(ask: Ask, opening: Opening) -> str:
     return hashlib.blake2b(said.encode("utf-8", "surrogatepass"), digest_size=16).hexdigest()
 
 
-def _answer(t: Trajectory | None, insisted: Insisted | None, opening: Opening) -> str:
+def _answer(t: Trajectory | None, insisted: ForcedAnswer | None, opening: Opening) -> str:
     """What was answered by a model that showed no answer while it spoke: the sentence that gives up, or its own words."""
     if insisted is not None:
         return words(insisted.text)

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from megatron_mmsr1.errors import RunError, UsageError
-from megatron_mmsr1.processes import Supervisor
+from megatron_mmsr1.procs.supervisor import Supervisor
 from megatron_mmsr1.search.server import bind
 from serving.door import AppDoor
 from serving.keys import open_keys

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from megatron_mmsr1.errors import RunError, UsageError
-from megatron_mmsr1.processes import HOST, Supervisor, answers, free_port, tail
+from megatron_mmsr1.procs.supervisor import HOST, Supervisor, answers, free_port, tail
 
 NAME = "the router"
 GRACE_S = 3.0

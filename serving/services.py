@@ -11,10 +11,10 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from megatron_mmsr1 import preflight
 from megatron_mmsr1.config import EngineConfig, RunConfig
 from megatron_mmsr1.errors import RunError, UsageError
-from megatron_mmsr1.processes import HOST, free_port, require_port
+from megatron_mmsr1.procs.supervisor import HOST, free_port, require_port
+from megatron_mmsr1.run import preflight
 from serving import router
 from serving.keeper import Keeper, Service
 from serving.settings import ServeConfig
@@ -173,7 +173,7 @@ def _gpus_of(n: int, native: dict[str, Any]) -> dict[str, Any]:
 
 def _wait_for_port(port: int, wanted: Callable[[], None], seconds: float = 10.0) -> None:
     """What died a moment ago may hold it for a moment more."""
-    from megatron_mmsr1.processes import port_is_free
+    from megatron_mmsr1.procs.supervisor import port_is_free
 
     until = time.monotonic() + seconds
     while not port_is_free(port, HOST) and time.monotonic() < until:

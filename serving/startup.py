@@ -10,7 +10,7 @@ from typing import Self, TextIO
 from rich.console import Console
 from rich.status import Status
 
-from megatron_mmsr1.progress import duration
+from megatron_mmsr1.procs.progress import duration
 
 EVERY_S = 10.0  # between lines where there is no terminal
 

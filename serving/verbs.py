@@ -1,4 +1,4 @@
-"""`mmsr1 serve` and `mmsr1 demo`, from the command's arguments. megatron_mmsr1/cli_serve.py declares them."""
+"""`mmsr1 serve` and `mmsr1 demo`, from the command's arguments. megatron_mmsr1/cli/serve.py declares them."""
 
 from __future__ import annotations
 

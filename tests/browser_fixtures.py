@@ -121,14 +121,14 @@ def visit(chromium: Any, site: Site, **options: Any) -> Iterator[Page]:
         page = Page(context.new_page())
         ours = urlsplit(site.url).netloc
 
-        def gate(route: Any) -> None:
+        def throttle(route: Any) -> None:
             if urlsplit(route.request.url).netloc == ours:
                 route.continue_()
             else:
                 page.outside.append(route.request.url)
                 route.abort()
 
-        context.route("**/*", gate)
+        context.route("**/*", throttle)
         page.page.on("websocket", lambda w: page.outside.append(w.url))
         page.page.on("console", lambda m: page.said.append(m.text) if m.type == "error" else None)
         page.page.on("pageerror", lambda e: page.said.append(str(e)))

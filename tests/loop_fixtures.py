@@ -11,7 +11,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from megatron_mmsr1.guard import descendants
+from megatron_mmsr1.procs.guard import descendants
 
 ROOT = Path(__file__).parent.parent
 COLD_START = ROOT / "megatron_mmsr1" / "atlas" / "checkpoints" / "tilted"

@@ -15,9 +15,9 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from megatron_mmsr1 import cli
+import megatron_mmsr1.cli.entry as cli
 from megatron_mmsr1.errors import RunError, UsageError
-from megatron_mmsr1.processes import Supervisor, free_port
+from megatron_mmsr1.procs.supervisor import Supervisor, free_port
 
 MMSR1 = [sys.executable, "-m", "megatron_mmsr1.cli"]
 

@@ -10,7 +10,7 @@ from importlib import metadata
 import pytest
 import torch
 
-from megatron_mmsr1 import doctor
+from megatron_mmsr1.procs import doctor
 
 
 def test_facts_are_those_of_this_environment() -> None:

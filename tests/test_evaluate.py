@@ -12,8 +12,8 @@ from rich.console import Console
 
 from megatron_mmsr1.config import ProtocolConfig
 from megatron_mmsr1.errors import RunError
-from megatron_mmsr1.evaluate import EvalResult, compare, evaluate, load_all, markdown, save_all, table
-from megatron_mmsr1.metrics import by_kind, calls_allowed, rollout_metrics
+from megatron_mmsr1.eval.metrics import by_kind, calls_allowed, rollout_metrics
+from megatron_mmsr1.eval.results import EvalResult, compare, evaluate, load_all, markdown, save_all, table
 from megatron_mmsr1.trajectory import Status, ToolCall, ToolStatus, Trajectory
 
 PROTOCOL = ProtocolConfig()  # 3 rounds, 1 image and 2 text searches: two calls may be made

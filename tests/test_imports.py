@@ -112,7 +112,7 @@ def test_no_circle() -> None:
 def test_the_trainer_never_says_cuda() -> None:
     """It runs where there is none; what differs lives in the platform layer (which also routes the random state that
     checkpoint.py keeps). The doctor asks what is there, and so does whoever starts the engine."""
-    trainer = in_room("train", "run", "sft", "launch", "evaluation", "algorithm", "reward", "data", "sync", "megatron")
+    trainer = in_room("train", "run", "eval", "algorithm", "reward", "data", "sync", "megatron")
     allowed = {ROOT / PACKAGE / "megatron" / f"{n}.py" for n in ("platform", "cpu", "checkpoint")}
     said = [
         f"{p.relative_to(ROOT)}:{node.lineno}"
@@ -150,7 +150,9 @@ def test_help_loads_nothing_heavy(argv: list[str]) -> None:
     assert not HEAVY & loaded_by(f"import {PACKAGE}.cli; {PACKAGE}.cli.main({argv!r})")
 
 
-@pytest.mark.parametrize("name", ["config", "trajectory", "protocol", "errors", "processes", "progress", "evaluate", "launch"])
+@pytest.mark.parametrize(
+    "name", ["config", "trajectory", "protocol", "errors", "procs.supervisor", "procs.progress", "eval.results", "run.launch"]
+)
 def test_contracts_load_without_torch(name: str) -> None:
     assert not {"torch", "transformers", "sglang", "megatron"} & loaded_by(f"import {PACKAGE}.{name}")
 

@@ -14,7 +14,7 @@ import pytest
 from megatron_mmsr1 import config
 from megatron_mmsr1.config import RunConfig
 from megatron_mmsr1.errors import RunError, UsageError
-from megatron_mmsr1.logs import RunLog, cut_from, read_metrics
+from megatron_mmsr1.run.logs import RunLog, cut_from, read_metrics
 
 
 def settings(**logging: object) -> RunConfig:
@@ -97,7 +97,7 @@ def test_tensorboard_has_the_scalars_and_forgets_what_is_redone(tmp_path: Path) 
 
 def test_tensorboard_needs_no_torch() -> None:
     code = (
-        "import sys; from pathlib import Path; from megatron_mmsr1.logs import TensorBoard; import tempfile\n"
+        "import sys; from pathlib import Path; from megatron_mmsr1.run.logs import TensorBoard; import tempfile\n"
         "b = TensorBoard(Path(tempfile.mkdtemp()), 0); b.write(0, {'a': 1.0}); b.close(); sys.exit('torch' in sys.modules)"
     )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

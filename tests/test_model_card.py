@@ -11,10 +11,12 @@ import pytest
 import yaml
 from loop_fixtures import COLD_START, ROOT, settings, small_world
 
-from megatron_mmsr1 import cli, config, model_card, serving_file
+import megatron_mmsr1.cli.entry as cli
+from megatron_mmsr1 import config
 from megatron_mmsr1.config import RunConfig
-from megatron_mmsr1.evaluate import EvalResult, Row
+from megatron_mmsr1.eval.results import EvalResult, Row
 from megatron_mmsr1.protocol import Prompts
+from megatron_mmsr1.publish import model_card, serving_file
 from serving import settings as serving_settings
 
 HOSTILE = "</script><b>x</b> [a](https://evil.example) ![i](//evil.example/p.png) | `c` *b* www.evil.example\n# Head\n---\nhttp://e.co"

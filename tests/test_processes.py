@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from megatron_mmsr1.errors import RunError
-from megatron_mmsr1.processes import Supervisor, Terminated, free_port, port_is_free, require_port, tail
+from megatron_mmsr1.procs.supervisor import Supervisor, Terminated, free_port, port_is_free, require_port, tail
 
 # A family of three: a shell, a grandchild in its group, and one in a session of its own (as torchrun's workers are).
 FAMILY = "sleep 300 & echo $! >{d}/a; setsid sleep 300 & echo $! >{d}/b; echo $$ >{d}/main; wait"
@@ -125,7 +125,7 @@ def test_environment_and_append(tmp_path: Path) -> None:
 SUPERVISE = """
 import signal, sys, time
 from pathlib import Path
-from megatron_mmsr1.processes import Supervisor
+from megatron_mmsr1.procs.supervisor import Supervisor
 signal.signal(signal.SIGINT, signal.default_int_handler)
 d = Path(sys.argv[1])
 with Supervisor(grace_s=2) as s:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from megatron_mmsr1.progress import Follower, duration, progress
+from megatron_mmsr1.procs.progress import Follower, duration, progress
 
 
 def test_one_line_a_step_with_the_time_left() -> None:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from megatron_mmsr1 import cli
+import megatron_mmsr1.cli.entry as cli
 from serving import settings
 
 ROOT = Path(__file__).parent.parent

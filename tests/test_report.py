@@ -16,7 +16,7 @@ from megatron_mmsr1 import config
 from megatron_mmsr1.config import RunConfig
 from megatron_mmsr1.data.images import ImageStore
 from megatron_mmsr1.errors import UsageError
-from megatron_mmsr1.evaluate import EvalResult, save_all
+from megatron_mmsr1.eval.results import EvalResult, save_all
 from megatron_mmsr1.report import report
 from megatron_mmsr1.report.plots import smoothed
 from megatron_mmsr1.rollout.dump import write_dump

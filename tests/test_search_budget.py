@@ -14,10 +14,10 @@ from vendors import retrieve
 from vendors.server import Asked, Reply, Vendor
 
 from megatron_mmsr1.config import SearchConfig
-from megatron_mmsr1.rollout.gate import _outage
+from megatron_mmsr1.rollout.throttle import _outage
+from megatron_mmsr1.run.search_watch import budget_reached
 from megatron_mmsr1.search.client import SearchClient
 from megatron_mmsr1.search.replies import TextReply
-from megatron_mmsr1.search_watch import budget_reached
 from megatron_mmsr1.trajectory import ToolCall, Trajectory
 
 

@@ -73,10 +73,10 @@ async def test_failures_reach_every_waiter_and_are_not_kept(store: Store) -> Non
 
 
 async def test_a_cancelled_waiter_leaves_the_others_their_result(store: Store) -> None:
-    cache, gate = Cache(store), asyncio.Event()
+    cache, throttle = Cache(store), asyncio.Event()
 
     async def compute() -> Value:
-        await gate.wait()
+        await throttle.wait()
         return Value(b"v")
 
     first = asyncio.create_task(cache.through(key("k"), "t", compute))
@@ -84,7 +84,7 @@ async def test_a_cancelled_waiter_leaves_the_others_their_result(store: Store) -
     await asyncio.sleep(0)
     first.cancel()
     await asyncio.sleep(0)
-    gate.set()
+    throttle.set()
     assert await second == Value(b"v", cached=True)
 
 

@@ -18,7 +18,8 @@ import pytest
 from search_fixtures import TOWNS, url, write_corpus, write_images
 from store_fixtures import make, rows
 
-from megatron_mmsr1 import cli, cli_search
+import megatron_mmsr1.cli.entry as cli
+from megatron_mmsr1.cli import search as cli_search
 from megatron_mmsr1.config import SearchConfig
 from megatron_mmsr1.search.launch import SearchProcess, launch
 

@@ -15,9 +15,9 @@ from vendors.server import Asked, Reply, Vendor, answer
 from megatron_mmsr1 import config
 from megatron_mmsr1.config import SearchConfig
 from megatron_mmsr1.rollout.jobs import Progress
+from megatron_mmsr1.run.search_watch import SearchWatch, budget_reached
 from megatron_mmsr1.search.client import SyncSearchClient
 from megatron_mmsr1.search.launch import launch
-from megatron_mmsr1.search_watch import SearchWatch, budget_reached
 from megatron_mmsr1.trajectory import ToolCall, ToolStatus, Trajectory
 
 CFG = config.parse({"model": {"path": "-"}, "rollout": {"alert_above": 0.25, "pause_above": 0.5}}, "test")

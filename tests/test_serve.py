@@ -20,9 +20,9 @@ import pytest
 import serving_fixtures as f
 from loop_fixtures import COLD_START, ROOT
 
-from megatron_mmsr1 import cli
-from megatron_mmsr1.guard import descendants
-from megatron_mmsr1.processes import port_is_free
+import megatron_mmsr1.cli.entry as cli
+from megatron_mmsr1.procs.guard import descendants
+from megatron_mmsr1.procs.supervisor import port_is_free
 from serving import settings
 
 READY = re.compile(r"API +(http://[^ ]+)/v1")

@@ -110,7 +110,7 @@ def main() -> None:
     import sys
 
     from megatron_mmsr1.errors import UsageError
-    from megatron_mmsr1.progress import progress
+    from megatron_mmsr1.procs.progress import progress
 
     if len(sys.argv) != 2:
         raise UsageError("usage: python -m megatron_mmsr1.atlas.eyes CHECKPOINT")

@@ -18,11 +18,11 @@ from megatron_mmsr1.data.images import ImageStore
 from megatron_mmsr1.errors import UsageError
 from megatron_mmsr1.megatron import batch as batches
 from megatron_mmsr1.megatron import checkpoint, export, parallel, platform
-from megatron_mmsr1.megatron.batch import Geometry, MicroBatch
+from megatron_mmsr1.megatron.batch import MicroBatch, PackingSpec
+from megatron_mmsr1.megatron.forward_backward import ForwardBackward
 from megatron_mmsr1.megatron.model import Built, build
 from megatron_mmsr1.megatron.optimizer import build_optimizer
 from megatron_mmsr1.megatron.schedule import learning_rate
-from megatron_mmsr1.megatron.step import Stepper
 from megatron_mmsr1.megatron.update import Update
 from megatron_mmsr1.megatron.vision import VisionFeatures
 from megatron_mmsr1.trajectory import Trajectory
@@ -44,7 +44,7 @@ class MegatronActor:
         tokenizer: Any = AutoTokenizer.from_pretrained(path)
         self.banned = protocol.banned_ids(tokenizer)
         config = self.model.config
-        self.geometry = Geometry(
+        self.packing = PackingSpec(
             image_pad_id=config.image_token_id,
             merge=config.vision_config.spatial_merge_size,
             multiple=self.parallel.tp_size if cfg.megatron.sequence_parallel else 1,
@@ -54,8 +54,8 @@ class MegatronActor:
             device=platform.device(),
         )
         self.images = images
-        self.policy = self._stepper(self.model, frozen=cfg.model.freeze_vision)
-        self.reference: Stepper | None = None
+        self.policy = self._forward_backward(self.model, frozen=cfg.model.freeze_vision)
+        self.reference: ForwardBackward | None = None
         if cfg.algorithm.name == "grpo" and cfg.algorithm.kl_coef > 0:
             self.reference = self._build_reference()
         # The libraries' hundred thousands of objects need not be looked at again at every full collection.
@@ -74,7 +74,7 @@ class MegatronActor:
         grpo = self.cfg.algorithm.name == "grpo"
         if grpo and (advantages is None or len(advantages) != len(trajectories)):
             raise UsageError(f"GRPO needs an advantage for each of {len(trajectories)} trajectories")
-        batches.check(trajectories, self.geometry, self.model.config.vocab_size)
+        batches.check(trajectories, self.packing, self.model.config.vocab_size)
         rate = learning_rate(self.cfg.optimizer, self.step, self.total_steps)
         values = np.zeros(len(trajectories)) if advantages is None else np.asarray(advantages, dtype=np.float64)
         updates = self.cfg.algorithm.updates_per_step if grpo else 1
@@ -110,11 +110,11 @@ class MegatronActor:
         """
         if which == "reference" and self.reference is None:
             self.reference = self._build_reference()
-        stepper = self.policy if which == "policy" else self.reference
-        assert stepper is not None
-        batches.check(trajectories, self.geometry, self.model.config.vocab_size)
+        runner = self.policy if which == "policy" else self.reference
+        assert runner is not None
+        batches.check(trajectories, self.packing, self.model.config.vocab_size)
         mine = self.micro_batches(trajectories, every_token=True)
-        scores = stepper.score(mine)
+        scores = runner.score(mine)
         found = [(b.owner, b.source, s[0].cpu().numpy()) for b, s in zip(mine, scores, strict=True)] if scores else []
         out = [np.zeros(len(t)) for t in trajectories]
         for owner, source, values in self.parallel.gather_from_speakers(found):
@@ -151,10 +151,10 @@ class MegatronActor:
         return checkpoint.latest(Path(parent), self.parallel)
 
     # -------------------------------------------------------------------------------------------------------- helpers
-    def _stepper(self, model: Built, *, frozen: bool) -> Stepper:
+    def _forward_backward(self, model: Built, *, frozen: bool) -> ForwardBackward:
         sft = self.cfg.algorithm.name == "sft"
         vision = VisionFeatures(self.images, model.config.vision_config, frozen=frozen, device=platform.device())
-        return Stepper(
+        return ForwardBackward(
             model,
             vision,
             banned=self.banned,
@@ -162,18 +162,18 @@ class MegatronActor:
             chunk=self.cfg.megatron.logprob_chunk,
         )
 
-    def _build_reference(self) -> Stepper:
+    def _build_reference(self) -> ForwardBackward:
         path = Path(self.cfg.model.reference or self.cfg.model.path)
         model = build(self.cfg, path, trainable=False, key="model.reference")
         for chunk in model.chunks:
             chunk.eval()
-        stepper = self._stepper(model, frozen=True)
+        runner = self._forward_backward(model, frozen=True)
         if path == Path(self.cfg.model.path) and self.cfg.model.freeze_vision:
-            stepper.vision = self.policy.vision  # the same tower: encode each image once
-        return stepper
+            runner.vision = self.policy.vision  # the same tower: encode each image once
+        return runner
 
     def micro_batches(self, trajectories: Sequence[Trajectory], *, every_token: bool = False) -> list[MicroBatch]:
         """This data-parallel rank's share."""
-        p, g = self.parallel, self.geometry
+        p, g = self.parallel, self.packing
         shares = batches.plan([len(t) for t in trajectories], p.dp_size, g.budget, g.hidden)
         return [batches.collate(trajectories, members, g, every_token=every_token) for members in shares[p.dp_rank]]

@@ -35,7 +35,7 @@ class MicroBatch:
 
 
 @dataclass(frozen=True)
-class Geometry:
+class PackingSpec:
     """What packing needs to know of the model and the layout."""
 
     image_pad_id: int
@@ -76,7 +76,7 @@ def token_weights(t: Trajectory) -> np.ndarray:
     return np.asarray(t.loss_mask if t.loss_weights is None else t.loss_weights, dtype=np.float32)
 
 
-def check(trajectories: Sequence[Trajectory], g: Geometry, vocabulary: int) -> None:
+def check(trajectories: Sequence[Trajectory], g: PackingSpec, vocabulary: int) -> None:
     """Raise UsageError for a trajectory that cannot be trained on: broken invariants, ids outside the vocabulary, a loss on
     tokens that may not be sampled."""
     for t in trajectories:
@@ -96,7 +96,7 @@ def check(trajectories: Sequence[Trajectory], g: Geometry, vocabulary: int) -> N
             raise UsageError(f"{where}: the loss covers a vision token, which the model can never be asked for")
 
 
-def collate(trajectories: Sequence[Trajectory], members: list[int], g: Geometry, *, every_token: bool = False) -> MicroBatch:
+def collate(trajectories: Sequence[Trajectory], members: list[int], g: PackingSpec, *, every_token: bool = False) -> MicroBatch:
     """One micro-batch. Scored are the tokens under the loss mask, or every token but the first of each sequence (and but the
     vision tokens)."""
     ids: list[np.ndarray] = []

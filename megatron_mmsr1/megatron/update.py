@@ -13,7 +13,7 @@ from torch import Tensor
 from megatron_mmsr1.errors import RunError, UsageError
 from megatron_mmsr1.megatron import batch as batches
 from megatron_mmsr1.megatron import objective
-from megatron_mmsr1.megatron.step import Stepper
+from megatron_mmsr1.megatron.forward_backward import ForwardBackward
 from megatron_mmsr1.trajectory import Trajectory
 
 if TYPE_CHECKING:
@@ -35,7 +35,7 @@ class Update:
         self.old: list[Tensor] = []
         self.ref: list[Tensor] = []
 
-    def score_first(self, *, old: bool, reference: Stepper | None) -> None:
+    def score_first(self, *, old: bool, reference: ForwardBackward | None) -> None:
         """The log-probs that must come from the weights before any update: with a single update they are its own."""
         if old:
             self.old = [s[0] for s in self.actor.policy.score(self.batches)]

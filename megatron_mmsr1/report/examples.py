@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from megatron_mmsr1.data.images import ImageStore
-from megatron_mmsr1.metrics import by_kind, kind
+from megatron_mmsr1.eval.metrics import by_kind, kind
 from megatron_mmsr1.protocol import IMAGE_PAD, Answer, parse_action
 from megatron_mmsr1.report.gather import RunData
 from megatron_mmsr1.trajectory import ImageRef, Trajectory, Turn

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 from megatron_mmsr1 import config
 from megatron_mmsr1.config import RunConfig
 from megatron_mmsr1.errors import UsageError
-from megatron_mmsr1.evaluate import EvalResult, load_all
-from megatron_mmsr1.logs import read_metrics
+from megatron_mmsr1.eval.results import EvalResult, load_all
+from megatron_mmsr1.run.logs import read_metrics
 from megatron_mmsr1.trajectory import Trajectory
 
 if TYPE_CHECKING:

@@ -9,7 +9,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from megatron_mmsr1 import __version__, config
-from megatron_mmsr1.evaluate import EvalResult, Measure, compare
+from megatron_mmsr1.eval.results import EvalResult, Measure, compare
 from megatron_mmsr1.report.examples import Example
 from megatron_mmsr1.report.gather import RunData
 from megatron_mmsr1.report.plots import Plot

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from megatron_mmsr1.metrics import ORDER
+from megatron_mmsr1.eval.metrics import ORDER
 
 INK = "#010203"  # a colour that nothing else has: every text and axis, replaced by the page's own
 COLOURS = ("#3f7fbf", "#d08327", "#3f9a68", "#c25450", "#8a6fc0", "#7f8a94")

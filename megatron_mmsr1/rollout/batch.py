@@ -15,8 +15,8 @@ from megatron_mmsr1.reward import score_trajectory
 from megatron_mmsr1.rollout.agent import Opening, Seeds, open_group, run_trajectory
 from megatron_mmsr1.rollout.context import Context
 from megatron_mmsr1.rollout.engine import EngineClient
-from megatron_mmsr1.rollout.gate import Gate
 from megatron_mmsr1.rollout.jobs import Job, Progress
+from megatron_mmsr1.rollout.throttle import Throttle
 from megatron_mmsr1.trajectory import Status, Trajectory
 
 REPORT_S = 0.25
@@ -32,11 +32,11 @@ class Batch:
         cfg: RunConfig,
         job: Job,
         report: Callable[[Progress], None],
-        gate: Gate | None = None,
+        throttle: Throttle | None = None,
     ) -> None:
-        self._gate = gate
-        if gate is not None:
-            gate.on_change = lambda: self._tell(force=True)
+        self._throttle = throttle
+        if throttle is not None:
+            throttle.on_change = lambda: self._tell(force=True)
         self._context, self._engine, self._cfg, self._job, self._report = context, engine, cfg, job, report
         self._slots = asyncio.Semaphore(cfg.rollout.concurrency)
         self._done = self._tokens = 0
@@ -115,6 +115,6 @@ class Batch:
             self._reported = now
             total = len(self._job.prompts) * self._job.group_size
             p = Progress(self._done, total, now - self._started, self._tokens, dict(self._statuses))
-            if (gate := self._gate) is not None:
-                p = replace(p, paused=gate.paused, paused_s=gate.paused_s, failing=gate.failing)
+            if (throttle := self._throttle) is not None:
+                p = replace(p, paused=throttle.paused, paused_s=throttle.paused_s, failing=throttle.failing)
             self._report(p)

@@ -26,7 +26,7 @@ class Progress:
     seconds: float
     tokens: int = 0
     statuses: dict[str, int] = field(default_factory=dict)
-    paused: bool = False  # the tools are down, and calls wait (rollout/gate.py)
+    paused: bool = False  # the tools are down, and calls wait (rollout/throttle.py)
     paused_s: float = 0.0  # seconds of pauses since the worker began
     failing: float = 0.0  # share of the latest tool calls that failed
 

@@ -15,8 +15,8 @@ from megatron_mmsr1.errors import RunError, UsageError
 from megatron_mmsr1.rollout.batch import Batch
 from megatron_mmsr1.rollout.context import Context, search_client
 from megatron_mmsr1.rollout.engine import EngineClient
-from megatron_mmsr1.rollout.gate import Gate
 from megatron_mmsr1.rollout.jobs import Failed, Job, Ready
+from megatron_mmsr1.rollout.throttle import Throttle
 
 
 def serve(pipe: Connection, config: str, engine_urls: list[str], search_url: str | None, image_root: str) -> None:
@@ -29,8 +29,8 @@ async def _serve(pipe: Connection, cfg: RunConfig, engine_urls: list[str], searc
     jobs = _listen(pipe)
     try:
         client = search_client(cfg, search_url)
-        gate = None if client is None else Gate(client, cfg.rollout)
-        context = Context.open(cfg, gate, ImageStore(image_root))
+        throttle = None if client is None else Throttle(client, cfg.rollout)
+        context = Context.open(cfg, throttle, ImageStore(image_root))
     except UsageError as e:
         pipe.send(Failed(str(e), usage=True))
         return
@@ -47,7 +47,7 @@ async def _serve(pipe: Connection, cfg: RunConfig, engine_urls: list[str], searc
             if client is not None:
                 client.step = job.step
             try:
-                answer = await Batch(context, engine, cfg, job, pipe.send, gate).run()
+                answer = await Batch(context, engine, cfg, job, pipe.send, throttle).run()
             except (UsageError, RunError) as e:
                 answer = Failed(str(e), usage=isinstance(e, UsageError))
             except Exception:  # a bug of ours: the leader reports it, whatever it is

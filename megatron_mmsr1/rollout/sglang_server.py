@@ -16,7 +16,7 @@ from urllib.parse import urlsplit
 
 from megatron_mmsr1.config import EngineConfig
 from megatron_mmsr1.errors import RunError, UsageError
-from megatron_mmsr1.processes import HOST, Child, Supervisor, free_port, require_port, tail
+from megatron_mmsr1.procs.supervisor import HOST, Child, Supervisor, free_port, require_port, tail
 
 # A scheduler with requests in flight does not end on SIGTERM, and holds nothing worth saving.
 STOP_GRACE_S = 1.0

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from megatron_mmsr1.config import SearchConfig
 from megatron_mmsr1.errors import RunError
-from megatron_mmsr1.processes import answers
+from megatron_mmsr1.procs.supervisor import answers
 from megatron_mmsr1.search.server import DRAIN_S, bind
 
 

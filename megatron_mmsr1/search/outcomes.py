@@ -4,8 +4,8 @@ In `record` it is kept under the call's own id and what it asked, in the replays
 run's failures come back to the very calls that met them, and stand in the way of nobody else: not of a call that was answered
 in full, nor of one that has the same id in another run and asks something else.
 
-A call may be asked again after it failed (rollout/gate.py does, and a resumed run). Its outcomes are numbered, and the last one
-is what the run went on with; ANSWERED says that this was what everyone gets.
+A call may be asked again after it failed (rollout/throttle.py does, and a resumed run). Its outcomes are numbered; the last
+one is what the run went on with; ANSWERED says that this was what everyone gets.
 """
 
 from __future__ import annotations

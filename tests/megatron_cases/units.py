@@ -14,8 +14,8 @@ from megatron_cases.harness import Lab, close
 def log_prob(lab: Lab) -> None:
     """TokenHead against log_softmax and its autograd, with temperature, banned ids, chunks and an entropy gradient."""
     from megatron_mmsr1.megatron import parallel
+    from megatron_mmsr1.megatron.forward_backward import parallel_state
     from megatron_mmsr1.megatron.logprob import TokenHead
-    from megatron_mmsr1.megatron.step import parallel_state
 
     parallel.init(lab.config(megatron={"tensor_parallel": lab.world}))
     group: Any = parallel_state.get_tensor_model_parallel_group()

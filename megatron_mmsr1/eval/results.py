@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from megatron_mmsr1.config import ProtocolConfig
 from megatron_mmsr1.errors import RunError
-from megatron_mmsr1.metrics import by_kind, scored, summary
+from megatron_mmsr1.eval.metrics import by_kind, scored, summary
 from megatron_mmsr1.trajectory import Trajectory
 
 if TYPE_CHECKING:

@@ -25,7 +25,7 @@ from types import FrameType, TracebackType
 from typing import Any, Self
 
 from megatron_mmsr1.errors import RunError
-from megatron_mmsr1.guard import descendants
+from megatron_mmsr1.procs.guard import descendants
 
 GUARD = Path(__file__).with_name("guard.py")
 HOST = "127.0.0.1"

@@ -19,7 +19,7 @@ _SEARCHES = ("<search>", "<text_search>")
 
 
 @dataclass(slots=True, frozen=True)
-class Insisted:
+class ForcedAnswer:
     """`prefix`: what was written before the model went on, with the answer's tag; `text`: how it went on."""
 
     prefix: str
@@ -27,7 +27,7 @@ class Insisted:
     generation: Generation
 
 
-async def insist(
+async def force_answer(
     context: Context,
     engine: Engine,
     trajectory: Trajectory,
@@ -37,7 +37,7 @@ async def insist(
     seed: int,
     max_new_tokens: int,
     on_tokens: OnTokens | None = None,
-) -> Insisted:
+) -> ForcedAnswer:
     """Let the model answer where `trajectory`, whose last turn is the assistant's, left off. Raises EngineError.
 
     `images`: the encoded pictures of the trajectory, in order. The trajectory is not changed.
@@ -57,4 +57,4 @@ async def insist(
         banned_ids=context.banned_ids,
         **({} if on_tokens is None else {"on_tokens": partial(on_tokens, len(trajectory.assistant_texts))}),
     )
-    return Insisted(prefix, context.decode(generation.token_ids), generation)
+    return ForcedAnswer(prefix, context.decode(generation.token_ids), generation)

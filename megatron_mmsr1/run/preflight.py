@@ -123,7 +123,7 @@ def replay(cfg: RunConfig) -> None:
 
 def local_services(cfg: RunConfig, *, engine: bool = True) -> None:
     """What the search server and the engine of our own would stumble over."""
-    from megatron_mmsr1.processes import require_port
+    from megatron_mmsr1.procs.supervisor import require_port
     from megatron_mmsr1.protocol import Prompts
 
     Prompts.load(cfg.protocol.prompts)

@@ -12,8 +12,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from megatron_mmsr1 import cli_search, cli_serve
-from megatron_mmsr1.cli_parts import Format, existing, group, verb, with_config
+import megatron_mmsr1.cli.search as search_verbs
+import megatron_mmsr1.cli.serve as serve_verbs
+from megatron_mmsr1.cli.parts import Format, existing, group, verb, with_config
 from megatron_mmsr1.errors import RunError, UsageError
 
 if TYPE_CHECKING:
@@ -79,27 +80,27 @@ def _load(args: argparse.Namespace) -> RunConfig:
 
 def _train(args: argparse.Namespace) -> None:
     cfg = _load(args)
-    from megatron_mmsr1 import launch
+    from megatron_mmsr1.run import launch
 
     launch.train(cfg)
 
 
 def _sft(args: argparse.Namespace) -> None:
     cfg = _load(args)
-    from megatron_mmsr1 import launch
+    from megatron_mmsr1.run import launch
 
     launch.sft(cfg)
 
 
 def _eval(args: argparse.Namespace) -> None:
     cfg = _load(args)
-    from megatron_mmsr1 import launch
+    from megatron_mmsr1.run import launch
 
     launch.evaluate(cfg, args.policies)
 
 
 def _export(args: argparse.Namespace) -> None:
-    from megatron_mmsr1 import launch
+    from megatron_mmsr1.run import launch
 
     launch.export(existing(args.source), Path(args.out))
 
@@ -130,7 +131,7 @@ def _report(args: argparse.Namespace) -> None:
 
 
 def _doctor(args: argparse.Namespace) -> None:
-    from megatron_mmsr1 import doctor
+    from megatron_mmsr1.procs import doctor
 
     doctor.show(as_json=args.json)
 
@@ -175,8 +176,8 @@ def build_parser() -> argparse.ArgumentParser:
     p.add_argument("source", metavar="RUN_OR_CHECKPOINT", help="a run (its latest checkpoint) or one checkpoint directory")
     p.add_argument("out", metavar="OUT", help="directory to write")
 
-    cli_serve.add(verbs)
-    cli_search.add(verbs)
+    serve_verbs.add(verbs)
+    search_verbs.add(verbs)
 
     atlas = group(verbs, "atlas", "build or look at an Atlas world")
     p = verb(

@@ -9,12 +9,12 @@ from megatron_mmsr1.config import RunConfig
 from megatron_mmsr1.data.dataset import PromptDataset
 from megatron_mmsr1.data.sampler import ResumableSampler
 from megatron_mmsr1.errors import RunError
-from megatron_mmsr1.logs import RunLog
-from megatron_mmsr1.metrics import rollout_metrics, throughput
-from megatron_mmsr1.progress import progress
+from megatron_mmsr1.eval.metrics import rollout_metrics, throughput
+from megatron_mmsr1.procs.progress import progress
 from megatron_mmsr1.rollout.dump import dump_path, write_dump
 from megatron_mmsr1.rollout.worker import RolloutWorker
-from megatron_mmsr1.search_watch import SearchWatch, budget_reached
+from megatron_mmsr1.run.logs import RunLog
+from megatron_mmsr1.run.search_watch import SearchWatch, budget_reached
 
 
 def rollout_only(cfg: RunConfig, engines: list[str], search: str | None) -> None:

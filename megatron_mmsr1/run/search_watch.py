@@ -1,6 +1,6 @@
 """What a run notices of its search tools: which snapshot answers, how many calls fail, what is spent, and when to stop.
 
-The rollout worker pauses by itself (rollout/gate.py); here it is said, counted, and put into the run's logs.
+The rollout worker pauses by itself (rollout/throttle.py); here it is said, counted, and put into the run's logs.
 """
 
 from __future__ import annotations

@@ -16,7 +16,7 @@ from collections.abc import Mapping
 from importlib import metadata
 from typing import Any
 
-from megatron_mmsr1.processes import port_is_free
+from megatron_mmsr1.procs.supervisor import port_is_free
 
 PACKAGES = (
     "torch",

@@ -24,7 +24,7 @@ ENOUGH = 16  # of them at least, before it says anything
 PROBE_S = 1.0  # between two probes
 
 
-class Gate:
+class Throttle:
     """A `Search` in front of another. Belongs to one event loop. `on_change` is told when the door closes and opens."""
 
     def __init__(self, search: Search, cfg: RolloutConfig, on_change: Callable[[], None] = lambda: None):

@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from megatron_mmsr1.cli_parts import Verbs, existing, group, verb, with_config
+from megatron_mmsr1.cli.parts import Verbs, existing, group, verb, with_config
 from megatron_mmsr1.errors import UsageError
 
 if TYPE_CHECKING:
@@ -107,7 +107,7 @@ def _query(args: argparse.Namespace) -> None:
     if (args.text is None) == (args.image is None):
         raise UsageError("search query: give a text, or --image FILE, not both")
     image = existing(args.image).read_bytes() if args.image else None
-    from megatron_mmsr1.ask import ask
+    from megatron_mmsr1.cli.search_query import ask
 
     ask(args.url, text=args.text, image=image, k=args.k, as_json=args.json)
 

@@ -19,7 +19,7 @@ from megatron_mmsr1.megatron.vision import VisionFeatures
 Loss = Callable[[int, Tensor], tuple[Tensor, Any]]
 
 
-class Stepper:
+class ForwardBackward:
     """Runs one model over micro-batches; every rank calls it alike, results are where the last pipeline stage is."""
 
     def __init__(self, model: Built, vision: VisionFeatures, *, banned: list[int], temperature: float, chunk: int) -> None:

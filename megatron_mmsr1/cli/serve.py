@@ -6,7 +6,7 @@ from __future__ import annotations
 import argparse
 import importlib
 
-from megatron_mmsr1.cli_parts import Verbs, verb
+from megatron_mmsr1.cli.parts import Verbs, verb
 
 _STATE = "directory for logs and the search's store (default: %s)"
 

@@ -15,20 +15,20 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from megatron_mmsr1 import model_card
 from megatron_mmsr1.algorithm.advantages import group_normalized
 from megatron_mmsr1.config import RunConfig
 from megatron_mmsr1.data.dataset import Prompt, PromptDataset
 from megatron_mmsr1.data.images import ImageStore
 from megatron_mmsr1.data.sampler import ResumableSampler
 from megatron_mmsr1.errors import RunError, UsageError
-from megatron_mmsr1.evaluation import evaluate_with
-from megatron_mmsr1.logs import RunLog
+from megatron_mmsr1.eval.evaluate import evaluate_with
+from megatron_mmsr1.eval.metrics import rollout_metrics, throughput
 from megatron_mmsr1.megatron.actor import MegatronActor
-from megatron_mmsr1.metrics import rollout_metrics, throughput
+from megatron_mmsr1.publish import model_card
 from megatron_mmsr1.rollout.dump import dump_path, read_dump, write_dump
 from megatron_mmsr1.rollout.worker import RolloutWorker
-from megatron_mmsr1.search_watch import SearchWatch, budget_reached
+from megatron_mmsr1.run.logs import RunLog
+from megatron_mmsr1.run.search_watch import SearchWatch, budget_reached
 from megatron_mmsr1.sync.disk import DiskSync
 from megatron_mmsr1.trajectory import Trajectory
 
@@ -116,7 +116,7 @@ class Run:
     def demonstrations(self, step: int) -> list[Trajectory]:
         """The cold start's examples of this step, the same list on every rank (the source is seeded and rewinds by step)."""
         if self._source is None:
-            from megatron_mmsr1.sft import open_source
+            from megatron_mmsr1.run.demonstrations import open_source
 
             self._source = open_source(self.cfg, self.images)
         return self._source.batch(step, self.cfg.sft.examples_per_step)

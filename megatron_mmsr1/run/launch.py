@@ -10,11 +10,12 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from megatron_mmsr1 import config, preflight
+from megatron_mmsr1 import config
 from megatron_mmsr1.config import RunConfig
 from megatron_mmsr1.errors import REPORT, RunError, UsageError, left_by_child
-from megatron_mmsr1.processes import Supervisor, free_port, tail
-from megatron_mmsr1.progress import Follower, progress
+from megatron_mmsr1.procs.progress import Follower, progress
+from megatron_mmsr1.procs.supervisor import Supervisor, free_port, tail
+from megatron_mmsr1.run import preflight
 
 # What the progress shows of a step: its short name and the metric.
 SHOWN = {
@@ -54,7 +55,7 @@ def train(cfg: RunConfig) -> Path:
     """`mmsr1 train`: services, then the ranks; returns the run's directory. Resumes what is there."""
     out = open_run(cfg, preflight.train)
     if cfg.train.mode == "rollout-only":
-        from megatron_mmsr1.rollout_only import rollout_only
+        from megatron_mmsr1.run.rollout_only import rollout_only
 
         with Supervisor(), services(cfg) as found:
             rollout_only(cfg, found.engines, found.search)
@@ -194,7 +195,7 @@ def evaluate(cfg: RunConfig, policies: bool) -> Path:
     """`mmsr1 eval`: the held-out questions through the model of the config, or through the scripted policies; saved beside
     the run's other evaluations and printed as a table with them.
     """
-    from megatron_mmsr1.evaluation import evaluate_model, evaluate_policies
+    from megatron_mmsr1.eval.evaluate import evaluate_model, evaluate_policies
 
     preflight.evaluate(cfg, engine=not policies)
     out = Path(cfg.output)
@@ -206,7 +207,7 @@ def evaluate(cfg: RunConfig, policies: bool) -> Path:
             evaluate_model(cfg, found.engines, found.search)
     import rich
 
-    from megatron_mmsr1.evaluate import load_all, table
+    from megatron_mmsr1.eval.results import load_all, table
 
     rich.print(table(load_all(out / "eval")))
     return out / "eval"
@@ -230,7 +231,7 @@ def export(source: Path, target: Path) -> None:
     if not (source / "config.yaml").is_file():
         print(f"{source} has no config.yaml: the model goes without its page and without serving.yaml", file=sys.stderr)
         return
-    from megatron_mmsr1 import model_card
+    from megatron_mmsr1.publish import model_card
 
     model_card.write(source, target, step=done or config.load(source / "config.yaml").train.steps)
 

@@ -16,10 +16,11 @@ from typing import Any
 
 import yaml
 
-from megatron_mmsr1 import __version__, config, serving_file
+from megatron_mmsr1 import __version__, config
 from megatron_mmsr1.config import RunConfig
-from megatron_mmsr1.evaluate import EvalResult, compare, load_all
+from megatron_mmsr1.eval.results import EvalResult, compare, load_all
 from megatron_mmsr1.protocol import Prompts
+from megatron_mmsr1.publish import serving_file
 
 README = "README.md"
 _REPOSITORY = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")

@@ -19,8 +19,8 @@ from pathlib import Path
 from typing import Any
 
 from megatron_mmsr1.config import RunConfig, dump
-from megatron_mmsr1.doctor import collect
 from megatron_mmsr1.errors import RunError, UsageError
+from megatron_mmsr1.procs.doctor import collect
 
 Value = float | int
 

@@ -1,0 +1,1 @@
+"""Held-out questions: results, metrics, comparisons."""

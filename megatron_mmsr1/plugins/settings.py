@@ -1,0 +1,49 @@
+"""A section of the config whose keys belong to the part that it names: `reward: {name: mmsearch, search_penalty: 0.2}`."""
+
+from __future__ import annotations
+
+import importlib
+from dataclasses import dataclass
+from typing import Any
+
+from pydantic import GetCoreSchemaHandler
+from pydantic_core import CoreSchema, core_schema
+
+from megatron_mmsr1.config.section import Section
+from megatron_mmsr1.errors import UsageError
+
+
+@dataclass(frozen=True)
+class PartSettings:
+    """Marks a field, as in `reward: Annotated[SerializeAsAny[Named], PartSettings("megatron_mmsr1.reward", "mmsearch")]`.
+
+    The field takes a mapping with `name` (default: `default`) and the keys of that part's own `Settings`, which it becomes an
+    instance of. `home` is the module that holds the seam's registry as `REGISTRY`; it is imported when a config is read.
+    """
+
+    home: str
+    default: str
+
+    def settings_for(self, raw: Any) -> type[Section]:
+        """The Settings of the part that `raw` names. Raises UsageError as `Registry.get` does."""
+        name = raw.get("name", self.default) if isinstance(raw, dict) else self.default
+        part = importlib.import_module(self.home).REGISTRY.get(str(name))
+        return part.Settings
+
+    def make(self, raw: Any = None) -> Section:
+        """The settings from plain data; None gives the default part with its defaults."""
+        raw = {} if raw is None else raw
+        if isinstance(raw, Section):
+            return raw
+        return self.settings_for(raw).model_validate({"name": self.default} | raw if isinstance(raw, dict) else raw)
+
+    def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
+        def validate(raw: Any) -> Section:
+            try:
+                return self.make(raw)
+            except UsageError as e:
+                raise ValueError(str(e)) from e
+
+        return core_schema.no_info_plain_validator_function(
+            validate, serialization=core_schema.plain_serializer_function_ser_schema(lambda s: s.model_dump(mode="json"))
+        )

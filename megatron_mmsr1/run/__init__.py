@@ -1,0 +1,1 @@
+"""What the loop acts on, and how a run begins, resumes and ends."""
