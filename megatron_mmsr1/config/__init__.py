@@ -15,22 +15,28 @@ import yaml
 from pydantic import BaseModel, Field, ValidationError
 
 from megatron_mmsr1.config.search import SearchConfig
-from megatron_mmsr1.config.section import Section
+from megatron_mmsr1.config.section import Affects, Logging, Machine, Rollout, Section, Training
 from megatron_mmsr1.errors import UsageError
 
 _EXPONENT = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)[eE][+-]?\d+")
 
 
 class ModelConfig(Section):
+    AFFECTS = Affects.ROLLOUT
+
     path: str = Field(description="Hugging Face checkpoint directory (Qwen2.5-VL architecture): the policy at step 0")
-    reference: str | None = Field(default=None, description="checkpoint of the frozen reference; default: the same as path")
+    reference: Training[str | None] = Field(
+        default=None, description="checkpoint of the frozen reference; default: the same as path"
+    )
     dtype: Literal["float32", "bfloat16"] = "bfloat16"
-    freeze_vision: bool = Field(default=True, description="keep the vision tower as it is (its merger too)")
+    freeze_vision: Training[bool] = Field(default=True, description="keep the vision tower as it is (its merger too)")
     min_pixels: int = Field(default=56 * 56, gt=0, description="smaller images are enlarged to this many pixels")
     max_pixels: int = Field(default=28 * 28 * 1024, gt=0, description="larger images are shrunk to this many pixels")
 
 
 class DataConfig(Section):
+    AFFECTS = Affects.ROLLOUT
+
     train: list[str] = Field(default_factory=list, description="parquet files in veRL's columns")
     heldout: list[str] = Field(default_factory=list, description="parquet files to evaluate on")
     prompts_per_step: int = Field(default=32, gt=0, description="prompts (groups) a step, over all data-parallel ranks")
@@ -42,6 +48,8 @@ class DataConfig(Section):
 
 
 class ProtocolConfig(Section):
+    AFFECTS = Affects.ROLLOUT
+
     prompts: str = Field(default="mmsearch", description="a set that ships (atlas, mmsearch) or a YAML file")
     max_rounds: int = Field(default=3, gt=0, description="assistant turns a trajectory")
     image_searches: int = Field(default=1, ge=0, description="image searches a trajectory")
@@ -55,30 +63,42 @@ class ProtocolConfig(Section):
 
 
 class RolloutConfig(Section):
+    AFFECTS = Affects.ROLLOUT
+
     temperature: float = Field(default=1.0, gt=0)
     eval_temperature: float = Field(default=1.0, ge=0, description="0 is greedy; 1 measures the policy that GRPO trains")
-    concurrency: int = Field(default=1024, gt=0, description="trajectories in flight a worker")
-    generate_timeout_s: float = Field(default=300, gt=0, description="deadline of one turn")
-    retries: int = Field(default=2, ge=0, description="retries of a failed generate or tool call")
-    tool_timeout_s: float = Field(default=30, gt=0)
-    tool_concurrency: int = Field(default=128, gt=0, description="tool calls in flight a worker; more wait, under no deadline")
+    concurrency: Machine[int] = Field(default=1024, gt=0, description="trajectories in flight a worker")
+    generate_timeout_s: Machine[float] = Field(default=300, gt=0, description="deadline of one turn")
+    retries: Machine[int] = Field(default=2, ge=0, description="retries of a failed generate or tool call")
+    tool_timeout_s: Machine[float] = Field(default=30, gt=0)
+    tool_concurrency: Machine[int] = Field(
+        default=128, gt=0, description="tool calls in flight a worker; more wait, under no deadline"
+    )
     tool_failure: Literal["neutral_observation", "retry_trajectory", "drop_trajectory"] = Field(
         default="neutral_observation",
         description="what an infrastructure failure of a tool does: the model is told and goes on; the trajectory begins anew; "
         "it ends. None of them is scored or trained on as if it were the model's own doing",
     )
-    alert_above: float = Field(default=0.02, ge=0, le=1, description="share of a step's tool calls that fail: a warning")
-    pause_above: float = Field(default=0.2, ge=0, le=1, description="share of the latest tool calls that fail: a pause")
-    pause_limit_s: float = Field(default=3600.0, gt=0, description="a longer pause ends the run, which can be resumed")
+    alert_above: Logging[float] = Field(
+        default=0.02, ge=0, le=1, description="share of a step's tool calls that fail: a warning"
+    )
+    pause_above: Machine[float] = Field(
+        default=0.2, ge=0, le=1, description="share of the latest tool calls that fail: a pause"
+    )
+    pause_limit_s: Machine[float] = Field(default=3600.0, gt=0, description="a longer pause ends the run, which can be resumed")
 
 
 class EngineConfig(Section):
+    AFFECTS = Affects.MACHINE
+
     urls: list[str] = Field(default_factory=list, description="SGLang servers that run already; default: one is started")
     startup_timeout_s: float = Field(default=600, gt=0)
     sglang: dict[str, Any] = Field(default_factory=dict, description="native server arguments, e.g. mem_fraction_static: 0.7")
 
 
 class RewardConfig(Section):
+    AFFECTS = Affects.ROLLOUT
+
     name: str = "mmsearch"
     search_penalty: float = 0.1
     format_penalty: float = 0.1
@@ -87,6 +107,8 @@ class RewardConfig(Section):
 
 
 class AlgorithmConfig(Section):
+    AFFECTS = Affects.TRAINING
+
     name: Literal["grpo", "sft"] = "grpo"
     divide_by_std: bool = Field(
         default=True, description="GRPO divides the centred rewards by the group's deviation; Dr.GRPO does not"
@@ -96,10 +118,14 @@ class AlgorithmConfig(Section):
     kl_coef: float = Field(default=0.001, ge=0, description="0 skips the reference pass altogether")
     entropy_coef: float = 0.0
     updates_per_step: int = Field(default=1, gt=0, description="optimizer steps over one rollout batch")
-    logprob_alarm: float = Field(default=0.05, gt=0, description="mean |trainer - engine| log-prob that is warned about")
+    logprob_alarm: Logging[float] = Field(
+        default=0.05, gt=0, description="mean |trainer - engine| log-prob that is warned about"
+    )
 
 
 class OptimizerConfig(Section):
+    AFFECTS = Affects.TRAINING
+
     lr: float = Field(default=2e-6, gt=0)
     min_lr: float = Field(default=0.0, ge=0)
     warmup_steps: int = Field(default=0, ge=0)
@@ -111,6 +137,8 @@ class OptimizerConfig(Section):
 
 
 class MegatronConfig(Section):
+    AFFECTS = Affects.MACHINE
+
     tensor_parallel: int = Field(default=1, gt=0)
     pipeline_parallel: int = Field(default=1, gt=0)
     context_parallel: int = Field(default=1, gt=0)
@@ -123,6 +151,8 @@ class MegatronConfig(Section):
 
 
 class TrainConfig(Section):
+    AFFECTS = Affects.MACHINE
+
     steps: int = Field(default=100, gt=0)
     ranks: int = Field(default=1, gt=0, description="processes torchrun starts on this machine")
     threads_per_rank: int | None = Field(default=None, description="CPU threads a rank; default: cores / ranks")
@@ -137,6 +167,8 @@ class TrainConfig(Section):
 
 
 class LoggingConfig(Section):
+    AFFECTS = Affects.LOGGING
+
     tensorboard: bool = True
     wandb: bool = False
     wandb_project: str = "megatron-mmsr1"
@@ -146,6 +178,8 @@ class LoggingConfig(Section):
 class SftConfig(Section):
     """Supervised cold start: where the demonstrations come from."""
 
+    AFFECTS = Affects.TRAINING
+
     source: str = Field(
         default="atlas", description="atlas: demonstrations drawn as they are needed; else a JSONL of trajectories"
     )
@@ -154,9 +188,9 @@ class SftConfig(Section):
 
 
 class RunConfig(Section):
-    name: str = "run"
-    seed: int = 0
-    output: str = Field(default="runs/run", description="everything the run writes goes here")
+    name: Logging[str] = "run"
+    seed: Rollout[int] = 0
+    output: Machine[str] = Field(default="runs/run", description="everything the run writes goes here")
     model: ModelConfig
     data: DataConfig = DataConfig()
     protocol: ProtocolConfig = ProtocolConfig()

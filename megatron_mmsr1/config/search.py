@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
-from megatron_mmsr1.config.section import Section
+from megatron_mmsr1.config.section import Affects, Machine, Section
 
 Mode = Literal["live", "record", "replay", "replay-strict"]
 
@@ -20,19 +20,25 @@ class BackendSection(Section):
 
     backend: str
     url: str | None = Field(default=None, description="base URL of a server of your own; default: the vendor's")
-    key: str | None = Field(
+    key: Machine[str | None] = Field(
         default=None,
         description="NAME of the environment variable or line of `search.keys` that holds the API key",
     )
     options: dict[str, Any] = Field(default_factory=dict, description="the backend's own settings (docs/search.md)")
-    concurrency: int = Field(default=32, gt=0, description="calls in flight at once")
-    per_second: float | None = Field(default=None, gt=0, description="calls started a second, at most; default: no limit")
-    timeout_s: float = Field(default=10.0, gt=0, description="one try")
-    retries: int = Field(default=2, ge=0, le=2, description="more tries after a connection error, 429 or 5xx")
-    breaker_failures: int = Field(default=5, gt=0, description="failures in a row that open the circuit breaker")
-    breaker_cooldown_s: float = Field(default=5.0, gt=0, description="open for so long, doubled each time up to a minute")
-    usd_per_1000: float | None = Field(default=None, ge=0, description="price of 1,000 billed calls, for the ledger")
-    price_as_of: datetime.date | None = Field(default=None, description="the day that this price was looked up (YYYY-MM-DD)")
+    concurrency: Machine[int] = Field(default=32, gt=0, description="calls in flight at once")
+    per_second: Machine[float | None] = Field(
+        default=None, gt=0, description="calls started a second, at most; default: no limit"
+    )
+    timeout_s: Machine[float] = Field(default=10.0, gt=0, description="one try")
+    retries: Machine[int] = Field(default=2, ge=0, le=2, description="more tries after a connection error, 429 or 5xx")
+    breaker_failures: Machine[int] = Field(default=5, gt=0, description="failures in a row that open the circuit breaker")
+    breaker_cooldown_s: Machine[float] = Field(
+        default=5.0, gt=0, description="open for so long, doubled each time up to a minute"
+    )
+    usd_per_1000: Machine[float | None] = Field(default=None, ge=0, description="price of 1,000 billed calls, for the ledger")
+    price_as_of: Machine[datetime.date | None] = Field(
+        default=None, description="the day that this price was looked up (YYYY-MM-DD)"
+    )
 
     @model_validator(mode="after")
     def _dated(self) -> BackendSection:
@@ -73,7 +79,7 @@ class ReadSection(BackendSection):
     backend: str = Field(
         default="auto", description="auto (corpus if there is one, else none), corpus, jina, trafilatura, none"
     )
-    concurrency: int = Field(default=64, gt=0, description="calls in flight at once")
+    concurrency: Machine[int] = Field(default=64, gt=0, description="calls in flight at once")
     max_chars: int = Field(default=100_000, gt=0, description="of a page's text; the rest is cut")
 
 
@@ -81,13 +87,15 @@ class SummariseSection(BackendSection):
     """Summarising a page for a query."""
 
     backend: str = Field(default="extractive", description="extractive, openai (or any compatible endpoint), none")
-    concurrency: int = Field(default=64, gt=0, description="calls in flight at once")
-    timeout_s: float = Field(default=20.0, gt=0, description="one try")
+    concurrency: Machine[int] = Field(default=64, gt=0, description="calls in flight at once")
+    timeout_s: Machine[float] = Field(default=20.0, gt=0, description="one try")
     model: str = Field(default="Qwen/Qwen3-32B", description="openai: the model's name at the endpoint")
 
 
 class BudgetSection(Section):
     """Hard caps. A call that would pass one is answered `budget` and not made; null: no cap."""
+
+    AFFECTS = Affects.MACHINE
 
     run_usd: float | None = Field(default=None, ge=0)
     step_usd: float | None = Field(default=None, ge=0)
@@ -105,13 +113,15 @@ class FetchSection(Section):
         default_factory=list,
         description="HOST or HOST:PORT of your own that may be private, on any port; no wildcards",
     )
-    deadline_s: float = Field(default=10.0, gt=0, description="a whole fetch, redirects included")
+    deadline_s: Machine[float] = Field(default=10.0, gt=0, description="a whole fetch, redirects included")
     max_bytes: int = Field(default=5_000_000, gt=0, description="after decompression")
     user_agent: str = "megatron-mmsr1 (+search reader)"
 
 
 class EstimateSection(Section):
     """What `mmsr1 search estimate` assumes; the shares are measured by any run (search/..., tool/cached)."""
+
+    AFFECTS = Affects.MACHINE
 
     text_per_trajectory: float = Field(default=0.7, ge=0, description="text searches a trajectory")
     image_per_trajectory: float = Field(default=0.5, ge=0, description="image searches a trajectory")
@@ -123,16 +133,24 @@ class EstimateSection(Section):
 
 
 class SearchConfig(Section):
-    url: str | None = Field(default=None, description="a search server that runs already; default: one is started")
+    AFFECTS = Affects.ROLLOUT
+
+    url: Machine[str | None] = Field(default=None, description="a search server that runs already; default: one is started")
     corpus: str | None = Field(default=None, description="directory with corpus.jsonl and, for image search, images.jsonl")
     mode: Mode = Field(
         default="live",
         description="live: the store is a cache; record: it also keeps every failed or degraded outcome; replay: it answers "
         "first, a miss goes out and is not kept; replay-strict: nothing goes out",
     )
-    cache: str | None = Field(default=None, description="the store, a SQLite file: cache and snapshot; default: inside the run")
-    keys: str | None = Field(default=None, description="file of NAME=value lines with API keys, readable by its owner only")
-    deadline_s: float = Field(default=28.0, gt=0, description="one call as a whole; keep it under rollout.tool_timeout_s")
+    cache: Machine[str | None] = Field(
+        default=None, description="the store, a SQLite file: cache and snapshot; default: inside the run"
+    )
+    keys: Machine[str | None] = Field(
+        default=None, description="file of NAME=value lines with API keys, readable by its owner only"
+    )
+    deadline_s: Machine[float] = Field(
+        default=28.0, gt=0, description="one call as a whole; keep it under rollout.tool_timeout_s"
+    )
     text: TextSection = TextSection()
     image: ImageSection = ImageSection()
     read: ReadSection = ReadSection()

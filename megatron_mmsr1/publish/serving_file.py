@@ -15,12 +15,14 @@ from urllib.parse import urlsplit
 
 import yaml
 
-from megatron_mmsr1.config import RunConfig
+from megatron_mmsr1.config import RunConfig, SearchConfig
+from megatron_mmsr1.config.affects import keys_of
+from megatron_mmsr1.config.section import Affects
 
 NAME = "serving.yaml"
 PROMPTS = "prompts.yaml"
-# Of the machine, of the run's purse, or a disturbance that training wanted.
-_NOT_SERVED = ("url", "cache", "keys", "mode", "budget", "estimate", "missing_rate", "error_rate", "latency_s")
+# Of the machine (its budget too), or a disturbance that training wanted.
+_NOT_SERVED = (*keys_of(SearchConfig, Affects.MACHINE), "mode", "missing_rate", "error_rate", "latency_s")
 _BACKENDS = ("text", "image", "read", "summarise")
 _SECRET = re.compile(r"key|secret|token|passw|credential", re.IGNORECASE)
 _VARIABLE = re.compile(r"[A-Z][A-Z0-9_]*")

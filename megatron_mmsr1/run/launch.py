@@ -12,6 +12,7 @@ from pathlib import Path
 
 from megatron_mmsr1 import config
 from megatron_mmsr1.config import RunConfig
+from megatron_mmsr1.config.affects import differing
 from megatron_mmsr1.errors import REPORT, RunError, UsageError, left_by_child
 from megatron_mmsr1.procs.progress import Follower, progress
 from megatron_mmsr1.procs.supervisor import Supervisor, free_port, tail
@@ -25,23 +26,6 @@ SHOWN = {
     "entropy": "entropy",
     "gap": "logprob_diff_mean",
 }
-
-
-# Settings that may change between a run's lives: where it runs and how long, not what it computes.
-FREE_TO_CHANGE = (
-    "name",
-    "output",
-    "train.",
-    "logging.",
-    "engine.",
-    "megatron.",
-    "search.url",
-    "search.cache",
-    "search.keys",
-    "search.budget.",
-    "search.estimate.",
-    "search.deadline_s",
-)
 
 
 @dataclass(slots=True)
@@ -85,7 +69,7 @@ def open_run(cfg: RunConfig, check: Callable[[RunConfig], None]) -> Path:
     out = Path(cfg.output)
     kept = out / "config.yaml"
     text = config.dump(cfg)
-    changed = _differing(kept, cfg) if kept.is_file() and _has_work(out) else []
+    changed = differing(config.load(kept), cfg) if kept.is_file() and _has_work(out) else []
     if changed:
         shown = ", ".join(changed[:6]) + (" …" if len(changed) > 6 else "")
         raise UsageError(f"{out} holds a run of another configuration; differing: {shown}. Name another output=")
@@ -258,17 +242,3 @@ class Tail:
         self.at += len(whole)
         for line in whole.decode("utf-8", "replace").splitlines():
             print(line[20:], file=sys.stderr, flush=True)  # without the date: the terminal has its own time
-
-
-def _differing(kept: Path, cfg: RunConfig) -> list[str]:
-    """The settings in which a run's kept config and this one tell different experiments."""
-    old, new = _flat(config.load(kept).model_dump(mode="json")), _flat(cfg.model_dump(mode="json"))
-    keys = sorted(k for k in old.keys() | new.keys() if old.get(k) != new.get(k))
-    return [k for k in keys if not k.startswith(FREE_TO_CHANGE)]
-
-
-def _flat(d: dict[str, object], prefix: str = "") -> dict[str, object]:
-    out: dict[str, object] = {}
-    for k, v in d.items():
-        out |= _flat(v, f"{prefix}{k}.") if isinstance(v, dict) else {f"{prefix}{k}": v}
-    return out

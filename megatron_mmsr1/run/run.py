@@ -6,8 +6,6 @@ weights. Nothing here says torch.cuda or imports megatron.core: that is megatron
 
 from __future__ import annotations
 
-import hashlib
-import json
 import shutil
 import time
 from contextlib import suppress
@@ -17,6 +15,7 @@ from typing import Any
 
 from megatron_mmsr1.algorithm.advantages import group_normalized
 from megatron_mmsr1.config import RunConfig
+from megatron_mmsr1.config.affects import fingerprint
 from megatron_mmsr1.data.dataset import Prompt, PromptDataset
 from megatron_mmsr1.data.images import ImageStore
 from megatron_mmsr1.data.sampler import ResumableSampler
@@ -86,7 +85,7 @@ class Run:
                 local = self._generate(mine, step)
             trajectories = self.parallel.gather_from_leaders(local)
             if self.lead and self.cfg.logging.dump_rollouts:
-                meta = {"weights": step, "config": self._fingerprint(), "search": self.watch.identity()}
+                meta = {"weights": step, "config": fingerprint(self.cfg), "search": self.watch.identity()}
                 write_dump(self.out / "rollouts", step, trajectories, meta)
         self.seconds["rollout"] = time.monotonic() - started
         return trajectories
@@ -233,14 +232,7 @@ class Run:
             return []
         trajectories, meta = read_dump(self.out / "rollouts", step)
         whole = any(t.reward is not None for t in trajectories)  # else an outage's or an empty purse's: roll out again
-        return trajectories if whole and meta.get("config") == self._fingerprint() else []
-
-    def _fingerprint(self) -> str:
-        """What the rollouts of a step depend on, beside the weights: a dump of another configuration is not reused."""
-        d = self.cfg.model_dump(mode="json", exclude={"output", "name", "logging", "train", "engine"})
-        for where in ("url", "cache", "keys", "budget", "estimate"):
-            d["search"].pop(where)
-        return hashlib.sha256(json.dumps(d, sort_keys=True).encode()).hexdigest()[:16]
+        return trajectories if whole and meta.get("config") == fingerprint(self.cfg) else []
 
     def _stopped(self) -> str:
         return (
