@@ -167,7 +167,7 @@ def test_calls_that_would_wait_past_their_deadline() -> None:
 
 
 def test_a_backend_that_there_is_not() -> None:
-    with pytest.raises(UsageError, match=r"search\.text\.backend=bing: no such backend; there are .*serper"):
+    with pytest.raises(UsageError, match=r"search\.text\.backend=bing: no such text_backend; there are .*serper"):
         estimate(run({"text": {"backend": "bing"}}))
 
 

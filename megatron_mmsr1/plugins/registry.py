@@ -167,3 +167,12 @@ def requires(
         return broken
 
     return check
+
+
+def is_callable(signature: str) -> Check:
+    """A check of a part that is a function; `signature` is shown to whoever gives something else."""
+
+    def check(name: str, part: Any) -> list[str]:
+        return [] if callable(part) else [f"it must be a function {signature}, not a {type(part).__name__}"]
+
+    return check

@@ -1,18 +1,17 @@
 """From the `search` section of a config to the backends that it names: a file of that name, in the directory of its kind.
 
-A backend's module defines `make(section, tools)`. A new backend is one new file; nothing here changes.
+A backend's module defines `make(section, tools)`. A new backend is one new file, here or anywhere; nothing here changes.
 """
 
 from __future__ import annotations
 
 import importlib
-import pkgutil
 from dataclasses import dataclass
 from typing import Any
 
 from megatron_mmsr1.config import SearchConfig
 from megatron_mmsr1.config.search import BackendSection
-from megatron_mmsr1.errors import UsageError
+from megatron_mmsr1.plugins.registry import Registry
 from megatron_mmsr1.search.faults import Faults, FaultyImage, FaultyText
 from megatron_mmsr1.search.interfaces import Backend, ImageBackend, Reader, Summariser, TextBackend
 from megatron_mmsr1.search.tools import Tools
@@ -47,20 +46,21 @@ def compose(cfg: SearchConfig, tools: Tools) -> Backends:
 
 
 def make(kind: str, section: BackendSection, tools: Tools, auto: str = NONE) -> Any:
-    """The backend that a section names; None for "none". UsageError lists those there are."""
+    """The backend that a section names; None for "none". UsageError as `Registry.get` raises it."""
     name = auto if section.backend == "auto" else section.backend
     if name == NONE and kind != "text":
         return None
-    known = names(kind)
-    if name not in known:
-        raise UsageError(f"search.{kind}.backend={name}: no such backend; there are {', '.join(known)}")
-    return importlib.import_module(f"megatron_mmsr1.search.{kind}.{name}").make(section, tools)
+    return registry(kind).get(name)(section, tools)
 
 
 def names(kind: str) -> list[str]:
-    """The backends of a kind (text, image, read, summarise): the modules of its directory."""
-    package = importlib.import_module(f"megatron_mmsr1.search.{kind}")
-    return sorted(m.name for m in pkgutil.iter_modules(package.__path__) if not m.name.startswith("_"))
+    """The backends of a kind (text, image, read, summarise) that ship or are installed."""
+    return registry(kind).names()
+
+
+def registry(kind: str) -> Registry[Any]:
+    """The backends of a kind: what ships, what is installed, a person's own."""
+    return importlib.import_module(f"megatron_mmsr1.search.{kind}").REGISTRY
 
 
 def _auto_image(tools: Tools) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import datetime
-import importlib
+import sys
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -78,12 +78,9 @@ def _stage(kind: str, section: BackendSection, calls: float, latency_s: float) -
 
 def _local(kind: str, name: str) -> bool:
     """Whether the backend's class says so of itself. UsageError for a name that there is not."""
-    from megatron_mmsr1.errors import UsageError
-    from megatron_mmsr1.search.compose import names
+    from megatron_mmsr1.search.compose import registry
 
-    if name not in names(kind):
-        raise UsageError(f"search.{kind}.backend={name}: no such backend; there are {', '.join(names(kind))}")
-    module = importlib.import_module(f"megatron_mmsr1.search.{kind}.{name}")
+    module = sys.modules[registry(kind).get(name).__module__]
     own = (v for v in vars(module).values() if isinstance(v, type) and v.__module__ == module.__name__)
     return any(getattr(v, "local", False) is True for v in own)
 

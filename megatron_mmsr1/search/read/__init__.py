@@ -1,0 +1,14 @@
+"""Readers of web pages, a file each: `make(section, tools)` gives a `search.interfaces.Reader`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from megatron_mmsr1.plugins.registry import Registry, is_callable
+
+Make = Callable[..., Any]  # (section, search.tools.Tools)
+REGISTRY: Registry[Make] = Registry(
+    "page_reader", __name__, "make", key="search.read.backend", check=is_callable("(section, tools)")
+)
+get = REGISTRY.get

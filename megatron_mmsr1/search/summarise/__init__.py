@@ -1,0 +1,14 @@
+"""Summarisers of pages, a file each: `make(section, tools)` gives a `search.interfaces.Summariser`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from megatron_mmsr1.plugins.registry import Registry, is_callable
+
+Make = Callable[..., Any]  # (section, search.tools.Tools)
+REGISTRY: Registry[Make] = Registry(
+    "summariser", __name__, "make", key="search.summarise.backend", check=is_callable("(section, tools)")
+)
+get = REGISTRY.get

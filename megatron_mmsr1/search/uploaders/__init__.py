@@ -5,13 +5,13 @@ An uploader's module defines `make(section, tools)`; module names are the values
 
 from __future__ import annotations
 
-import importlib
-import pkgutil
+from collections.abc import Callable
 from contextlib import AbstractAsyncContextManager
 from typing import Protocol
 
 from megatron_mmsr1.config.search import ImageSection
 from megatron_mmsr1.errors import UsageError
+from megatron_mmsr1.plugins.registry import Registry, is_callable
 from megatron_mmsr1.search.tools import Tools
 
 
@@ -38,7 +38,10 @@ def open_uploader(section: ImageSection, tools: Tools) -> Uploader:
             "bucket of yours, with presigned links) or to signed_route (this server shows it; it must be reachable from "
             "outside), and search.image.upload to its settings"
         )
-    known = sorted(m.name for m in pkgutil.iter_modules(__path__) if not m.name.startswith("_"))
-    if section.uploader not in known:
-        raise UsageError(f"search.image.uploader={section.uploader}: no such uploader; there are {', '.join(known)}")
-    return importlib.import_module(f"{__name__}.{section.uploader}").make(section, tools)
+    return get(section.uploader)(section, tools)
+
+
+REGISTRY: Registry[Callable[[ImageSection, Tools], Uploader]] = Registry(
+    "uploader", __name__, "make", key="search.image.uploader", check=is_callable("(section, tools)")
+)
+get = REGISTRY.get
