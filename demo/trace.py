@@ -48,14 +48,14 @@ def pieces(t: Trajectory, turn: Turn, decode: Decode, pad: int, refs: Iterator[I
         if t.loss_mask[at]:
             yield from _sampled(t, at, end, decode)
         else:
-            yield Piece(decode(t.token_ids[at:end]), ids=tuple(t.token_ids[at:end]))
+            yield Piece(decode(t.token_ids[at:end].tolist()), ids=tuple(t.token_ids[at:end]))
         at = end
 
 
 def _sampled(t: Trajectory, start: int, end: int, decode: Decode) -> Iterator[Piece]:
     first = start
     for at in range(start, end):
-        text = decode(t.token_ids[first : at + 1])
+        text = decode(t.token_ids[first : at + 1].tolist())
         if text.endswith("\ufffd") and at + 1 < end and at - first < TOGETHER:
             continue
         yield Piece(text, True, sum(t.logprobs[first : at + 1]), tuple(t.token_ids[first : at + 1]))

@@ -5,17 +5,23 @@ Token ids are the *trainer's view*: every image stands as its full run of `<|ima
 drift.
 
 Shapes: T is the number of tokens of one trajectory. `token_ids`, `loss_mask`, `logprobs` and `weight_versions` all
-have T entries. Pure Python: no torch, no numpy.
+have T entries, each in one flat buffer (`array.array`: 13 bytes a token in all, where lists of Python numbers take over a
+hundred). `numpy.asarray(t.token_ids)` is a view of it. Pure Python: no torch, no numpy.
 """
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, field
+from array import array
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field, fields
 from enum import StrEnum
 from typing import Any
 
 ROLES = ("prompt", "assistant", "tool")
 UNSAMPLED = -1  # weight_versions entry of a token that no engine sampled
+
+# Field -> type code of its buffer: int32, int8, float32, int32, float32.
+BUFFERS = {"token_ids": "i", "loss_mask": "b", "logprobs": "f", "weight_versions": "i", "loss_weights": "f"}
 
 
 class Status(StrEnum):
@@ -92,31 +98,43 @@ class Trajectory:
     sample_index: int
     question: str
     golden_answers: list[str]
-    token_ids: list[int] = field(default_factory=list)
-    loss_mask: list[int] = field(default_factory=list)
-    logprobs: list[float] = field(default_factory=list)
-    weight_versions: list[int] = field(default_factory=list)
+    token_ids: array[int] = field(default_factory=lambda: array("i"))
+    loss_mask: array[int] = field(default_factory=lambda: array("b"))
+    logprobs: array[float] = field(default_factory=lambda: array("f"))
+    weight_versions: array[int] = field(default_factory=lambda: array("i"))
     images: list[ImageRef] = field(default_factory=list)
     turns: list[Turn] = field(default_factory=list)
     status: Status = Status.ABORTED
     reward: float | None = None
     reward_parts: dict[str, float] = field(default_factory=dict)
-    loss_weights: list[float] | None = None  # SFT only: a weight a token; None means the mask itself
+    loss_weights: array[float] | None = None  # SFT only: a weight a token; None means the mask itself
     category: str = ""  # search_free | search_required, where the data say so
     data_source: str = ""
     extra: dict[str, Any] = field(default_factory=dict)
 
+    def __post_init__(self) -> None:
+        for name in BUFFERS:
+            values = getattr(self, name)
+            if values is not None:
+                setattr(self, name, buffer(name, values))
+
     def __len__(self) -> int:
-        return len(self.token_ids)
+        """T; of an `outline` too."""
+        return len(self.token_ids) or (self.turns[-1].end if self.turns else 0)
+
+    @property
+    def sampled_tokens(self) -> int:
+        """Tokens of the assistant's turns."""
+        return sum(t.end - t.start for t in self.turns if t.role == "assistant")
 
     def append(
         self,
         role: str,
-        token_ids: list[int],
+        token_ids: Sequence[int],
         text: str,
         *,
-        logprobs: list[float] | None = None,
-        weight_versions: list[int] | None = None,
+        logprobs: Sequence[float] | None = None,
+        weight_versions: Sequence[int] | None = None,
         images: tuple[ImageRef, ...] | list[ImageRef] = (),
         action: str = "",
         tool: ToolCall | None = None,
@@ -136,10 +154,10 @@ class Trajectory:
         if weight_versions and len(weight_versions) != n:
             raise ValueError(f"{role} turn of {n} tokens came with {len(weight_versions)} weight versions")
         start = len(self.token_ids)
-        self.token_ids += token_ids
-        self.loss_mask += [int(sampled)] * n
-        self.logprobs += list(logprobs) if sampled and logprobs is not None else [0.0] * n
-        self.weight_versions += list(weight_versions) if weight_versions else [UNSAMPLED] * n
+        self.token_ids.extend(token_ids)
+        self.loss_mask.extend([int(sampled)] * n)
+        self.logprobs.extend(logprobs if sampled and logprobs is not None else [0.0] * n)
+        self.weight_versions.extend(weight_versions if weight_versions else [UNSAMPLED] * n)
         self.images += list(images)
         self.turns.append(Turn(role, start, start + n, text, action, tool, seconds))
 
@@ -181,22 +199,38 @@ class Trajectory:
             if turn.start != at:
                 raise ValueError(f"{me}: turn at {turn.start} does not follow {at}")
             want = int(turn.role == "assistant")
-            if any(m != want for m in self.loss_mask[turn.start : turn.end]):
+            if self.loss_mask[turn.start : turn.end].count(want) != turn.end - turn.start:
                 raise ValueError(f"{me}: loss mask disagrees with {turn.role} turn at {turn.start}")
             at = turn.end
         if at != n:
             raise ValueError(f"{me}: turns end at {at}, tokens at {n}")
-        pads = sum(i == image_pad_id for i in self.token_ids)
+        pads = self.token_ids.count(image_pad_id)
         want = sum(i.tokens(merge_size) for i in self.images)
         if pads != want:
             raise ValueError(f"{me}: {pads} image pads for {want} image features")
 
+    def outline(self) -> Trajectory:
+        """The same without its tokens, texts and pictures: what metrics, advantages and limits are told from, in a few hundred
+        bytes. Turns keep their places, so that lengths are still known."""
+        d = {f.name: getattr(self, f.name) for f in fields(self) if f.name not in BUFFERS}
+        d["turns"] = [Turn(t.role, t.start, t.end, "", t.action, t.tool, t.seconds) for t in self.turns]
+        return Trajectory(**d)
+
     def to_dict(self) -> dict[str, Any]:
         """JSON-ready; `from_dict` gives an equal trajectory back."""
-        return asdict(self)
+        buffers = {name: None if (b := getattr(self, name)) is None else b.tolist() for name in BUFFERS}
+        return self.described() | buffers
+
+    def described(self) -> dict[str, Any]:
+        """All but the buffers, JSON-ready."""
+        out = {f.name: getattr(self, f.name) for f in fields(self) if f.name not in BUFFERS}
+        out["images"] = [{"sha256": i.sha256, "grid_thw": list(i.grid_thw)} for i in self.images]
+        out["turns"] = [_as_dict(t) | {"tool": _as_dict(t.tool) if t.tool else None} for t in self.turns]
+        return out
 
     @classmethod
     def from_dict(cls, d: dict[str, Any]) -> Trajectory:
+        """Buffers may be lists or arrays; those that are missing are empty."""
         d = dict(d)
         d["images"] = [ImageRef(i["sha256"], tuple(i["grid_thw"])) for i in d["images"]]
         d["turns"] = [Turn(**{**t, "tool": _tool_call(t["tool"])}) for t in d["turns"]]
@@ -204,13 +238,25 @@ class Trajectory:
         return cls(**d)
 
 
+def buffer(name: str, values: Iterable[float]) -> array[Any]:
+    """The values of the field `name` in a buffer of its own type; one that is a buffer of that type already, as it is."""
+    if isinstance(values, array) and values.typecode == BUFFERS[name]:
+        return values
+    return array(BUFFERS[name], values)
+
+
+def _as_dict(x: Turn | ToolCall) -> dict[str, Any]:
+    return {name: getattr(x, name) for name in x.__slots__}
+
+
 def _tool_call(d: dict[str, Any] | None) -> ToolCall | None:
     return ToolCall(**{**d, "status": ToolStatus(d["status"])}) if d else None
 
 
-def collapse_pads(token_ids: list[int], image_pad_id: int, pads: list[int]) -> list[int]:
+def collapse_pads(ids: Sequence[int], image_pad_id: int, pads: Sequence[int]) -> list[int]:
     """Replace the i-th image's run of `pads[i]` pad tokens by one. Raises ValueError if the runs do not match."""
     out: list[int] = []
+    token_ids = list(ids)
     at, image = 0, 0
     while at < len(token_ids):
         if token_ids[at] != image_pad_id:

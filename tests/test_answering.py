@@ -68,7 +68,7 @@ async def test_it_is_the_rollouts_own_agent(answerer, asked):
         )
         ours = last.trajectory
         assert (ours.token_ids, ours.loss_mask, ours.status) == (rolled.token_ids, rolled.loss_mask, rolled.status)
-        assert ours.logprobs == pytest.approx(rolled.logprobs, abs=1e-4)
+        assert ours.logprobs.tolist() == pytest.approx(rolled.logprobs.tolist(), abs=1e-4)
 
 
 async def test_without_tools_it_answers_all_the_same(answerer, asked):

@@ -41,7 +41,7 @@ def test_every_token_is_in_one_piece(said: str, found: str) -> None:
     t = conversation(said, found)
     refs = iter(t.images)
     parts = [p for turn in t.turns for p in trace.pieces(t, turn, decode, PAD, refs)]
-    assert [i for p in parts for i in p.ids] == t.token_ids
+    assert [i for p in parts for i in p.ids] == t.token_ids.tolist()
     assert sum(len(p.ids) for p in parts if p.trained) == sum(t.loss_mask)
     assert math.isclose(sum(p.logprob for p in parts), sum(t.logprobs))
     assert [p.image for p in parts if p.image] == [REF]

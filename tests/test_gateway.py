@@ -157,8 +157,8 @@ def test_a_recorded_rollout_comes_out_alike(gateway, cfg, asked, atlas_engine, a
                 (t,) = worker.generate([prompt], step=0, indices=[0], weight_version=None, group_size=1)
                 whole = complete(gateway, ask(prompt), seed=seed, temperature=1, extra_body={"search": {"trace": True}})
                 trace = whole.trace  # pyright: ignore
-                assert trace["token_ids"] == t.token_ids and trace["loss_mask"] == t.loss_mask
-                assert trace["logprobs"] == pytest.approx(t.logprobs, abs=1e-4)
+                assert trace["token_ids"] == t.token_ids.tolist() and trace["loss_mask"] == t.loss_mask.tolist()
+                assert trace["logprobs"] == pytest.approx(t.logprobs.tolist(), abs=1e-4)
                 assert [x["text"] for x in trace["turns"]] == [x.text for x in t.turns]
 
 

@@ -71,10 +71,10 @@ async def test_turns_hold_what_was_sampled_and_nothing_else():
     t, engine, _ = await play(IMAGE, ANSWER)
     sampled = [x for x in t.turns if x.role == "assistant"]
     for turn, said in zip(sampled, engine.said, strict=True):
-        assert t.token_ids[turn.start : turn.end] == said
-        assert t.loss_mask[turn.start : turn.end] == [1] * len(said)
-        assert t.logprobs[turn.start : turn.end] == [-0.5] * len(said)
-        assert t.weight_versions[turn.start : turn.end] == [7] * len(said)
+        assert t.token_ids[turn.start : turn.end].tolist() == said
+        assert t.loss_mask[turn.start : turn.end].tolist() == [1] * len(said)
+        assert t.logprobs[turn.start : turn.end].tolist() == [-0.5] * len(said)
+        assert t.weight_versions[turn.start : turn.end].tolist() == [7] * len(said)
     assert sum(t.loss_mask) == sum(map(len, engine.said))
     assert sampled[1].text == ANSWER.removesuffix("<|im_end|>")
 

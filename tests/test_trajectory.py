@@ -8,13 +8,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from megatron_mmsr1.rollout import flat
 from megatron_mmsr1.trajectory import (
+    BUFFERS,
     UNSAMPLED,
     ImageRef,
     Status,
     ToolCall,
     ToolStatus,
     Trajectory,
+    buffer,
     collapse_pads,
     expand_pads,
 )
@@ -41,7 +44,7 @@ def trajectories(draw) -> Trajectory:
     for role in draw(st.lists(st.sampled_from(["prompt", "assistant", "tool"]), max_size=6)):
         ids, pictures = draw(words), []
         if role == "assistant":
-            logprobs = draw(st.lists(st.floats(-9, 0), min_size=len(ids), max_size=len(ids)))
+            logprobs = draw(st.lists(st.floats(-9, 0, width=32), min_size=len(ids), max_size=len(ids)))
             versions = draw(st.none() | st.just([3] * len(ids)))
             t.append(role, ids, "text", logprobs=logprobs, weight_versions=versions, action="answer", seconds=0.5)
             continue
@@ -51,7 +54,8 @@ def trajectories(draw) -> Trajectory:
         t.append(role, ids, "text", images=pictures, tool=draw(call) if role == "tool" else None)
     t.status = draw(st.sampled_from(Status))
     t.reward = draw(st.none() | st.floats(0, 1))
-    t.loss_weights = draw(st.none() | st.just([0.5] * len(t)))
+    weights = draw(st.none() | st.just([0.5] * len(t)))
+    t.loss_weights = None if weights is None else buffer("loss_weights", weights)
     return t
 
 
@@ -79,13 +83,36 @@ def test_json_gives_an_equal_trajectory_back(t: Trajectory) -> None:
     assert isinstance(back.status, Status)
 
 
+@given(st.lists(trajectories(), max_size=4))
+def test_one_buffer_a_field_gives_equal_trajectories_back(many: list[Trajectory]) -> None:
+    message = flat.pack(many)
+    assert flat.unpack(message) == many
+    if any(len(t) for t in many):
+        with pytest.raises(ValueError, match="bytes of buffers"):
+            flat.unpack(message[:-1])
+
+
+@given(trajectories())
+def test_an_outline_knows_what_metrics_ask_and_holds_no_token(t: Trajectory) -> None:
+    o = t.outline()
+    assert (len(o), o.sampled_tokens, o.status, o.reward) == (len(t), sum(t.loss_mask), t.status, t.reward)
+    assert (o.searched, o.infrastructure_failure, o.tool_calls) == (t.searched, t.infrastructure_failure, t.tool_calls)
+    assert not any(getattr(o, name) for name in BUFFERS) and not any(turn.text for turn in o.turns)
+
+
+@given(trajectories())
+def test_a_token_takes_thirteen_bytes(t: Trajectory) -> None:
+    names = [n for n in BUFFERS if n != "loss_weights"]
+    assert sum(memoryview(getattr(t, n)).nbytes for n in names) == 13 * len(t)
+
+
 @given(trajectories())
 def test_engines_view_expands_to_the_trainers(t: Trajectory) -> None:
     pads = [i.tokens() for i in t.images]
     engine = t.engine_ids(PAD)
     assert engine.count(PAD) == len(t.images)
     assert len(engine) == len(t) - sum(pads) + len(pads)
-    assert expand_pads(engine, PAD, pads) == t.token_ids
+    assert expand_pads(engine, PAD, pads) == t.token_ids.tolist()
 
 
 @given(st.lists(st.sampled_from([PAD, 1, 2]), max_size=20), st.lists(st.integers(1, 5), min_size=20, max_size=20))
@@ -129,7 +156,7 @@ def good() -> Trajectory:
         (lambda t: t.loss_mask.pop(), "loss_mask has 5 of 6"),
         (lambda t: t.logprobs.append(0.0), "logprobs has 7 of 6"),
         (lambda t: t.weight_versions.pop(), "weight_versions has 5"),
-        (lambda t: setattr(t, "loss_weights", [1.0]), "loss_weights has 1"),
+        (lambda t: setattr(t, "loss_weights", buffer("loss_weights", [1.0])), "loss_weights has 1"),
         (lambda t: t.loss_mask.__setitem__(0, 1), "loss mask disagrees with prompt turn at 0"),
         (lambda t: t.loss_mask.__setitem__(5, 0), "loss mask disagrees with assistant turn at 4"),
         (lambda t: t.turns.pop(), "turns end at 4, tokens at 6"),

@@ -10,7 +10,7 @@ from megatron_mmsr1 import protocol
 from megatron_mmsr1.atlas.questions import Question
 from megatron_mmsr1.atlas.turns import ANSWER, REASON, spaced
 from megatron_mmsr1.protocol import IM_END, ImageHit, Prompts, Segment, TextHit
-from megatron_mmsr1.trajectory import ImageRef, Status, ToolCall, ToolStatus, Trajectory, expand_pads
+from megatron_mmsr1.trajectory import ImageRef, Status, ToolCall, ToolStatus, Trajectory, buffer, expand_pads
 
 if TYPE_CHECKING:
     from megatron_mmsr1.data.images import ImageStore
@@ -69,7 +69,7 @@ class Recorder:
 
     def finish(self, q: Question | None, **extra: Any) -> Trajectory:
         t = self._t
-        t.loss_weights = self._weights
+        t.loss_weights = buffer("loss_weights", self._weights)
         t.status = Status.ANSWERED
         t.extra = dict(extra)
         if q is not None:

@@ -93,7 +93,7 @@ def rollout_metrics(trajectories: Sequence[Trajectory], protocol: ProtocolConfig
 
 def throughput(trajectories: Sequence[Trajectory], seconds: float) -> dict[str, float]:
     """rollout/tokens_per_s (sampled tokens; observations are not generated) and rollout/trajectories_per_s, over `seconds`."""
-    sampled = sum(sum(t.loss_mask) for t in trajectories)
+    sampled = sum(t.sampled_tokens for t in trajectories)
     return {"rollout/tokens_per_s": sampled / seconds, "rollout/trajectories_per_s": len(trajectories) / seconds}
 
 
@@ -128,7 +128,7 @@ def _counts(trajectories: Sequence[Trajectory]) -> dict[str, float]:
     out |= {f"turns/{n}": count for n, count in sorted(Counter(turns).items())}
     out["turns/mean"] = mean(turns)
     out["tokens/trajectory"] = mean(len(t) for t in trajectories)
-    out["tokens/sampled"] = mean(sum(t.loss_mask) for t in trajectories)
+    out["tokens/sampled"] = mean(t.sampled_tokens for t in trajectories)
     out["tokens/observed"] = mean(sum(u.end - u.start for u in t.turns if u.role == "tool") for t in trajectories)
     out["images/trajectory"] = mean(len(t.images) for t in trajectories)
     return out

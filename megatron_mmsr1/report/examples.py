@@ -170,7 +170,7 @@ def _token_pieces(t: Trajectory, turn: Turn, tokenizer: Tokenizer, pad: int, sho
         if t.loss_mask[at]:
             yield from _sampled(t, at, end, tokenizer)
         else:
-            yield Piece(visible(tokenizer.decode(t.token_ids[at:end], skip_special_tokens=False)))
+            yield Piece(visible(tokenizer.decode(t.token_ids[at:end].tolist(), skip_special_tokens=False)))
         at = end
 
 
@@ -178,7 +178,7 @@ def _sampled(t: Trajectory, start: int, end: int, tokenizer: Tokenizer) -> Itera
     """One piece a token; tokens that only together make a character (bytes of UTF-8) share one."""
     first = start
     for at in range(start, end):
-        text = tokenizer.decode(t.token_ids[first : at + 1], skip_special_tokens=False)
+        text = tokenizer.decode(t.token_ids[first : at + 1].tolist(), skip_special_tokens=False)
         if text.endswith("\ufffd") and at + 1 < end and at - first < BATCH:
             continue
         chance = math.exp(min(0.0, sum(t.logprobs[first : at + 1])))

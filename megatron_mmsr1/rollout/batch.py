@@ -103,7 +103,7 @@ class Batch:
 
     def _count(self, t: Trajectory) -> None:
         self._done += 1
-        self._tokens += sum(t.loss_mask)
+        self._tokens += t.sampled_tokens
         self._statuses[str(t.status)] += 1
         if t.status is Status.ENGINE_ERROR and self._statuses[str(Status.ENGINE_ERROR)] == 1:
             print(f"step {self._job.step}: {t.extra.get('error')}", flush=True)

@@ -1,7 +1,9 @@
-"""Rollouts on disk: one zstd-compressed JSONL file a step, a header and then one trajectory a line; pictures stay in the store.
+"""Rollouts on disk: one zstd file a step and data-parallel leader, so that no rank writes another's.
 
-The header {"format", "step", "trajectories", "meta"} tells a whole file from a torn one. Lines join with other steps, runs and
-metrics on prompt_id, group_id and sample_index.
+Inside: a header line, one line of JSON a trajectory (everything but its tokens), then the tokens' buffers, one a field
+(`flat.py`). `zstdcat FILE | head -n 5` shows the header and four trajectories. Lines join with other steps, runs and metrics on
+prompt_id, group_id and sample_index. The header {"format", "step", "trajectories", "meta"} and the end mark tell a whole file
+from a torn one. Files of format 1, JSON throughout, are still read.
 """
 
 from __future__ import annotations
@@ -16,33 +18,63 @@ import orjson
 import zstandard
 
 from megatron_mmsr1.errors import RunError
+from megatron_mmsr1.rollout import flat
 from megatron_mmsr1.trajectory import Trajectory
 
-FORMAT = 1
+FORMAT = 2
+SUFFIX = ".jsonl.zst"
 _OPTIONS = orjson.OPT_SERIALIZE_NUMPY
 
 
-def dump_path(directory: str | Path, step: int | str) -> Path:
-    """Where a step's rollouts are; a name (an evaluation's) in the place of the number gives NAME.jsonl.zst."""
-    return Path(directory) / (f"step_{step:06d}.jsonl.zst" if isinstance(step, int) else f"{step}.jsonl.zst")
+def dump_path(directory: str | Path, step: int | str, part: int = 0, parts: int = 1) -> Path:
+    """Where a step's rollouts are; a name (an evaluation's) in the place of the number gives NAME.jsonl.zst. `part`: of which
+    leader, where several (`parts`) wrote one each."""
+    stem = f"step_{step:06d}" if isinstance(step, int) else step
+    return Path(directory) / (f"{stem}{SUFFIX}" if parts == 1 else f"{stem}.part{part:05d}of{parts:05d}{SUFFIX}")
 
 
-def write_dump(directory: str | Path, step: int | str, trajectories: Sequence[Trajectory], meta: dict[str, Any]) -> Path:
+def dump_files(directory: str | Path, step: int | str) -> list[Path]:
+    """The files of a step's rollouts, in the leaders' order; empty unless all of them are there."""
+    whole = dump_path(directory, step)
+    if whole.is_file():
+        return [whole]
+    stem = whole.name.removesuffix(SUFFIX)
+    found = sorted(Path(directory).glob(f"{stem}.part*{SUFFIX}"))
+    for parts in {int(f.name.removesuffix(SUFFIX).rpartition("of")[2]) for f in found}:
+        files = [dump_path(directory, step, part, parts) for part in range(parts)]
+        if all(f.is_file() for f in files):
+            return files
+    return []
+
+
+def write_dump(
+    directory: str | Path,
+    step: int | str,
+    trajectories: Sequence[Trajectory],
+    meta: dict[str, Any],
+    *,
+    part: int = 0,
+    parts: int = 1,
+) -> Path:
     """Write all or nothing, over an earlier dump of that step; returns the file. `meta` must be JSON."""
-    path = dump_path(directory, step)
+    path = dump_path(directory, step, part, parts)
     path.parent.mkdir(parents=True, exist_ok=True)
     header = {"format": FORMAT, "step": step, "trajectories": len(trajectories), "meta": meta}
-    lines = [orjson.dumps(d, option=_OPTIONS) for d in (header, *(t.to_dict() for t in trajectories))]
-    handle, part = tempfile.mkstemp(dir=path.parent, prefix=".", suffix=".part")
+    handle, unfinished = tempfile.mkstemp(dir=path.parent, prefix=".", suffix=".part")
     try:
         with os.fdopen(handle, "wb") as f:
-            f.write(zstandard.compress(b"\n".join(lines) + b"\n", level=3))
+            with zstandard.ZstdCompressor(level=3).stream_writer(f, closefd=False) as out:
+                out.write(orjson.dumps(header, option=_OPTIONS) + b"\n")
+                for line in flat.described(trajectories):
+                    out.write(line + b"\n")
+                for values in flat.buffers(trajectories):
+                    out.write(values)
             f.flush()
             os.fsync(f.fileno())
-        os.chmod(part, 0o644)
-        os.replace(part, path)
+        os.chmod(unfinished, 0o644)
+        os.replace(unfinished, path)
     except OSError:
-        Path(part).unlink(missing_ok=True)
+        Path(unfinished).unlink(missing_ok=True)
         raise
     return path
 
@@ -50,25 +82,58 @@ def write_dump(directory: str | Path, step: int | str, trajectories: Sequence[Tr
 def read_meta(path: Path) -> dict[str, Any]:
     """The meta of one dump file, without its trajectories. RunError that names a damaged file."""
     try:
-        with zstandard.open(path, "rt", encoding="utf-8") as f:
-            return orjson.loads(f.readline())["meta"]
+        with zstandard.open(path, "rb") as f:
+            return orjson.loads(_first_line(f))["meta"]
     except (zstandard.ZstdError, ValueError, KeyError, OSError) as e:
         raise RunError(f"{path} is damaged ({e}): delete it, and the step is rolled out again") from e
 
 
 def read_dump(directory: str | Path, step: int | str) -> tuple[list[Trajectory], dict[str, Any]]:
-    """The trajectories, equal to those written, and the meta. RunError that names a missing, damaged or foreign file."""
-    path = dump_path(directory, step)
-    if not path.is_file():
+    """The trajectories of all leaders, equal to those written, and the first leader's meta. RunError that names a missing,
+    damaged or foreign file."""
+    files = dump_files(directory, step)
+    if not files:
+        path = dump_path(directory, step)
         raise RunError(f"no rollouts at {path}: was the run killed before it wrote them, or is this another run's directory?")
+    found = [read_file(f) for f in files]
+    return [t for trajectories, _ in found for t in trajectories], found[0][1]
+
+
+def read_file(path: Path) -> tuple[list[Trajectory], dict[str, Any]]:
+    """One leader's. Raises RunError as `read_dump` does."""
     try:
         with zstandard.open(path, "rb") as f:
-            lines = f.read().splitlines()
-        header = orjson.loads(lines[0])
-        rows = [orjson.loads(line) for line in lines[1:]]
-    except (zstandard.ZstdError, orjson.JSONDecodeError, IndexError) as e:
+            data = memoryview(f.read())
+        header, at = _line(data, 0)
+        header = orjson.loads(header)
+        if header["format"] not in (1, FORMAT):
+            raise RunError(f"{path} has format {header['format']}; this version reads 1 and {FORMAT}")
+        lines = []
+        for _ in range(header["trajectories"]):
+            line, at = _line(data, at)
+            lines.append(line)
+        if header["format"] == 1:
+            return [Trajectory.from_dict(orjson.loads(line)) for line in lines], header["meta"]
+        return flat.read(lines, data[at:]), header["meta"]
+    except (zstandard.ZstdError, ValueError, KeyError, TypeError) as e:
         raise RunError(f"{path} is damaged ({e}): delete it, and the step is rolled out again") from e
-    if header.get("format") != FORMAT or header.get("trajectories") != len(rows):
-        of = f"{header.get('trajectories')} trajectories in format {header.get('format')}"
-        raise RunError(f"{path} holds {len(rows)} of {of}; this version reads whole files of format {FORMAT}")
-    return [Trajectory.from_dict(row) for row in rows], header["meta"]
+
+
+def _line(data: memoryview, at: int) -> tuple[bytes, int]:
+    """The line that begins at `at`, without its end, and where the next begins. ValueError where none ends."""
+    size = 4096
+    while True:
+        piece = bytes(data[at : at + size])
+        end = piece.find(b"\n")
+        if end >= 0:
+            return piece[:end], at + end + 1
+        if at + size >= len(data):
+            raise ValueError("it ends within a line")
+        size *= 4
+
+
+def _first_line(f: Any) -> bytes:
+    out = b""
+    while b"\n" not in out and (more := f.read(4096)):
+        out += more
+    return out.partition(b"\n")[0]

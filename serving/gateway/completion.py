@@ -133,10 +133,10 @@ def link(url: str) -> str:
 def trace(t: Trajectory) -> dict[str, Any]:
     return {
         "status": t.status.value,
-        "token_ids": t.token_ids,
-        "loss_mask": t.loss_mask,
-        "logprobs": t.logprobs,
-        "weight_versions": t.weight_versions,
+        "token_ids": t.token_ids.tolist(),
+        "loss_mask": t.loss_mask.tolist(),
+        "logprobs": t.logprobs.tolist(),
+        "weight_versions": t.weight_versions.tolist(),
         "images": [{"sha256": i.sha256, "grid_thw": i.grid_thw} for i in t.images],
         "turns": [
             {"role": x.role, "start": x.start, "end": x.end, "text": x.text, "action": x.action, "seconds": x.seconds}
