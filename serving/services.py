@@ -58,7 +58,7 @@ class Services:
         else:
             if c.router:
                 router.require()
-            preflight.model(c.model.path, "MODEL")
+            preflight.model(c.model.path, "MODEL", c.model.family)
             preflight.pixels(as_run)
         if self._given_search is not None:
             preflight.answers(

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Self
 
 from megatron_mmsr1.data.images import ImageStore
+from megatron_mmsr1.models import of_checkpoint
 from megatron_mmsr1.protocol import Prompts
 from megatron_mmsr1.rollout.context import Context, load_tokenizer
 from megatron_mmsr1.rollout.engine import EngineClient
@@ -29,6 +30,7 @@ class Stack:
     """
 
     def __init__(self, cfg: ServeConfig, *, engines: Sequence[str], search: str | None):
+        files = of_checkpoint(cfg.model.path, cfg.model.family)
         context = Context.build(
             load_tokenizer(cfg.model.path),
             prompts=Prompts.load(cfg.protocol.prompts),
@@ -38,6 +40,8 @@ class Stack:
             model=cfg.model,
             search=None,
             store=ImageStore(None),
+            family=files.family,
+            pictures=files.pictures,
         )
         self.cfg = cfg
         self._engines = [u.rstrip("/") for u in engines]

@@ -10,6 +10,7 @@ from typing import Any
 import tiny_checkpoint
 from PIL import Image
 
+from megatron_mmsr1 import models
 from megatron_mmsr1.config import ModelConfig, ProtocolConfig, RolloutConfig
 from megatron_mmsr1.data.dataset import Prompt
 from megatron_mmsr1.data.images import ImageStore
@@ -42,6 +43,7 @@ def context(search: Any = None, *, tokenizer: Any = None, rollout: RolloutConfig
         model=ModelConfig(path="tiny", min_pixels=56 * 56, max_pixels=28 * 28 * 64),
         search=search,
         store=ImageStore(None),
+        family=models.get("qwen2_5_vl"),
     )
 
 

@@ -19,8 +19,17 @@ from transformers.models.qwen2_vl.image_processing_qwen2_vl import smart_resize 
 
 from megatron_mmsr1.data import images
 from megatron_mmsr1.data.dataset import PromptDataset
-from megatron_mmsr1.data.images import ImageError, ImageStore, canonical_size, canonicalize, pixel_values, smart_resize
+from megatron_mmsr1.data.images import (
+    DEFAULT_RULE,
+    ImageError,
+    ImageStore,
+    canonical_size,
+    canonicalize,
+    pixel_values,
+    smart_resize,
+)
 from megatron_mmsr1.errors import RunError
+from megatron_mmsr1.models import PictureRule
 
 LIMITS = {"min_pixels": 56 * 56, "max_pixels": 28 * 28 * 64}
 
@@ -48,7 +57,7 @@ def test_resize_rule_is_the_reference_one(height: int, width: int, factor: int, 
 def test_an_engine_leaves_the_canonical_size_alone(height: int, width: int, high: int) -> None:
     limits = {"factor": 28, "min_pixels": 56 * 56, "max_pixels": high * 28 * 28}
     try:
-        size = canonical_size(height, width, **limits)
+        size = canonical_size(height, width, DEFAULT_RULE, min_pixels=limits["min_pixels"], max_pixels=limits["max_pixels"])
     except ImageError:
         return
     assert reference_resize(*size, **limits) == size
@@ -57,7 +66,7 @@ def test_an_engine_leaves_the_canonical_size_alone(height: int, width: int, high
 def test_a_sliver_at_the_aspect_limit_settles_or_is_refused() -> None:
     # 29x5800 is 200:1, but its multiples of 28 (28x5796) are 207:1, which an engine's processor would refuse.
     with pytest.raises(ImageError, match="aspect"):
-        canonical_size(29, 5800, factor=28, min_pixels=56 * 56, max_pixels=28 * 28 * 1280)
+        canonical_size(29, 5800, DEFAULT_RULE, min_pixels=56 * 56, max_pixels=28 * 28 * 1280)
 
 
 @pytest.mark.parametrize(("width", "height"), [(1, 1), (30, 30), (56, 56), (333, 77), (900, 700), (13, 900)])
@@ -112,7 +121,7 @@ def test_pixel_values_equal_transformers(size: tuple[int, int], grid: dict[str, 
     theirs = Qwen2VLImageProcessor(
         do_resize=False, patch_size=patch, temporal_patch_size=grid.get("temporal", 2), merge_size=2
     )(images=[Image.open(io.BytesIO(png))], return_tensors="pt")
-    ours = pixel_values(png, **grid)
+    ours = pixel_values(png, PictureRule(**grid))
     assert ours.dtype == np.float32
     assert ours.shape == tuple(theirs["pixel_values"].shape)
     assert theirs["image_grid_thw"].tolist() == [[1, height // patch, width // patch]]

@@ -80,8 +80,19 @@ def test_algorithm_imports_only_torch() -> None:
             assert room(name) == "algorithm" or not name.startswith(PACKAGE), f"{p}: {name}"
 
 
+# A model family's half for the trainer; its other half is light, for data and rollouts.
+HEAVY_HALVES = [p for p in in_room("models") if p.name in ("trainer.py", "_policy.py")]
+
+
+def test_the_light_half_of_a_model_family_stays_light() -> None:
+    light = [p for p in in_room("models") if p not in HEAVY_HALVES]
+    assert len(light) >= 5 and len(HEAVY_HALVES) >= 3
+    assert not offenders(light, ("megatron", "torch", "transformers", "sglang", f"{PACKAGE}.megatron", f"{PACKAGE}.rollout"))
+    assert not offenders(HEAVY_HALVES, (f"{PACKAGE}.megatron", f"{PACKAGE}.rollout"))
+
+
 def test_only_its_room_imports_megatron_core() -> None:
-    outside = set(SOURCES) - set(in_room("megatron"))
+    outside = set(SOURCES) - set(in_room("megatron")) - set(HEAVY_HALVES)
     assert not offenders([p for p in sorted(outside) if not set(FOREIGN) & set(p.parts)], ("megatron",))
 
 

@@ -17,12 +17,13 @@ HERE = Path(__file__).parent
 
 @pytest.fixture(scope="module")
 def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Two tiny checkpoints, one with tied embeddings."""
+    """Tiny checkpoints: one of each model family, one with tied embeddings."""
     from megatron_cases import tiny
 
     path = tmp_path_factory.mktemp("megatron")
     tiny.make_checkpoint(path / "tiny")
     tiny.make_checkpoint(path / "tied", tied=True)
+    tiny.make_checkpoint(path / "qwen2_vl", family="qwen2_vl")
     return path
 
 

@@ -24,14 +24,30 @@ _EXPONENT = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)[eE][+-]?\d+")
 class ModelConfig(Section):
     AFFECTS = Affects.ROLLOUT
 
-    path: str = Field(description="Hugging Face checkpoint directory (Qwen2.5-VL architecture): the policy at step 0")
+    path: str = Field(description="Hugging Face checkpoint directory: the policy at step 0")
     reference: Training[str | None] = Field(
         default=None, description="checkpoint of the frozen reference; default: the same as path"
     )
     dtype: Literal["float32", "bfloat16"] = "bfloat16"
+    family: str | None = Field(
+        default=None, description="model family: a name or package.module:Object; default: by config.json's architecture"
+    )
     freeze_vision: Training[bool] = Field(default=True, description="keep the vision tower as it is (its merger too)")
+    freeze: Training[list[str]] = Field(
+        default_factory=list, description="further parts to keep, of tower, merger, language and embeddings"
+    )
     min_pixels: int = Field(default=56 * 56, gt=0, description="smaller images are enlarged to this many pixels")
     max_pixels: int = Field(default=28 * 28 * 1024, gt=0, description="larger images are shrunk to this many pixels")
+
+    @property
+    def frozen(self) -> frozenset[str]:
+        """The parts that take no gradient: `freeze`, and tower and merger under `freeze_vision`."""
+        return frozenset(self.freeze) | ({"tower", "merger"} if self.freeze_vision else frozenset())
+
+    @property
+    def vision_frozen(self) -> bool:
+        """Whether a picture's features are the same all run long: neither tower nor merger is trained."""
+        return {"tower", "merger"} <= self.frozen
 
 
 class DataConfig(Section):

@@ -1,6 +1,6 @@
 """One canonical form of an image, so that engine and trainer see the same pixels.
 
-An image is decoded and resized here once, by the rule of Qwen2-VL, and re-encoded losslessly. A canonical image
+An image is decoded and resized here once, by the model family's rule, and re-encoded losslessly. A canonical image
 already satisfies that rule, so the image processor of an engine with the same pixel limits resizes nothing.
 """
 
@@ -8,17 +8,21 @@ from __future__ import annotations
 
 import hashlib
 import io
-import math
 import struct
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 from PIL import Image
 
 from megatron_mmsr1.data.decode import ImageError, decode
+from megatron_mmsr1.data.resize import MAX_ASPECT, smart_resize
 from megatron_mmsr1.data.store import ImageStore
+from megatron_mmsr1.models.base import PictureRule
 
 __all__ = [
+    "DEFAULT_RULE",
+    "MAX_ASPECT",
     "CanonicalImage",
     "ImageError",
     "ImageStore",
@@ -28,11 +32,8 @@ __all__ = [
     "smart_resize",
 ]
 
-MAX_ASPECT = 200  # the vision tower's own limit
-
-# The statistics of the vision tower's pre-training data (OPENAI_CLIP_MEAN and OPENAI_CLIP_STD).
-MEAN = (0.48145466, 0.4578275, 0.40821073)
-STD = (0.26862954, 0.26130258, 0.27577711)
+# 14-pixel patches, two by two a token, CLIP's statistics: what a caller gets who names no family's rule.
+DEFAULT_RULE = PictureRule()
 
 _PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 
@@ -51,52 +52,28 @@ class CanonicalImage:
     size: tuple[int, int]
 
 
-def smart_resize(height: int, width: int, *, factor: int, min_pixels: int, max_pixels: int) -> tuple[int, int]:
-    """(height, width) that Qwen2-VL gives an image: multiples of `factor`, pixel count within the limits, aspect kept.
-
-    The rule of `transformers.models.qwen2_vl.image_processing_qwen2_vl.smart_resize`. ImageError for a side of zero or
-    an aspect above 200.
-    """
-    if min(height, width) < 1:
-        raise ImageError(f"an image of {width}x{height} pixels has no area")
-    if max(height, width) / min(height, width) > MAX_ASPECT:
-        raise ImageError(f"aspect of {width}x{height} is above {MAX_ASPECT}")
-    h, w = round(height / factor) * factor, round(width / factor) * factor
-    if h * w > max_pixels:
-        shrink = math.sqrt(height * width / max_pixels)
-        h = max(factor, math.floor(height / shrink / factor) * factor)
-        w = max(factor, math.floor(width / shrink / factor) * factor)
-    elif h * w < min_pixels:
-        grow = math.sqrt(min_pixels / (height * width))
-        h = math.ceil(height * grow / factor) * factor
-        w = math.ceil(width * grow / factor) * factor
-    return h, w
-
-
-def canonical_size(height: int, width: int, *, factor: int, min_pixels: int, max_pixels: int) -> tuple[int, int]:
-    """(height, width) that `smart_resize` maps to itself, reached by applying it from here.
+def canonical_size(height: int, width: int, rule: PictureRule, *, min_pixels: int, max_pixels: int) -> tuple[int, int]:
+    """(height, width) that `rule.resize` maps to itself, reached by applying it from here.
 
     One application is enough for all but slivers at the limits, which an engine would otherwise resize a second time.
     """
     size = (height, width)
     for _ in range(8):
-        new = smart_resize(*size, factor=factor, min_pixels=min_pixels, max_pixels=max_pixels)
+        new = rule.resize(*size, min_pixels=min_pixels, max_pixels=max_pixels)
         if new == size:
             return size
         size = new
-    raise ImageError(f"no size for {width}x{height} between {min_pixels} and {max_pixels} pixels in steps of {factor}")
+    raise ImageError(f"no size for {width}x{height} between {min_pixels} and {max_pixels} pixels in steps of {rule.factor}")
 
 
-def canonicalize(data: bytes, *, min_pixels: int, max_pixels: int, patch: int = 14, merge: int = 2) -> CanonicalImage:
+def canonicalize(data: bytes, *, min_pixels: int, max_pixels: int, rule: PictureRule = DEFAULT_RULE) -> CanonicalImage:
     """Decode any image of the web into its canonical form; a canonical image comes back byte for byte.
 
     The first frame of an animation counts, EXIF rotation is applied, transparency lies on white. Raises ImageError for
-    bytes that are no image, truncated, larger than `MAX_SOURCE_PIXELS` or thinner than `MAX_ASPECT`.
+    bytes that are no image, truncated, larger than `MAX_SOURCE_PIXELS` or thinner than the rule's `max_aspect`.
     """
     image = decode(data)
-    height, width = canonical_size(
-        image.height, image.width, factor=patch * merge, min_pixels=min_pixels, max_pixels=max_pixels
-    )
+    height, width = canonical_size(image.height, image.width, rule, min_pixels=min_pixels, max_pixels=max_pixels)
     png = data
     if image.size != (width, height) or not _plain_png(data):
         if image.size != (width, height):
@@ -105,7 +82,7 @@ def canonicalize(data: bytes, *, min_pixels: int, max_pixels: int, patch: int = 
         # Photographs hardly shrink at higher levels, which take several times longer.
         image.save(out, "PNG", compress_level=1)
         png = out.getvalue()
-    grid = (1, height // patch, width // patch)
+    grid = (1, height // rule.patch, width // rule.patch)
     return CanonicalImage(png, hashlib.sha256(png).hexdigest(), grid, (width, height))
 
 
@@ -123,12 +100,13 @@ def _plain_png(data: bytes) -> bool:
     return at == len(data) and kinds[0] == b"IHDR" and kinds[-1] == b"IEND" and set(kinds[1:-1]) == {b"IDAT"}
 
 
-def pixel_values(png: bytes, *, patch: int = 14, merge: int = 2, temporal: int = 2) -> np.ndarray:
+def pixel_values(png: bytes, rule: PictureRule = DEFAULT_RULE) -> np.ndarray:
     """The vision tower's input for a canonical image: float32 [t*h*w, 3*temporal*patch*patch], t = 1.
 
     Patches are ordered merge block by merge block, a still image is repeated `temporal` times; equal to transformers'
     `Qwen2VLImageProcessor(do_resize=False)`. Raises ImageError if the sides are not multiples of patch x merge.
     """
+    patch, merge, temporal = rule.patch, rule.merge, rule.temporal
     image = np.asarray(decode(png))  # [H, W, 3] uint8
     height, width, _ = image.shape
     if height % (patch * merge) or width % (patch * merge):
@@ -137,10 +115,12 @@ def pixel_values(png: bytes, *, patch: int = 14, merge: int = 2, temporal: int =
     blocks = image.reshape(rows, merge, patch, cols, merge, patch, 3).transpose(0, 3, 1, 4, 6, 2, 5)
     patches = np.ascontiguousarray(blocks).reshape(-1, 3, 1, patch * patch)
     values = np.empty((len(patches), 3, temporal, patch * patch), dtype=np.float32)
-    for channel, table in enumerate(_TABLE):
+    for channel, table in enumerate(_tables(rule.mean, rule.deviation)):
         values[:, channel] = table.take(patches[:, channel])
     return values.reshape(len(values), -1)
 
 
-# [3, 256] float32: the normalised value of each byte of each channel. A look-up is faster than arithmetic on floats.
-_TABLE = np.stack([(np.arange(256) / 255 - m) / s for m, s in zip(MEAN, STD, strict=True)]).astype(np.float32)
+@lru_cache(maxsize=8)
+def _tables(mean: tuple[float, ...], deviation: tuple[float, ...]) -> np.ndarray:
+    """[3, 256] float32: the normalised value of each byte of each channel. A look-up is faster than arithmetic on floats."""
+    return np.stack([(np.arange(256) / 255 - m) / s for m, s in zip(mean, deviation, strict=True)]).astype(np.float32)

@@ -16,7 +16,7 @@ from typing import Any, NoReturn
 import pyarrow as pa
 
 from megatron_mmsr1.data.decode import MAX_SOURCE_PIXELS, ImageError, decode
-from megatron_mmsr1.data.images import smart_resize
+from megatron_mmsr1.data.resize import smart_resize
 from megatron_mmsr1.errors import UsageError
 
 

@@ -12,7 +12,6 @@ import numpy as np
 from torch import Tensor
 from transformers import AutoTokenizer
 
-from megatron_mmsr1 import protocol
 from megatron_mmsr1.config import RunConfig
 from megatron_mmsr1.data.images import ImageStore
 from megatron_mmsr1.errors import UsageError
@@ -29,7 +28,7 @@ from megatron_mmsr1.trajectory import Trajectory
 
 
 class MegatronActor:
-    """A Qwen2.5-VL policy on megatron-core, its optimizer and, where a KL term asks for one, its frozen reference.
+    """A policy of any model family on megatron-core, its optimizer and, where a KL term asks for one, its frozen reference.
 
     `parallel` says who this rank is, `step` how many train steps are done. Raises UsageError for a configuration or checkpoint
     that does not fit, RunError for a damaged checkpoint.
@@ -42,11 +41,13 @@ class MegatronActor:
         self.model = build(cfg, path, trainable=True)
         self.optimizer = build_optimizer(cfg, self.model)
         tokenizer: Any = AutoTokenizer.from_pretrained(path)
-        self.banned = protocol.banned_ids(tokenizer)
+        tokens = self.model.files.family.tokens
+        self.banned = tokens.banned_ids(tokenizer)
         config = self.model.config
         self.packing = PackingSpec(
-            image_pad_id=config.image_token_id,
-            merge=config.vision_config.spatial_merge_size,
+            family=self.model.files.family,
+            image_pad_id=tokens.id_of(tokens.picture_pad, tokenizer, cfg.model.path),
+            merge=self.model.files.pictures.merge,
             multiple=self.parallel.tp_size if cfg.megatron.sequence_parallel else 1,
             budget=cfg.megatron.tokens_per_microbatch,
             hidden=config.hidden_size,
@@ -54,7 +55,7 @@ class MegatronActor:
             device=platform.device(),
         )
         self.images = images
-        self.policy = self._forward_backward(self.model, frozen=cfg.model.freeze_vision)
+        self.policy = self._forward_backward(self.model, frozen=cfg.model.vision_frozen)
         self.reference: ForwardBackward | None = None
         if cfg.algorithm.name == "grpo" and cfg.algorithm.kl_coef > 0:
             self.reference = self._build_reference()
@@ -153,7 +154,7 @@ class MegatronActor:
     # -------------------------------------------------------------------------------------------------------- helpers
     def _forward_backward(self, model: Built, *, frozen: bool) -> ForwardBackward:
         sft = self.cfg.algorithm.name == "sft"
-        vision = VisionFeatures(self.images, model.config.vision_config, frozen=frozen, device=platform.device())
+        vision = VisionFeatures(self.images, model.files.pictures, frozen=frozen, device=platform.device())
         return ForwardBackward(
             model,
             vision,
@@ -168,7 +169,7 @@ class MegatronActor:
         for chunk in model.chunks:
             chunk.eval()
         runner = self._forward_backward(model, frozen=True)
-        if path == Path(self.cfg.model.path) and self.cfg.model.freeze_vision:
+        if path == Path(self.cfg.model.path) and self.cfg.model.vision_frozen:
             runner.vision = self.policy.vision  # the same tower: encode each image once
         return runner
 

@@ -9,10 +9,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from megatron_mmsr1.data.mrope import mrope_positions
 from megatron_mmsr1.data.packing import balance, pack
 from megatron_mmsr1.errors import UsageError
 from megatron_mmsr1.megatron.layout import Packed, packed
+from megatron_mmsr1.models import Family
 from megatron_mmsr1.trajectory import ImageRef, Trajectory
 
 
@@ -38,6 +38,7 @@ class MicroBatch:
 class PackingSpec:
     """What packing needs to know of the model and the layout."""
 
+    family: Family  # whose positions
     image_pad_id: int
     merge: int
     multiple: int  # T is padded to a multiple of this (the tensor-parallel size under sequence parallelism)
@@ -111,7 +112,7 @@ def collate(trajectories: Sequence[Trajectory], members: list[int], g: PackingSp
         scored[0] = False  # nothing comes before it
         places = np.flatnonzero(scored)
         ids.append(tokens)
-        positions.append(mrope_positions(tokens, g.image_pad_id, [i.grid_thw for i in t.images], g.merge))
+        positions.append(g.family.positions(tokens, g.image_pad_id, [i.grid_thw for i in t.images], g.merge))
         rows.append(places - 1 + at)
         targets.append(tokens[places])
         source.append(places)

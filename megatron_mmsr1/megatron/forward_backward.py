@@ -12,8 +12,9 @@ from torch import Tensor
 
 from megatron_mmsr1.megatron.batch import MicroBatch
 from megatron_mmsr1.megatron.logprob import LogitsHead, TokenHead
-from megatron_mmsr1.megatron.model import Built, Head
+from megatron_mmsr1.megatron.model import Built
 from megatron_mmsr1.megatron.vision import VisionFeatures
+from megatron_mmsr1.models._policy import Head
 
 # From a micro-batch's number and its scores: the loss to differentiate and what to report of it.
 Loss = Callable[[int, Tensor], tuple[Tensor, Any]]
@@ -70,7 +71,7 @@ class ForwardBackward:
     ) -> list[Any]:
         def forward(batches: Iterator[tuple[int, MicroBatch]], chunk: Any) -> tuple[Tensor, Any]:
             i, b = next(batches)
-            features = self.vision(self.model.core.visual, b.images) if self.model.core.pre_process else None
+            features = self.vision(self.model.core, b.images) if self.model.core.pre_process else None
             out = chunk(
                 input_ids=b.input_ids,
                 position_ids=b.position_ids,

@@ -5,33 +5,13 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
-from typing import Any
 
 from safetensors import SafetensorError, safe_open
 
-from megatron_mmsr1.errors import RunError, UsageError
+from megatron_mmsr1.errors import RunError
 
-ARCHITECTURE = "Qwen2_5_VLForConditionalGeneration"
 INDEX = "model.safetensors.index.json"
 _WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".gguf")
-
-
-def read_config(path: Path, key: str = "model.path") -> dict[str, Any]:
-    """The checkpoint's config.json. `key` is the setting that named the path.
-
-    Raises UsageError if there is none or if it is not a Qwen2.5-VL.
-    """
-    file = path / "config.json"
-    if not file.is_file():
-        raise UsageError(f"{key}: no Hugging Face checkpoint at {path}: {file} is missing")
-    try:
-        config = json.loads(file.read_text())
-    except ValueError as e:
-        raise RunError(f"{file} is not valid JSON ({e}): download or export the checkpoint again") from e
-    found = config.get("architectures") or ["none"]
-    if found != [ARCHITECTURE]:
-        raise UsageError(f"{key}: {path} is a {', '.join(found)}; this trainer supports {ARCHITECTURE}")
-    return config
 
 
 def weight_files(path: Path) -> list[Path]:

@@ -1,81 +1,22 @@
-"""Qwen2.5-VL on megatron-core: our forward pass around megatron-bridge's model and weight conversion."""
+"""A checkpoint of any family (models/) as a model on this rank, through megatron-bridge's weight conversion."""
 
 from __future__ import annotations
 
 import contextlib
 import dataclasses
 import io
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from megatron.bridge import AutoBridge
-from megatron.bridge.models.qwen_vl.modeling_qwen25_vl import Qwen25VLModel
-from megatron.bridge.models.qwen_vl.qwen25_vl_provider import Qwen25VLModelProvider
 from megatron.core.distributed import DistributedDataParallelConfig, finalize_model_grads
-from megatron.core.packed_seq_params import PackedSeqParams
-from megatron.core.parallel_state import get_tensor_model_parallel_group
-from megatron.core.tensor_parallel import scatter_to_sequence_parallel_region
-from torch import Tensor
 
 from megatron_mmsr1.config import RunConfig
 from megatron_mmsr1.errors import RunError, UsageError
 from megatron_mmsr1.megatron import hf, platform, rope
 from megatron_mmsr1.megatron.provider import configure
-
-# What the last stage makes of its hidden states, given the output layer's weight [vocabulary / tp, H].
-Head = Callable[[Tensor, Tensor], Tensor]
-
-
-class PolicyModel(Qwen25VLModel):
-    """One pipeline stage (or the whole) of the policy. Positions and image features come from the caller, so that no stage
-    works them out again."""
-
-    def forward(  # pyright: ignore[reportIncompatibleMethodOverride]
-        self,
-        input_ids: Tensor,
-        position_ids: Tensor,
-        packed: PackedSeqParams,
-        features: Tensor | None = None,
-        feature_positions: Tensor | None = None,
-        head: Head | None = None,
-    ) -> Tensor:
-        """input_ids int64 [1, T], position_ids int64 [3, 1, T]; features [N, H] stand at tokens feature_positions int64 [N].
-
-        Returns `head(hidden [T, 1, H] (T / tp under sequence parallelism), output weight)` on the last stage, the stage's
-        hidden states on the others.
-        """
-        embeddings = None
-        if self.pre_process:
-            embeddings = self.language_model.embedding(input_ids=input_ids, position_ids=None)  # [T, 1, H]
-            if features is not None and feature_positions is not None:
-                values = features.to(embeddings.dtype).unsqueeze(1)
-                embeddings = embeddings.index_copy(0, feature_positions, values)
-            if self.config.sequence_parallel:
-                embeddings = scatter_to_sequence_parallel_region(embeddings, group=get_tensor_model_parallel_group())
-        return self.language_model(
-            input_ids=None,
-            position_ids=position_ids,
-            attention_mask=None,
-            decoder_input=embeddings,
-            packed_seq_params=packed,
-            output_processor=_with_head,
-            output_processor_context=head,
-        )
-
-
-def _with_head(*, hidden_states: Tensor, output_layer: Any, output_weight: Tensor | None, context: Head, **_: Any) -> Tensor:
-    return context(hidden_states, output_layer.weight if output_weight is None else output_weight)
-
-
-@dataclasses.dataclass
-class PolicyProvider(Qwen25VLModelProvider):
-    """megatron-bridge's provider, building our model."""
-
-    def provide(self, pre_process: Any = None, post_process: Any = None, vp_stage: Any = None) -> PolicyModel:
-        model = PolicyModel(self, pre_process=pre_process, post_process=post_process, vp_stage=vp_stage)
-        model.freeze(self.freeze_language_model, self.freeze_vision_model, self.freeze_vision_projection)
-        return model
+from megatron_mmsr1.models import ModelFiles, of_checkpoint
+from megatron_mmsr1.models._policy import PolicyModel
 
 
 @dataclasses.dataclass
@@ -85,6 +26,7 @@ class Built:
     bridge: AutoBridge
     chunks: list[Any]
     core: PolicyModel
+    files: ModelFiles
 
     @property
     def config(self) -> Any:
@@ -95,17 +37,18 @@ def build(cfg: RunConfig, path: Path, *, trainable: bool, key: str = "model.path
     """Load the Hugging Face checkpoint at `path` onto this rank's share of the model.
 
     A trainable model is wrapped for data parallelism; one that is not takes no gradients. Raises UsageError for a path that is
-    no Qwen2.5-VL checkpoint or does not divide over the ranks, RunError for a missing or damaged shard or weight.
+    no checkpoint of a known family or does not divide over the ranks, RunError for a missing or damaged shard or weight.
     """
-    hf_config = hf.read_config(path, key)
+    files = of_checkpoint(path, cfg.model.family, key)
+    frozen = frozen_groups(cfg, files)
     names = hf.weight_names(path)
+    Provider = files.family.provider()
     bridge = AutoBridge.from_hf_pretrained(str(path))
     base: Any = bridge.to_megatron_provider(load_weights=False)
-    provider = PolicyProvider(**{f.name: getattr(base, f.name) for f in dataclasses.fields(base) if f.init})
+    provider = Provider(**{f.name: getattr(base, f.name) for f in dataclasses.fields(base) if f.init})
     provider.perform_initialization = False
-    provider.freeze_vision_model = provider.freeze_vision_projection = cfg.model.freeze_vision
-    configure(provider, cfg, hf_config)
-    provider.register_pre_wrap_hook(lambda chunks: _load(bridge, chunks, names, path))
+    configure(provider, cfg, files.config)
+    provider.register_pre_wrap_hook(lambda chunks: _freeze(_load(bridge, chunks, names, path), frozen, trainable))
     ddp = DistributedDataParallelConfig(
         use_distributed_optimizer=cfg.megatron.distributed_optimizer, grad_reduce_in_fp32=True, overlap_grad_reduce=False
     )
@@ -124,7 +67,7 @@ def build(cfg: RunConfig, path: Path, *, trainable: bool, key: str = "model.path
     core.config.finalize_model_grads_func = lambda models, _, **kwargs: finalize_model_grads(models, None, **kwargs)
     if not trainable:
         core.requires_grad_(False)
-    return Built(bridge, chunks, core)
+    return Built(bridge, chunks, core, files)
 
 
 def _load(bridge: AutoBridge, chunks: list[Any], names: set[str], path: Path) -> list[Any]:
@@ -141,6 +84,25 @@ def _load(bridge: AutoBridge, chunks: list[Any], names: set[str], path: Path) ->
         bridge.load_hf_weights(chunks)
     except ValueError as e:
         raise UsageError(f"{path}: its weights do not have the shapes that its config.json says: {e}") from e
+    return chunks
+
+
+def frozen_groups(cfg: RunConfig, files: ModelFiles) -> frozenset[str]:
+    """What stays as it is. UsageError for a group that the family does not have."""
+    unknown = sorted(cfg.model.frozen - set(files.family.freeze_groups))
+    if unknown:
+        raise UsageError(
+            f"model.freeze: {files.family.name} has no {', '.join(unknown)}; there are {', '.join(files.family.freeze_groups)}"
+        )
+    return cfg.model.frozen
+
+
+def _freeze(chunks: list[Any], frozen: frozenset[str], trainable: bool) -> list[Any]:
+    """Before the model is wrapped: what is wrapped takes gradients."""
+    for chunk in chunks:
+        chunk.freeze(frozen)
+        if trainable and not any(p.requires_grad for p in chunk.parameters()):
+            raise UsageError("model.freeze leaves a pipeline stage nothing to train: freeze less, or use fewer stages")
     return chunks
 
 

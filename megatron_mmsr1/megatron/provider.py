@@ -26,8 +26,9 @@ OWNED = {
     "mrope_section": "the checkpoint's config.json",
     "calculate_per_token_loss": "the trainer",
     "variable_seq_lengths": "the trainer",
-    "freeze_vision_model": "model.freeze_vision",
-    "freeze_vision_projection": "model.freeze_vision",
+    "freeze_language_model": "model.freeze",
+    "freeze_vision_model": "model.freeze",
+    "freeze_vision_projection": "model.freeze",
 }
 
 # Fused CUDA kernels that the CPU lacks; with CUDA, the bridge's own defaults stand.

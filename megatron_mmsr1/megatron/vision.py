@@ -11,6 +11,8 @@ from torch import Tensor
 
 from megatron_mmsr1.data.images import ImageError, ImageStore, pixel_values
 from megatron_mmsr1.errors import RunError
+from megatron_mmsr1.models._policy import PolicyModel
+from megatron_mmsr1.models.base import PictureRule
 from megatron_mmsr1.trajectory import ImageRef
 
 
@@ -18,11 +20,10 @@ class VisionFeatures:
     """Features of images by content. With `frozen`, the last `budget_bytes` of them stay cached and none carries gradients."""
 
     def __init__(
-        self, store: ImageStore, config: Any, *, frozen: bool, device: torch.device, budget_bytes: int = 2 << 30
+        self, store: ImageStore, rule: PictureRule, *, frozen: bool, device: torch.device, budget_bytes: int = 2 << 30
     ) -> None:
         self.store, self.frozen, self.device = store, frozen, device
-        self.patch, self.merge = config.patch_size, config.spatial_merge_size
-        self.temporal = config.temporal_patch_size
+        self.rule = rule
         self.budget, self._held = budget_bytes, 0
         self._cache: OrderedDict[str, Tensor] = OrderedDict()
 
@@ -31,7 +32,7 @@ class VisionFeatures:
         self._cache.clear()
         self._held = 0
 
-    def __call__(self, tower: Any, images: Sequence[ImageRef]) -> Tensor | None:
+    def __call__(self, model: PolicyModel, images: Sequence[ImageRef]) -> Tensor | None:
         """Features [N, H] of these images in order, a merged patch a row; None without images.
 
         Raises RunError for an image that is not in the store or does not have the size its trajectory says.
@@ -43,23 +44,23 @@ class VisionFeatures:
         fresh: dict[str, Tensor] = {}
         if missing:
             with torch.set_grad_enabled(torch.is_grad_enabled() and not self.frozen):
-                fresh = self._encode(tower, missing)
+                fresh = self._encode(model, missing)
         held = {i.sha256: fresh.get(i.sha256, self._cache.get(i.sha256)) for i in distinct}
         if self.frozen:
             self._keep(distinct, fresh)
         features: Any = [held[i.sha256] for i in images]
         return torch.cat(features)
 
-    def _encode(self, tower: Any, images: list[ImageRef]) -> dict[str, Tensor]:
-        pixels = torch.cat([self._pixels(i) for i in images]).to(self.device, tower.dtype)
+    def _encode(self, model: PolicyModel, images: list[ImageRef]) -> dict[str, Tensor]:
+        pixels = torch.cat([self._pixels(i) for i in images]).to(self.device, next(model.visual.parameters()).dtype)
         grid = torch.tensor([i.grid_thw for i in images], dtype=torch.int64, device=self.device)
-        out = tower(pixels, grid_thw=grid).pooler_output
-        parts = out.split([i.tokens(self.merge) for i in images])
+        out = model.encode(pixels, grid)
+        parts = out.split([self.rule.tokens(i.grid_thw) for i in images])
         return {i.sha256: part for i, part in zip(images, parts, strict=True)}
 
     def _pixels(self, image: ImageRef) -> Tensor:
         try:
-            values = pixel_values(self.store.get(image.sha256), patch=self.patch, merge=self.merge, temporal=self.temporal)
+            values = pixel_values(self.store.get(image.sha256), self.rule)
         except ImageError as e:
             raise RunError(f"image {image.sha256}: {e}") from e
         t, h, w = image.grid_thw

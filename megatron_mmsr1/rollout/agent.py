@@ -179,7 +179,7 @@ class _Run:
     async def _turn(self, number: int) -> tuple[Generation, protocol.Action]:
         c, t = self.context, self.trajectory
         await self._tell(Event("turn_started", number))
-        ids = t.engine_ids(c.pad_id)
+        ids = t.engine_ids(c.pad_id, c.pictures.merge)
         if ids[: len(self.seen)] != self.seen:
             raise RunError(f"{t.prompt_id}#{t.sample_index}: turn {number} does not continue what the engine saw and sampled")
         generation = await self.engine.generate(

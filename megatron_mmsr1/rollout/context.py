@@ -12,6 +12,7 @@ from megatron_mmsr1 import protocol
 from megatron_mmsr1.config import ModelConfig, ProtocolConfig, RolloutConfig, RunConfig
 from megatron_mmsr1.data.images import CanonicalImage, ImageStore, canonicalize
 from megatron_mmsr1.errors import UsageError
+from megatron_mmsr1.models import Family, PictureRule, of_checkpoint
 from megatron_mmsr1.protocol import Prompts, Segment
 from megatron_mmsr1.rollout.engine import Generation
 from megatron_mmsr1.rollout.streaming import OnTokens
@@ -74,6 +75,8 @@ class Context:
     pad_id: int
     stop_id: int
     banned_ids: list[int]
+    family: Family
+    pictures: PictureRule
 
     @classmethod
     def build(
@@ -86,22 +89,22 @@ class Context:
         model: ModelConfig,
         search: Search | None,
         store: ImageStore,
+        family: Family,
+        pictures: PictureRule | None = None,
     ) -> Context:
-        """Raises UsageError if the tokenizer lacks a token that the protocol is made of."""
-        ids = {}
-        for token in (protocol.IMAGE_PAD, protocol.IM_END):
-            found = tokenizer.encode(token, add_special_tokens=False)
-            if len(found) != 1:
-                raise UsageError(f"{model.path}: its tokenizer has no token {token}; is it a Qwen2-VL family checkpoint?")
-            ids[token] = found[0]
+        """`pictures` defaults to the family's own rule. Raises UsageError if the tokenizer lacks one of the family's tokens."""
+        tokens = family.tokens
         return cls(
             tokenizer, prompts, limits, rollout, model, search, store,
-            pad_id=ids[protocol.IMAGE_PAD], stop_id=ids[protocol.IM_END], banned_ids=protocol.banned_ids(tokenizer),
+            pad_id=tokens.id_of(tokens.picture_pad, tokenizer, model.path),
+            stop_id=tokens.id_of(tokens.turn_end, tokenizer, model.path),
+            banned_ids=tokens.banned_ids(tokenizer), family=family, pictures=pictures or family.pictures,
         )  # fmt: skip
 
     @classmethod
     def open(cls, cfg: RunConfig, search: Search | None, store: ImageStore) -> Context:
         """As a run's settings have it. Raises as `build` does."""
+        files = of_checkpoint(cfg.model.path, cfg.model.family)
         return cls.build(
             load_tokenizer(cfg.model.path),
             prompts=Prompts.load(cfg.protocol.prompts),
@@ -110,19 +113,21 @@ class Context:
             model=cfg.model,
             search=search,
             store=store,
+            family=files.family,
+            pictures=files.pictures,
         )
 
     async def canonical(self, data: bytes) -> CanonicalImage:
         """The form of a picture that engine and trainer both get. ImageError if it is no picture."""
         limits = {"min_pixels": self.model.min_pixels, "max_pixels": self.model.max_pixels}
         if len(data) <= INLINE_IMAGE_BYTES:
-            return canonicalize(data, **limits)
-        return await asyncio.to_thread(canonicalize, data, **limits)
+            return canonicalize(data, rule=self.pictures, **limits)
+        return await asyncio.to_thread(canonicalize, data, rule=self.pictures, **limits)
 
     def message(self, segments: list[Segment], images: list[CanonicalImage]) -> Message:
         """Token ids of a message and its pictures, as one. Raises ValueError if their numbers differ."""
         ids = protocol.encode(self.tokenizer, segments)
-        pads = [ImageRef(i.sha256, i.grid_thw).tokens() for i in images]
+        pads = [self.pictures.tokens(i.grid_thw) for i in images]
         shown = "".join("<image>" if s.kind == "image" else s.text for s in segments)
         return Message(expand_pads(ids, self.pad_id, pads), shown, images)
 

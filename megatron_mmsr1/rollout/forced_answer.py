@@ -45,7 +45,7 @@ async def force_answer(
     last = trajectory.turns[-1]
     begun = last.text[: min((at for s in _SEARCHES if (at := last.text.find(s)) >= 0), default=len(last.text))]
     prefix = begun + OPEN
-    pads = [i.tokens() for i in trajectory.images]
+    pads = [context.pictures.tokens(i.grid_thw) for i in trajectory.images]
     ids = collapse_pads(trajectory.token_ids[: last.start], context.pad_id, pads)
     ids += context.tokenizer.encode(prefix, add_special_tokens=False)
     generation = await engine.generate(

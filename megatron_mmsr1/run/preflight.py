@@ -26,10 +26,10 @@ def train(cfg: RunConfig) -> None:
     """Raises UsageError or RunError that names the setting, file, row, weight shard, checkpoint shard or port."""
     if cfg.algorithm.name != "grpo":
         raise UsageError(f"mmsr1 train wants algorithm.name: grpo, not {cfg.algorithm.name}; mmsr1 sft runs a cold start")
-    model(cfg.model.path, "model.path")
+    model(cfg.model.path, "model.path", cfg.model.family)
     pixels(cfg)
     if cfg.algorithm.kl_coef and cfg.model.reference:
-        model(cfg.model.reference, "model.reference")
+        model(cfg.model.reference, "model.reference", cfg.model.family)
     resumes = checkpoint(Path(cfg.output))
     if not cfg.data.train:
         raise UsageError("data.train names no parquet file to train on")
@@ -47,7 +47,7 @@ def sft(cfg: RunConfig) -> None:
     """As `train`, for a cold start."""
     if cfg.algorithm.name != "sft":
         raise UsageError(f"mmsr1 sft wants algorithm.name: sft, not {cfg.algorithm.name}; mmsr1 train runs GRPO")
-    model(cfg.model.path, "model.path")
+    model(cfg.model.path, "model.path", cfg.model.family)
     checkpoint(Path(cfg.output))
     if cfg.sft.source != "atlas" and not Path(cfg.sft.source).is_file():
         raise UsageError(f"sft.source: no file of demonstrations at {cfg.sft.source}")
@@ -55,7 +55,7 @@ def sft(cfg: RunConfig) -> None:
 
 def evaluate(cfg: RunConfig, *, engine: bool) -> None:
     """As `train`, for `mmsr1 eval`; scripted policies do without an `engine`, but read and write the model's tokens."""
-    model(cfg.model.path, "model.path")
+    model(cfg.model.path, "model.path", cfg.model.family)
     pixels(cfg)
     local_services(cfg, engine=engine)
     if not cfg.data.heldout:
@@ -63,13 +63,13 @@ def evaluate(cfg: RunConfig, *, engine: bool) -> None:
     rows(cfg.data.heldout, "data.heldout", cfg.data.bad_rows)
 
 
-def model(path: str, key: str) -> None:
-    """The checkpoint directory is a Qwen2.5-VL, each of its shards is whole, and it has a tokenizer and a processor."""
-    from megatron_mmsr1.megatron import hf
+def model(path: str, key: str, family: str | None = None) -> None:
+    """The checkpoint directory is of a known family, each of its shards is whole, and it has a tokenizer and a processor."""
+    from megatron_mmsr1.models import of_checkpoint
     from megatron_mmsr1.sync.checkpoint import tensors
 
     directory = Path(path)
-    hf.read_config(directory, key)
+    of_checkpoint(directory, family, key)
     try:
         tensors(directory)
     except RunError as e:

@@ -10,6 +10,12 @@ from megatron_cases.harness import Lab
 
 Case = Callable[[Lab], None]
 
+
+def second(case: Case, **options: object) -> Case:
+    """The case over the second model family's checkpoint."""
+    return lambda lab: case(lab.of("qwen2_vl"), **options)
+
+
 CASES: dict[int, dict[str, Case]] = {
     1: {
         "log_prob_of_a_split_vocabulary": units.log_prob,
@@ -19,6 +25,12 @@ CASES: dict[int, dict[str, Case]] = {
         "log_probs_equal_transformers": layouts.log_probs_equal_transformers,
         "gradients_equal_transformers": layouts.gradients_equal_transformers,
         "baseline_gradients": layouts.baseline,
+        "baseline_gradients_tied": layouts.tied_baseline,
+        "qwen2_vl_logits_equal_transformers": second(layouts.logits_equal_transformers),
+        "qwen2_vl_log_probs_equal_transformers": second(layouts.log_probs_equal_transformers),
+        "qwen2_vl_gradients_equal_transformers": second(layouts.gradients_equal_transformers),
+        "qwen2_vl_baseline_gradients": second(layouts.baseline),
+        "qwen2_vl_export_every_weight": second(persistence.export_every_weight),
         "packed_equals_unpacked": layouts.packed_equals_unpacked,
         "recompute_full": partial(layouts.recompute, mode="full"),
         "recompute_selective": partial(layouts.recompute, mode="selective"),
@@ -43,6 +55,13 @@ CASES: dict[int, dict[str, Case]] = {
             for name in ("tp2", "tp2_sp", "pp2", "dp2")
             for what in ("logits", "gradients", "steps")
         },
+        **{
+            f"qwen2_vl_{name}_{what}": second(getattr(layouts, what), layout=name)
+            for name in ("tp2", "tp2_sp", "pp2")
+            for what in ("logits", "gradients")
+        },
+        "qwen2_vl_export_every_weight_tp2": second(persistence.export_every_weight, layout="tp2"),
+        "qwen2_vl_export_every_weight_pp2": second(persistence.export_every_weight, layout="pp2"),
         "plain_optimizer_tp2_sp": partial(layouts.plain_optimizer, layout="tp2_sp"),
         "plain_optimizer_dp2": partial(layouts.plain_optimizer, layout="dp2"),
         "tied_embeddings_tp2": partial(layouts.tied, layout="tp2"),
@@ -62,6 +81,12 @@ CASES: dict[int, dict[str, Case]] = {
             for name in ("tp2_pp2", "tp2_pp2_sp", "tp2_dp2_sp")
             for what in ("logits", "gradients", "steps")
         },
+        **{
+            f"qwen2_vl_{name}_{what}": second(getattr(layouts, what), layout=name)
+            for name in ("tp2_pp2", "tp2_pp2_sp")
+            for what in ("logits", "gradients", "steps")
+        },
+        "qwen2_vl_export_every_weight_tp2_pp2": second(persistence.export_every_weight, layout="tp2_pp2"),
         "fewer_sequences_than_ranks": partial(layouts.one_sequence, layout="tp2_dp2_sp"),
         "export_every_weight_tp2_pp2": partial(persistence.export_every_weight, layout="tp2_pp2"),
         "load_tp2_sp_checkpoint_as_tp2_pp2": partial(persistence.load_elsewhere, source="tp2_sp", layout="tp2_pp2_sp"),

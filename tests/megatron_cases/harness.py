@@ -18,15 +18,19 @@ from megatron_mmsr1.trajectory import Trajectory
 class Lab:
     """The shared directory, the conversations and a maker of actors."""
 
-    def __init__(self, root: Path, world: int, rank: int) -> None:
-        self.root, self.world, self.rank = root, world, rank
+    def __init__(self, root: Path, world: int, rank: int, model: str = "tiny") -> None:
+        self.root, self.world, self.rank, self.model = root, world, rank, model
         self.store = ImageStore(None)
         self.trajectories = tiny.conversations(self.store)
         self.advantages = [1.0, -1.0, 0.5, -0.5, 2.0, -2.0]
 
-    def config(self, *, path: str = "tiny", **sections: dict[str, Any]) -> RunConfig:
+    def of(self, model: str) -> Lab:
+        """The same over another checkpoint, which keeps numbers of its own."""
+        return Lab(self.root, self.world, self.rank, model)
+
+    def config(self, *, path: str | None = None, **sections: dict[str, Any]) -> RunConfig:
         raw: dict[str, Any] = {
-            "model": {"path": str(self.root / path), "dtype": "float32"} | sections.get("model", {}),
+            "model": {"path": str(self.root / (path or self.model)), "dtype": "float32"} | sections.get("model", {}),
             "train": {"ranks": self.world},
             "megatron": {"tokens_per_microbatch": 100} | sections.get("megatron", {}),
             "optimizer": {"lr": 1e-3} | sections.get("optimizer", {}),
@@ -35,7 +39,7 @@ class Lab:
         }
         return parse(raw)
 
-    def actor(self, *, path: str = "tiny", **sections: dict[str, Any]) -> Any:
+    def actor(self, *, path: str | None = None, **sections: dict[str, Any]) -> Any:
         from megatron_mmsr1.megatron.actor import MegatronActor
 
         gc.unfreeze()
@@ -58,10 +62,10 @@ class Lab:
 
     def keep(self, name: str, value: Any) -> None:
         if self.rank == 0:
-            torch.save(value, self.root / f"{name}.pt")
+            torch.save(value, self.root / f"{self.model}_{name}.pt")
 
     def kept(self, name: str) -> Any:
-        return torch.load(self.root / f"{name}.pt")
+        return torch.load(self.root / f"{self.model}_{name}.pt")
 
 
 # Adam without memory and with an eps of 1 at a rate of 1: its step shows the gradient.

@@ -50,10 +50,10 @@ def transformers_logits(lab: Lab, t: Trajectory, model: Any) -> torch.Tensor:
 
 
 def load_transformers(lab: Lab) -> Any:
-    from transformers import Qwen2_5_VLForConditionalGeneration
+    from transformers import AutoModelForImageTextToText
 
-    path = lab.root / "tiny"
-    return Qwen2_5_VLForConditionalGeneration.from_pretrained(path, dtype=torch.float32, attn_implementation="eager").eval()
+    path = lab.root / lab.model
+    return AutoModelForImageTextToText.from_pretrained(path, dtype=torch.float32, attn_implementation="eager").eval()
 
 
 def logits_equal_transformers(lab: Lab) -> None:
@@ -86,8 +86,10 @@ def baseline(lab: Lab) -> None:
     assert all(g.abs().max() > 0 for n, g in found.items() if "visual" in n or "layers" in n)
     lab.keep("gradients", found)
     lab.keep("steps", _steps(lab, {}))
-    tied = lab.actor(path="tied", optimizer=READABLE)
-    lab.keep("tied", lab.gradients(tied))
+
+
+def tied_baseline(lab: Lab) -> None:
+    lab.keep("tied", lab.gradients(lab.actor(path="tied", optimizer=READABLE)))
 
 
 def _steps(lab: Lab, megatron: dict[str, Any]) -> list[dict[str, float]]:

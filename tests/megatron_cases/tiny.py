@@ -1,4 +1,4 @@
-"""A tiny Qwen2.5-VL checkpoint with a small word-level tokenizer, and conversations over it."""
+"""Tiny checkpoints of each model family with a small word-level tokenizer, and conversations over it."""
 
 from __future__ import annotations
 
@@ -27,13 +27,17 @@ VOCAB = WORDS + len(SPECIAL)  # 320, so that it divides over 2 and 4 ranks
 ID = {token: WORDS + i for i, token in enumerate(SPECIAL)}
 
 
-def make_checkpoint(path: Path, *, seed: int = 0, hidden: int = 64, layers: int = 4, tied: bool = False) -> Path:
+def make_checkpoint(
+    path: Path, *, seed: int = 0, hidden: int = 64, layers: int = 4, tied: bool = False, family: str = "qwen2_5_vl"
+) -> Path:
     """Random weights, perturbed so that no bias or norm is at its trivial value."""
     from tokenizers import Tokenizer, models, pre_tokenizers
     from transformers import (
         PreTrainedTokenizerFast,
         Qwen2_5_VLConfig,
         Qwen2_5_VLForConditionalGeneration,
+        Qwen2VLConfig,
+        Qwen2VLForConditionalGeneration,
         Qwen2VLImageProcessor,
     )
 
@@ -72,7 +76,11 @@ def make_checkpoint(path: Path, *, seed: int = 0, hidden: int = 64, layers: int 
         "window_size": 56,
         "fullatt_block_indexes": [1],
     }
-    config = Qwen2_5_VLConfig(
+    Config, Model = Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
+    if family == "qwen2_vl":  # its vision config calls the tower's own width embed_dim, the language model's hidden_size
+        Config, Model = Qwen2VLConfig, Qwen2VLForConditionalGeneration
+        vision = {"depth": 2, "embed_dim": 32, "mlp_ratio": 2, "num_heads": 2, "hidden_size": hidden}
+    config = Config(
         text_config=text,
         vision_config=vision,
         image_token_id=ID["<|image_pad|>"],
@@ -82,7 +90,7 @@ def make_checkpoint(path: Path, *, seed: int = 0, hidden: int = 64, layers: int 
         tie_word_embeddings=tied,
     )
     torch.manual_seed(seed)
-    model = Qwen2_5_VLForConditionalGeneration(config).float()
+    model = Model(config).float()
     with torch.no_grad():
         for p in model.parameters():
             p.add_(torch.randn_like(p) * 0.05)

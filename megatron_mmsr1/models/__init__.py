@@ -1,0 +1,80 @@
+"""Model families: a seam. One file a family (`models/NAME/__init__.py`), found by the architecture in config.json or by
+`model.family`. docs/extend/model_family.md tells how to add one."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from megatron_mmsr1.errors import RunError, UsageError
+from megatron_mmsr1.models.base import Family, PictureRule, SpecialTokens
+from megatron_mmsr1.plugins.registry import Registry, requires
+
+__all__ = ["REGISTRY", "Family", "ModelFiles", "PictureRule", "SpecialTokens", "get", "of_checkpoint", "read_config"]
+
+REGISTRY: Registry[Family] = Registry(
+    "model_family",
+    "megatron_mmsr1.models",
+    "FAMILY",
+    key="model.family",
+    check=requires(
+        methods=("picture_rule", "positions", "provider"),
+        attributes=("name", "architectures", "trainer", "tokens", "pictures", "freeze_groups"),
+        settings=False,
+    ),
+)
+
+
+def get(name: str) -> Family:
+    """The family of this name. Raises UsageError as `Registry.get` does."""
+    return REGISTRY.get(name)
+
+
+@dataclass(frozen=True)
+class ModelFiles:
+    """A checkpoint directory as its config.json tells it."""
+
+    path: Path
+    config: dict[str, Any]
+    family: Family
+
+    @property
+    def pictures(self) -> PictureRule:
+        return self.family.picture_rule(self.config)
+
+
+def read_config(path: Path, key: str = "model.path") -> dict[str, Any]:
+    """A Hugging Face checkpoint's config.json; `key` is the setting that named the path. UsageError if there is none."""
+    file = path / "config.json"
+    if not file.is_file():
+        raise UsageError(f"{key}: no Hugging Face checkpoint at {path}: {file} is missing")
+    try:
+        return json.loads(file.read_text())
+    except ValueError as e:
+        raise RunError(f"{file} is not valid JSON ({e}): download or export the checkpoint again") from e
+
+
+def of_checkpoint(path: str | Path, family: str | None = None, key: str = "model.path") -> ModelFiles:
+    """The checkpoint at `path`, with the family that `family` names or, without one, that its architecture belongs to.
+
+    Raises UsageError if there is no checkpoint, or if the family does not list its architecture.
+    """
+    path = Path(path)
+    config = read_config(path, key)
+    found = config.get("architectures") or ["none"]
+    if family is not None:
+        chosen = get(family)
+        if not set(found) <= set(chosen.architectures):
+            raise UsageError(
+                f"{key}: {path} is a {', '.join(found)}, but model.family={family} is for {', '.join(chosen.architectures)}"
+            )
+        return ModelFiles(path, config, chosen)
+    known = {a: f for f in map(get, REGISTRY.names()) for a in f.architectures}
+    if len(found) == 1 and found[0] in known:
+        return ModelFiles(path, config, known[found[0]])
+    raise UsageError(
+        f"{key}: {path} is a {', '.join(found)}; this trainer supports {', '.join(sorted(known))}, and another through "
+        "model.family (docs/extend/model_family.md)"
+    )

@@ -1,0 +1,114 @@
+"""A vision tower in front of megatron-core's language model: what every family's trainer half builds on."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from megatron.bridge.models.gpt_provider import GPTModelProvider
+from megatron.bridge.utils.common_utils import hook_hf_module_setattr_for_tp_grad_sync
+from megatron.core.packed_seq_params import PackedSeqParams
+from megatron.core.parallel_state import get_tensor_model_parallel_group
+from megatron.core.tensor_parallel import scatter_to_sequence_parallel_region
+from megatron.core.transformer.module import MegatronModule
+from torch import Tensor, nn
+
+# What the last stage makes of its hidden states, given the output layer's weight [vocabulary / tp, H].
+Head = Callable[[Tensor, Tensor], Tensor]
+
+
+class PolicyModel(MegatronModule):
+    """One pipeline stage (or the whole) of a policy. The first stage holds the tower, whole on every tensor rank. Positions and
+    image features come from the caller, so that no stage works them out again.
+
+    A family overrides `build_tower`, and `encode` and `freeze_groups` where its tower is another.
+    """
+
+    visual: Any
+    language_model: Any
+
+    def __init__(self, config: Any, pre_process: bool = True, post_process: bool = True, vp_stage: int | None = None) -> None:
+        super().__init__(config=config)
+        self.pre_process, self.post_process, self.vp_stage = pre_process, post_process, vp_stage
+        if pre_process:
+            self.visual = self.build_tower(config.vision_config)
+            # Every tensor rank sees the same pictures but its own share of the gradient.
+            hook_hf_module_setattr_for_tp_grad_sync(self.visual)
+        self.language_model = GPTModelProvider.provide(
+            config, pre_process=pre_process, post_process=post_process, vp_stage=vp_stage
+        )
+        # megatron-core looks for these here when it sums the gradients of tied embeddings.
+        self.share_embeddings_and_output_weights = config.share_embeddings_and_output_weights
+        self.shared_embedding_or_output_weight = self.language_model.shared_embedding_or_output_weight
+
+    def build_tower(self, vision_config: Any) -> nn.Module:
+        """Tower and merger, from the checkpoint's vision configuration; their parameters are named as in the checkpoint."""
+        raise NotImplementedError
+
+    def encode(self, pixels: Tensor, grids: Tensor) -> Tensor:
+        """Features [N, H], a token a row, of pixels [patches, values] of pictures with grids int64 [pictures, 3]."""
+        return self.visual(pixels, grid_thw=grids).pooler_output
+
+    def freeze_groups(self) -> dict[str, list[nn.Module]]:
+        """What `model.freeze` names, as far as this stage holds it. Tied embeddings are one weight at both ends."""
+        core = self.language_model
+        groups: dict[str, list[nn.Module]] = {"tower": [], "merger": [], "language": [core.decoder], "embeddings": []}
+        if self.pre_process:
+            for name, child in self.visual.named_children():
+                groups["merger" if name == "merger" else "tower"].append(child)
+            groups["embeddings"].append(core.embedding)
+        if self.post_process:
+            groups["embeddings" if self.share_embeddings_and_output_weights else "language"].append(core.output_layer)
+        return groups
+
+    def freeze(self, names: frozenset[str]) -> None:
+        """No gradients for these groups. KeyError for one that the family does not have."""
+        groups = self.freeze_groups()
+        for name in names:
+            for module in groups[name]:
+                module.requires_grad_(False)
+
+    @property
+    def decoder(self) -> Any:
+        """The language model's layers, where megatron-core looks for them."""
+        return getattr(self.language_model, "decoder", None)
+
+    def set_input_tensor(self, input_tensor: Any) -> None:
+        """The hidden states of the stage before."""
+        self.language_model.set_input_tensor(input_tensor)
+
+    def forward(
+        self,
+        input_ids: Tensor,
+        position_ids: Tensor,
+        packed: PackedSeqParams,
+        features: Tensor | None = None,
+        feature_positions: Tensor | None = None,
+        head: Head | None = None,
+    ) -> Tensor:
+        """input_ids int64 [1, T], position_ids int64 [3, 1, T]; features [N, H] stand at tokens feature_positions int64 [N].
+
+        Returns `head(hidden [T, 1, H] (T / tp under sequence parallelism), output weight)` on the last stage, the stage's
+        hidden states on the others.
+        """
+        embeddings = None
+        if self.pre_process:
+            embeddings = self.language_model.embedding(input_ids=input_ids, position_ids=None)  # [T, 1, H]
+            if features is not None and feature_positions is not None:
+                values = features.to(embeddings.dtype).unsqueeze(1)
+                embeddings = embeddings.index_copy(0, feature_positions, values)
+            if self.config.sequence_parallel:
+                embeddings = scatter_to_sequence_parallel_region(embeddings, group=get_tensor_model_parallel_group())
+        return self.language_model(
+            input_ids=None,
+            position_ids=position_ids,
+            attention_mask=None,
+            decoder_input=embeddings,
+            packed_seq_params=packed,
+            output_processor=_with_head,
+            output_processor_context=head,
+        )
+
+
+def _with_head(*, hidden_states: Tensor, output_layer: Any, output_weight: Tensor | None, context: Head, **_: Any) -> Tensor:
+    return context(hidden_states, output_layer.weight if output_weight is None else output_weight)
