@@ -32,9 +32,9 @@ from megatron_mmsr1.atlas.build import build
 from megatron_mmsr1.atlas.spec import AtlasSpec
 from megatron_mmsr1.config import load
 from megatron_mmsr1.data.dataset import Prompt, PromptDataset
+from megatron_mmsr1.procs.ports import bind
 from megatron_mmsr1.rollout import sglang_server
 from megatron_mmsr1.search import launch as search_server
-from megatron_mmsr1.search.server import bind
 from serving.settings import ServeConfig
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -102,7 +102,7 @@ def measure(calls: int, distinct: int, latency_s: float, concurrency: int) -> di
         with ExitStack() as stack:
             tmp = Path(stack.enter_context(tempfile.TemporaryDirectory()))
             server = stack.enter_context(launch(cfg, cache_path=tmp / "store.sqlite", log=tmp / "log"))
-            process = psutil.Process(server.process.pid)
+            process = psutil.Process(server.child.command_pid)
             before = process.memory_info().rss
             asyncio.run(burst(server.url, 1, 1))  # connections, imports
             one = count()

@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from megatron_mmsr1.errors import RunError, UsageError
+from megatron_mmsr1.procs.ports import bind
 from megatron_mmsr1.procs.supervisor import Supervisor
-from megatron_mmsr1.search.server import bind
 from serving.door import AppDoor
 from serving.keys import open_keys
 from serving.services import Services

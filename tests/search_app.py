@@ -13,12 +13,12 @@ from unittest.mock import patch
 import uvicorn
 
 from megatron_mmsr1.config import SearchConfig
+from megatron_mmsr1.procs.ports import bind
 from megatron_mmsr1.search import app as app_module
 from megatron_mmsr1.search.app import SearchApp
 from megatron_mmsr1.search.calls import Calls
 from megatron_mmsr1.search.compose import Backends
 from megatron_mmsr1.search.interfaces import ImageResult, Page, TextResult
-from megatron_mmsr1.search.server import bind
 from megatron_mmsr1.search.store import Store
 
 

@@ -182,7 +182,7 @@ def test_an_engine_killed_in_mid_rollout_fails_its_trajectories_only(checkpoints
             def kill() -> None:
                 while not httpx.get(f"{server.url}/v1/loads", trust_env=False).json()["loads"][0]["num_running_reqs"]:
                     time.sleep(0.05)
-                os.killpg(os.getpgid(server.process.pid), signal.SIGKILL)
+                os.killpg(os.getpgid(server.child.process.pid), signal.SIGKILL)
 
             threading.Thread(target=kill).start()
             done = roll(w, None, group_size=16)

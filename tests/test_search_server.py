@@ -19,8 +19,9 @@ from search_fixtures import TOWNS, png, url, write_corpus, write_images
 from test_search_images import HOSTILE
 
 from megatron_mmsr1.config import SearchConfig
+from megatron_mmsr1.procs.service import Service
 from megatron_mmsr1.search.client import SearchClient, SyncSearchClient
-from megatron_mmsr1.search.launch import SearchProcess, launch
+from megatron_mmsr1.search.launch import launch
 from megatron_mmsr1.search.requests import MAX_BODY_BYTES
 
 
@@ -32,21 +33,21 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def server(world: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[SearchProcess]:
+def server(world: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
     tmp = tmp_path_factory.mktemp("server")
     with launch(SearchConfig(corpus=str(world)), cache_path=tmp / "cache.sqlite", log=tmp / "log") as s:
         yield s
-    assert s.process.returncode == 0
+    assert s.child.returncode == 0
     assert "Traceback" not in (tmp / "log").read_text()
 
 
 @pytest.fixture
-async def client(server: SearchProcess) -> Any:
+async def client(server: Service) -> Any:
     async with SearchClient(server.url) as c:
         yield c
 
 
-def post(server: SearchProcess, path: str, body: Any) -> tuple[int, Any]:
+def post(server: Service, path: str, body: Any) -> tuple[int, Any]:
     data = body if isinstance(body, bytes) else orjson.dumps(body)
     request = urllib.request.Request(server.url + path, data, {"content-type": "application/json"})
     try:
@@ -57,7 +58,7 @@ def post(server: SearchProcess, path: str, body: Any) -> tuple[int, Any]:
             return e.code, orjson.loads(e.read())
 
 
-def metric(server: SearchProcess, name: str) -> float:
+def metric(server: Service, name: str) -> float:
     with urllib.request.urlopen(server.url + "/metrics") as r:
         found = re.search(rf"^{re.escape(name)} (\S+)$", r.read().decode(), re.MULTILINE)
     assert found, name
@@ -95,7 +96,7 @@ async def test_nothing_found_is_empty_not_a_failure(client: SearchClient) -> Non
     assert (reply.status, reply.hits, reply.status.infrastructure) == ("empty", [], False)
 
 
-def test_the_same_question_twice_is_cached(server: SearchProcess, world: Path) -> None:
+def test_the_same_question_twice_is_cached(server: Service, world: Path) -> None:
     hits = 'mmsr1_search_cache_hits_total{kind="text"}'
     before = metric(server, hits)
     with SyncSearchClient(server.url) as client:
@@ -115,7 +116,7 @@ async def test_a_thousand_at_once(client: SearchClient) -> None:
     assert sum(not r.cached for r in replies) == 50
 
 
-def test_the_counts_add_up(server: SearchProcess) -> None:
+def test_the_counts_add_up(server: Service) -> None:
     ok, empty = 'mmsr1_search_calls_total{kind="read",status="ok"}', 'mmsr1_search_calls_total{kind="read",status="empty"}'
     before = metric(server, ok), metric(server, empty), metric(server, 'mmsr1_search_seconds_count{kind="read"}')
     for _ in range(3):
@@ -126,14 +127,14 @@ def test_the_counts_add_up(server: SearchProcess) -> None:
     assert metric(server, "mmsr1_search_in_flight") == 0
 
 
-def test_health(server: SearchProcess) -> None:
+def test_health(server: Service) -> None:
     for path, want in (("/healthz", "ok"), ("/readyz", "ready")):
         with urllib.request.urlopen(server.url + path) as r:
             assert (r.status, orjson.loads(r.read())) == (200, {"status": want})
 
 
 # ---------------------------------------------------------------------------------------------------------- Search-R1's form
-def test_the_retrieve_contract(server: SearchProcess) -> None:
+def test_the_retrieve_contract(server: Service) -> None:
     code, body = post(server, "/retrieve", {"queries": ["zurimo capital", "qoxzu"], "topk": 2, "return_scores": True})
     assert code == 200
     assert list(body) == ["result"]
@@ -147,7 +148,7 @@ def test_the_retrieve_contract(server: SearchProcess) -> None:
     assert "zurimo is a town ." in text
 
 
-def test_retrieve_without_scores_or_topk(server: SearchProcess) -> None:
+def test_retrieve_without_scores_or_topk(server: Service) -> None:
     code, body = post(server, "/retrieve", {"queries": ["capital"]})
     assert code == 200
     assert [set(d) for d in body["result"][0]] == [{"id", "contents"}] * 3
@@ -187,7 +188,7 @@ def test_retrieve_without_scores_or_topk(server: SearchProcess) -> None:
         ("/healthz", {}, 405, "Method"),
     ],
 )
-def test_a_bad_request_is_a_typed_refusal(server: SearchProcess, path: str, body: Any, code: int, says: str) -> None:
+def test_a_bad_request_is_a_typed_refusal(server: Service, path: str, body: Any, code: int, says: str) -> None:
     got, reply = post(server, path, body)
     assert (got, reply["status"]) == (code, "refused")
     assert says in reply["detail"]
@@ -213,14 +214,14 @@ async def test_a_hostile_picture_is_refused(client: SearchClient, name: str) -> 
         max_size=4,
     ),
 )
-def test_no_json_brings_it_down(server: SearchProcess, path: str, body: dict[str, Any]) -> None:
+def test_no_json_brings_it_down(server: Service, path: str, body: dict[str, Any]) -> None:
     code, reply = post(server, path, body)
     assert code in (200, 400)
     if path != "/retrieve" or code != 200:
         assert reply["status"] in ("ok", "empty", "refused")
 
 
-def test_half_a_request_holds_nobody_up(server: SearchProcess) -> None:
+def test_half_a_request_holds_nobody_up(server: Service) -> None:
     host, port = server.url.removeprefix("http://").split(":")
     with socket.create_connection((host, int(port))) as s:
         s.sendall(b"POST /v1/search/text HTTP/1.1\r\nhost: x\r\ncontent-length: 99\r\n\r\n{")

@@ -10,8 +10,9 @@ from urllib.parse import urlsplit
 from search_fixtures import write_corpus
 
 from megatron_mmsr1.config import SearchConfig
+from megatron_mmsr1.procs.service import Service
 from megatron_mmsr1.search.client import SearchClient
-from megatron_mmsr1.search.launch import SearchProcess, launch
+from megatron_mmsr1.search.launch import launch
 from megatron_mmsr1.search.replies import TextReply
 from megatron_mmsr1.search.store import Store
 from megatron_mmsr1.trajectory import ToolStatus
@@ -19,11 +20,11 @@ from megatron_mmsr1.trajectory import ToolStatus
 CALLS = 300
 
 
-def start(cfg: SearchConfig, tmp_path: Path, port: int = 0) -> SearchProcess:
+def start(cfg: SearchConfig, tmp_path: Path, port: int = 0) -> Service:
     return launch(cfg, cache_path=tmp_path / "c.sqlite", log=tmp_path / "log", port=port)
 
 
-def port_of(server: SearchProcess) -> int:
+def port_of(server: Service) -> int:
     return urlsplit(server.url).port or 0
 
 
@@ -64,7 +65,7 @@ async def test_rounds_of_a_killed_server(tmp_path: Path) -> None:
             told |= again
             lanes = [asyncio.create_task(until_it_dies(client, f"{turn} {lane}", told)) for lane in range(40)]
             await asyncio.sleep(rng.uniform(0.05, 0.3))
-            server.process.kill()
+            server.child.process.kill()
             ends = dict(await asyncio.gather(*lanes))
         server.stop()
         assert all(r.status.infrastructure and r.detail for r in ends.values())
@@ -85,7 +86,7 @@ async def test_calls_in_flight_ride_out_a_killed_server(tmp_path: Path) -> None:
         calls = [asyncio.create_task(client.text(f"zurimo {i}")) for i in range(CALLS)]
         while not (await client.stats()).get("in_flight"):
             await asyncio.sleep(0.01)
-        server.process.kill()
+        server.child.process.kill()
         server.stop()
         server = await asyncio.to_thread(start, cfg, tmp_path, port_of(server))
         try:

@@ -21,7 +21,8 @@ from store_fixtures import make, rows
 import megatron_mmsr1.cli.entry as cli
 from megatron_mmsr1.cli import search as cli_search
 from megatron_mmsr1.config import SearchConfig
-from megatron_mmsr1.search.launch import SearchProcess, launch
+from megatron_mmsr1.procs.service import Service
+from megatron_mmsr1.search.launch import launch
 
 Capture = pytest.CaptureFixture[str]
 
@@ -34,7 +35,7 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def server(corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[SearchProcess]:
+def server(corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
     tmp = tmp_path_factory.mktemp("server")
     with launch(SearchConfig(corpus=str(corpus)), cache_path=tmp / "s.sqlite", log=tmp / "log") as s:
         yield s
@@ -114,7 +115,7 @@ def test_the_section_is_a_runs_own(tmp_path: Path, corpus: Path) -> None:
 
 # ------------------------------------------------------------------------------------------------------------------- query
 @pytest.mark.parametrize("name", TOWNS)
-def test_a_question_in_words(server: SearchProcess, capsys: Capture, name: str) -> None:
+def test_a_question_in_words(server: Service, capsys: Capture, name: str) -> None:
     asked = ["query", f"{name} capital", "--url", server.url, "-k", "2"]
     out = said(capsys, *asked)
     assert out.startswith(f"1. {name}  {url(name)}\n") and TOWNS[name][0] in out and "(bm25, " in out
@@ -123,19 +124,19 @@ def test_a_question_in_words(server: SearchProcess, capsys: Capture, name: str) 
     assert got["hits"][0]["link"] == url(name)
 
 
-def test_a_question_by_picture(server: SearchProcess, corpus: Path, capsys: Capture) -> None:
+def test_a_question_by_picture(server: Service, corpus: Path, capsys: Capture) -> None:
     asked = ["query", "--image", str(corpus / "images" / "3.png"), "--url", server.url, "-k", "1"]
     assert said(capsys, *asked).startswith("1. emblem 3  http://towns.test/e3\n   a picture of ")
     (hit,) = parsed(capsys, *asked)["hits"]
     assert hit["title"] == "emblem 3" and len(hit["image"]) > 100
 
 
-def test_nothing_found_is_no_failure(server: SearchProcess, capsys: Capture) -> None:
+def test_nothing_found_is_no_failure(server: Service, capsys: Capture) -> None:
     assert said(capsys, "query", "qoxzu", "--url", server.url).startswith("no results\n")
     assert parsed(capsys, "query", "qoxzu", "--url", server.url)["status"] == "empty"
 
 
-def test_questions_that_fail_say_why(server: SearchProcess, capsys: Capture, tmp_path: Path) -> None:
+def test_questions_that_fail_say_why(server: Service, capsys: Capture, tmp_path: Path) -> None:
     (tmp_path / "x.png").write_bytes(b"no picture")
     at = ("--url", server.url)
     assert "not both" in fails(capsys, 2, "query", "a", "--image", "x.png", *at)
@@ -188,7 +189,7 @@ def test_a_store_goes_out_and_in(capsys: Capture, tmp_path: Path) -> None:
         assert str(tmp_path / "words") in fails(capsys, 1, *verb)
 
 
-def test_a_servers_statistics(server: SearchProcess, capsys: Capture) -> None:
+def test_a_servers_statistics(server: Service, capsys: Capture) -> None:
     said(capsys, "query", "zurimo", "--url", server.url)
     got = parsed(capsys, "stats", server.url + "/")
     assert got["mode"] == "live" and got["calls"]["text"]["ok"] >= 1 and got["backends"]["text"]["name"] == "bm25"

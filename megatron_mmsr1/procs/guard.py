@@ -1,10 +1,11 @@
 """A small process that stands between a supervisor and one command, so that nothing the command started outlives either.
 
-Run by path with the standard library only (`python -I -S guard.py LIFELINE GRACE COMMAND…`): it starts in milliseconds and
-never imports the package. It leads its own session, and as a subreaper it inherits every orphan below it, also those that
-moved to a session of their own (as torchrun's workers do). It ends the command when the lifeline (the read end of a pipe
-whose write end only the supervisor holds) closes, when its parent dies, or on SIGTERM: TERM to the group, then
+Run by path with the standard library only (`python -I -S guard.py LIFELINE GRACE DESCRIPTORS COMMAND…`): it starts in
+milliseconds and never imports the package. It leads its own session, and as a subreaper it inherits every orphan below it,
+also those that moved to a session of their own (as torchrun's workers do). It ends the command when the lifeline (the read
+end of a pipe whose write end only the supervisor holds) closes, when its parent dies, or on SIGTERM: TERM to the group, then
 to the orphans, then KILL to every descendant left after GRACE seconds. Its exit code is the command's (128 + n for signal n).
+DESCRIPTORS: open files that the command inherits, as numbers joined by commas; - for none.
 """
 
 from __future__ import annotations
@@ -95,7 +96,8 @@ def end_all(main: int, grace: float) -> int | None:
 
 
 def main() -> int:
-    lifeline, grace, command = int(sys.argv[1]), float(sys.argv[2]), sys.argv[3:]
+    lifeline, grace, command = int(sys.argv[1]), float(sys.argv[2]), sys.argv[4:]
+    descriptors = [] if sys.argv[3] == "-" else [int(n) for n in sys.argv[3].split(",")]
     parent = os.getppid()
     prctl(PR_SET_CHILD_SUBREAPER, 1)
     # SIGUSR1, because the kernel sends it when the *thread* that forked ends too: getppid() tells the two apart.
@@ -115,10 +117,12 @@ def main() -> int:
         prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
 
     try:
-        process = subprocess.Popen(command, preexec_fn=in_child, stdin=subprocess.DEVNULL)
+        process = subprocess.Popen(command, preexec_fn=in_child, stdin=subprocess.DEVNULL, pass_fds=descriptors)
     except OSError as e:
         print(f"cannot start {command[0]}: {e}", file=sys.stderr, flush=True)
         return 127
+    for number in descriptors:
+        os.close(number)  # the command's alone: a socket must close when the command closes it
     code = None
     while code is None and not stop and os.getppid() == parent:
         ready, _, _ = select.select([lifeline, wake_read], [], [], 1.0)

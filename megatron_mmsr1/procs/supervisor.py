@@ -10,9 +10,7 @@ from __future__ import annotations
 import contextlib
 import http.client
 import os
-import random
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -26,11 +24,11 @@ from typing import Any, Self
 
 from megatron_mmsr1.errors import RunError
 from megatron_mmsr1.procs.guard import descendants
+from megatron_mmsr1.procs.ports import HOST, free_port, port_is_free, require_port
+
+__all__ = ["HOST", "Child", "Supervisor", "Terminated", "answers", "free_port", "port_is_free", "require_port", "tail"]
 
 GUARD = Path(__file__).with_name("guard.py")
-HOST = "127.0.0.1"
-# Below the range from which the kernel draws client ports (32768 on Linux), so that no connection takes one in between.
-PORTS = range(20000, 32000)
 
 
 def answers(host: str, port: int, path: str, timeout_s: float = 1.0) -> bool:
@@ -43,31 +41,6 @@ def answers(host: str, port: int, path: str, timeout_s: float = 1.0) -> bool:
         return False
     finally:
         connection.close()
-
-
-def port_is_free(port: int, host: str = HOST) -> bool:
-    with socket.socket() as s:
-        s.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            s.bind((host, port))
-        except OSError:
-            return False
-    return True
-
-
-def free_port(host: str = HOST) -> int:
-    """A port that could be bound just now. Raises RunError if 200 tries all fail."""
-    for port in random.Random().sample(PORTS, 200):
-        if port_is_free(port, host):
-            return port
-    raise RunError(f"no free port between {PORTS.start} and {PORTS.stop} on {host}: stop what holds them (ss -ltnp lists it)")
-
-
-def require_port(port: int, what: str, host: str = HOST) -> int:
-    """`port` if it is free, else RunError naming it: the check before a server that was told its port starts."""
-    if not port_is_free(port, host):
-        raise RunError(f"port {port} for {what} is taken on {host}: end its holder (ss -ltnp) or name another port")
-    return port
 
 
 @dataclass(slots=True)
@@ -141,7 +114,7 @@ class Supervisor:
         try:
             with log.open("ab") as out:
                 process = subprocess.Popen(
-                    [sys.executable, "-I", "-S", str(GUARD), str(read), str(self.grace_s), *argv],
+                    [sys.executable, "-I", "-S", str(GUARD), str(read), str(self.grace_s), "-", *argv],
                     stdin=subprocess.DEVNULL,
                     stdout=out,
                     stderr=subprocess.STDOUT,

@@ -3,14 +3,10 @@
 from __future__ import annotations
 
 import argparse
-import ctypes
 import logging
-import os
 import signal
 import socket
 import sys
-import threading
-import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -20,28 +16,11 @@ from pydantic import ValidationError
 from megatron_mmsr1 import config
 from megatron_mmsr1.config import SearchConfig
 from megatron_mmsr1.errors import RunError, UsageError
+from megatron_mmsr1.procs.ports import bind
 from megatron_mmsr1.search.app import build_app
+from megatron_mmsr1.search.launch import DRAIN_S
 
-DRAIN_S = 10  # how long calls in flight may take to end after SIGTERM
-_PR_SET_PDEATHSIG = 1  # prctl(2)
-
-__all__ = ["bind", "build_app", "main", "serve"]
-
-
-def bind(host: str, port: int) -> socket.socket:
-    """A bound TCP socket that does not listen yet; port 0 takes a free one. Raises RunError that names the port."""
-    # The protocol is named, for asyncio switches Nagle's algorithm off only on sockets that say that they are TCP's.
-    sock = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP)
-    sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    try:
-        sock.bind((host, port))
-        if port:
-            sock.listen(0)  # Linux lets two sockets with SO_REUSEADDR bind; only one of them may listen
-    except OSError as e:
-        sock.close()
-        why = f"port {port} on {host} cannot be used ({e.strerror})"
-        raise RunError(f"{why}: end what listens there, or take port 0 for any free one") from None
-    return sock
+__all__ = ["build_app", "main", "serve"]
 
 
 def serve(
@@ -91,8 +70,6 @@ class _Server(uvicorn.Server):
 def main(argv: list[str] | None = None) -> int:
     args = _parser().parse_args(argv)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s %(levelname)s %(message)s")
-    if args.parent is not None:
-        die_with(args.parent, watch_thread=args.watch_thread)
     try:
         sock = socket.socket(fileno=args.fd) if args.fd is not None else None
         serve(_section(args), args.host, args.port, cache_path=args.cache, ready=_announce, sock=sock)
@@ -103,23 +80,6 @@ def main(argv: list[str] | None = None) -> int:
         print(e, file=sys.stderr)
         return 1
     return 0
-
-
-def die_with(parent: int, *, watch_thread: bool) -> None:
-    """End this process when `parent` ends, however it ends.
-
-    `watch_thread` has the kernel tell us at once; but it means the thread that started us, so `launch` asks for that only
-    from the main thread. The poll works from everywhere.
-    """
-
-    def watch() -> None:
-        while os.getppid() == parent:
-            time.sleep(0.5)
-        os.kill(os.getpid(), signal.SIGTERM)
-
-    if sys.platform == "linux" and watch_thread:
-        ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
-    threading.Thread(target=watch, name="parent", daemon=True).start()
 
 
 def _section(args: argparse.Namespace) -> SearchConfig:
@@ -143,8 +103,6 @@ def _parser() -> argparse.ArgumentParser:
     p.add_argument("--port", type=int, default=0, help="0: any free one")
     p.add_argument("--cache", type=Path, help="SQLite file; default: no cache")
     p.add_argument("--fd", type=int, help=argparse.SUPPRESS)
-    p.add_argument("--parent", type=int, help=argparse.SUPPRESS)
-    p.add_argument("--watch-thread", action="store_true", help=argparse.SUPPRESS)
     p.add_argument("overrides", nargs="*", help="key=value, on top of --config")
     return p
 

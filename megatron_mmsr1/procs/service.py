@@ -1,0 +1,310 @@
+"""One way to start, watch, restart and stop a process: engines, search servers, routers, gateways, ranks.
+
+A `Command` says what is run and how one tells that it is ready and well; a `Service` runs it behind a guard, so that nothing
+outlives this process. `start` waits until it is ready; `watch` does so in a thread, and starts it again when it ends or hangs.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import threading
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Self
+
+from megatron_mmsr1.errors import RunError, UsageError
+from megatron_mmsr1.procs.child import Child, tail
+from megatron_mmsr1.procs.liveness import Liveness
+from megatron_mmsr1.procs.ports import bind, port_is_free
+
+POLL_S = 0.1
+PORT_WAIT_S = 10.0  # what ended a moment ago may hold its port for a moment more
+Probe = Callable[[str], bool]  # given the URL; does not raise, and answers within seconds
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Command:
+    """What is run. `name` begins every sentence about it ("the engine"), `url` is where it answers.
+
+    `env` is added to this process's environment, `without` is left out of it. `ready`: whether it can be used; a start fails
+    after `ready_within_s` seconds, and the message names `ready_setting` where that is a setting. `alive`: asked every
+    `alive_every_s` seconds once it is ready; silent for `hung_after_s`, it counts as hung. `refusal`: what its exit with code 2
+    means, where that is the person's error. `listen`: a host and a port (0: any) of a socket that is bound here and inherited
+    under the number that follows `--fd` in the arguments; the URL is then the socket's. `grace_s`: from SIGTERM to SIGKILL.
+    """
+
+    name: str
+    argv: Sequence[str]
+    log: Path
+    url: str = ""
+    env: Mapping[str, str] = field(default_factory=dict)
+    without: Sequence[str] = ()
+    cwd: Path | None = None
+    listen: tuple[str, int] | None = None
+    ready: Probe | None = None
+    ready_within_s: float = 120.0
+    ready_setting: str = ""
+    alive: Probe | None = None
+    alive_every_s: float = 5.0
+    hung_after_s: float = 120.0
+    refusal: str = ""
+    grace_s: float = 10.0
+
+
+@dataclass(frozen=True, slots=True)
+class RestartPolicy:
+    """`pause_s` before the second restart in a row, doubled each time up to `max_pause_s`; after `tries` starts in a row that
+    came to nothing the service has failed. One that ran for `steady_s` was well: what ends it then is counted anew."""
+
+    pause_s: float = 1.0
+    max_pause_s: float = 30.0
+    tries: int = 5
+    steady_s: float = 60.0
+
+    def pause(self, in_a_row: int) -> float:
+        return 0.0 if in_a_row == 1 else min(self.max_pause_s, self.pause_s * 2 ** (in_a_row - 2))
+
+
+class Stopped(Exception):
+    """Raised in a start that is no longer wanted."""
+
+
+class Service:
+    """One command that runs. A context manager: leaving it stops it.
+
+    `restarts`: how often `watch` has started it again. `failed`: what `watch` ended with; None while it goes on.
+    """
+
+    def __init__(self, command: Command, *, restart: RestartPolicy | None = None) -> None:
+        self.command = command
+        self.restart = restart or RestartPolicy()
+        self.restarts = 0
+        self.failed: UsageError | RunError | None = None
+        self.started_s = 0.0  # seconds that the last start took
+        self._child: Child | None = None
+        self._liveness: Liveness | None = None
+        self._port = command.listen[1] if command.listen else 0
+        self._up = threading.Event()
+        self._stop = threading.Event()
+        self._thread: threading.Thread | None = None
+
+    @property
+    def name(self) -> str:
+        return self.command.name
+
+    @property
+    def log(self) -> Path:
+        return self.command.log
+
+    @property
+    def url(self) -> str:
+        """Where it answers, or will: known once it was started, and the same after a restart."""
+        if self.command.listen is None:
+            return self.command.url
+        host = self.command.listen[0]
+        return f"http://{f'[{host}]' if ':' in host else host}:{self._port}"
+
+    @property
+    def child(self) -> Child:
+        """The process of the latest start. Raises ValueError before the first."""
+        if self._child is None:
+            raise ValueError(f"{self.name} was not started")
+        return self._child
+
+    @property
+    def up(self) -> bool:
+        """Whether it is ready; after `start` until `stop`, under `watch` only while it answers."""
+        return self._up.is_set()
+
+    # ------------------------------------------------------------------------------------------------------------- start
+    def start(self, progress: Callable[[float], None] | None = None) -> Self:
+        """Start it and return once it is ready. `progress` is told the seconds waited, a few times a second; it may raise.
+
+        Raises RunError with the end of the log if it dies or is not ready in time, UsageError if it refuses its arguments.
+        Whatever is raised, Ctrl-C included, nothing of it stays.
+        """
+        began = time.monotonic()
+        if self._thread is None:
+            self._stop.clear()
+        try:
+            self._child = self._launch()
+            self._until_ready(began, progress)
+        except BaseException:
+            self._end()
+            raise
+        if self.command.alive is not None:
+            works, url = self.command.alive, self.url
+            self._liveness = Liveness(lambda: works(url), self.command.alive_every_s)
+        self.started_s = time.monotonic() - began
+        self._up.set()
+        return self
+
+    def _launch(self) -> Child:
+        c = self.command
+        env = {k: v for k, v in os.environ.items() if k not in c.without} | dict(c.env)
+        with contextlib.ExitStack() as stack:
+            argv, inherits = [*c.argv], []
+            if c.listen is not None:
+                if self._child is not None:  # a restart: clients know the port
+                    self._wait_for_port(c.listen[0])
+                sock = stack.enter_context(bind(c.listen[0], self._port))
+                self._port = sock.getsockname()[1]
+                argv, inherits = [*argv, "--fd", str(sock.fileno())], [sock.fileno()]
+            return Child(c.name, argv, log=c.log, env=env, cwd=c.cwd, inherits=inherits, grace_s=c.grace_s)
+
+    def _wait_for_port(self, host: str) -> None:
+        until = time.monotonic() + PORT_WAIT_S
+        while not port_is_free(self._port, host) and time.monotonic() < until:
+            self._pause(POLL_S)
+
+    def _until_ready(self, began: float, progress: Callable[[float], None] | None) -> None:
+        c, child = self.command, self.child
+        while c.ready is not None and not c.ready(self.url):
+            waited = time.monotonic() - began
+            if child.ended:
+                if c.refusal and child.returncode == 2:
+                    raise UsageError(f"{c.refusal}; the end of {c.log}:\n{tail(c.log, 3)}")
+                raise RunError(child.describe_end())
+            if waited > c.ready_within_s:
+                limit = f"{c.ready_setting}={c.ready_within_s:g}" if c.ready_setting else f"{c.ready_within_s:g}"
+                at = f" at {self.url}" if self.url else ""
+                raise RunError(f"{c.name}{at} was not ready within {limit} s; the end of its log, {c.log}:\n{tail(c.log)}")
+            if progress is not None:
+                progress(waited)
+            self._pause(POLL_S)
+
+    # --------------------------------------------------------------------------------------------------- check, wait, stop
+    def check(self) -> None:
+        """Raises RunError once it has ended (whatever its exit code) or hangs; under `watch`, what that ended with."""
+        if self._thread is not None:
+            if self.failed is not None:
+                raise self.failed
+            return
+        self._check_child()
+
+    def _check_child(self) -> None:
+        if self.child.ended:
+            raise RunError(self.child.describe_end())
+        silent = self._liveness.silent_s if self._liveness is not None else 0.0
+        if silent >= self.command.hung_after_s:
+            raise RunError(
+                f"{self.name} runs but has not answered for {silent:.0f} s; the last lines of its log, {self.log}:\n"
+                f"{tail(self.log)}"
+            )
+
+    def wait(self, *, poll: Callable[[], None] | None = None, poll_s: float = 0.2) -> None:
+        """Wait until it ends with exit code 0: for a command that is a job. `poll` is called meanwhile, and once after; it
+        may show progress and check other services.
+
+        Raises RunError if it ends otherwise, and what `poll` raises.
+        """
+        child = self.child
+        while not child.ended:
+            if poll is not None:
+                poll()
+            time.sleep(poll_s)
+        if poll is not None:
+            poll()
+        if child.returncode != 0:
+            raise RunError(child.describe_end())
+
+    def ask_to_stop(self) -> None:
+        """Without waiting, so that several stop at once."""
+        self._stop.set()
+        if self._child is not None:
+            self._child.ask_to_end()
+
+    def stop(self) -> None:
+        """End it with all that it started, and wait for that; harmless if it has ended."""
+        self._stop.set()
+        if self._thread is not None:
+            self._thread.join()
+        self._end()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.stop()
+
+    def _end(self) -> None:
+        self._up.clear()
+        if self._liveness is not None:
+            self._liveness.close()
+            self._liveness = None
+        if self._child is not None:
+            self._child.end()
+
+    # ------------------------------------------------------------------------------------------------------------- watch
+    def watch(self, say: Callable[[str], None]) -> Self:
+        """Return at once; a thread starts it (if `start` has not), watches it, and starts it again when it ends or hangs.
+
+        `say` is told in a sentence when it ends and when it is back. A first start that fails is not repeated: what fails at
+        once would fail again, and whoever waits wants to know. See `up` and `failed`.
+        """
+        self._thread = threading.Thread(target=self._keep_running, args=(say,), name=self.name, daemon=True)
+        self._thread.start()
+        return self
+
+    def _keep_running(self, say: Callable[[str], None]) -> None:
+        try:
+            if not self.up:
+                self.start()
+            in_a_row = 0
+            while True:
+                began = time.monotonic()
+                end = self._until_it_ends()
+                in_a_row = 0 if time.monotonic() - began > self.restart.steady_s else in_a_row
+                in_a_row = self._start_again(end, in_a_row, say)
+        except Stopped:
+            pass
+        except (UsageError, RunError) as e:
+            if not self._stop.is_set():  # else it ended because it was asked to
+                self.failed = e
+        except Exception as e:  # in a thread nobody else would hear of it
+            self.failed = RunError(f"{self.name}: {type(e).__name__}: {e}")
+        finally:
+            self._end()
+
+    def _start_again(self, end: UsageError | RunError, in_a_row: int, say: Callable[[str], None]) -> int:
+        """How many starts in a row there were by now. Raises RunError once they are too many."""
+        while True:
+            self._pause(0.0)  # one that ended because it was asked to is not started again
+            in_a_row += 1
+            if in_a_row > self.restart.tries:
+                raise RunError(f"{self.name} ended {self.restart.tries} times in a row; the last time:\n{end}")
+            self.restarts += 1
+            say(f"{end}\n{self.name} is started again ({self.restarts})")
+            self._pause(self.restart.pause(in_a_row))
+            try:
+                self.start()
+            except (UsageError, RunError) as e:
+                end = e
+                continue
+            say(f"{self.name} is back at {self.url}" if self.url else f"{self.name} is back")
+            return in_a_row
+
+    def _until_it_ends(self) -> RunError:
+        while True:
+            try:
+                self._check_child()
+            except RunError as e:
+                self._end()  # what it may have left running holds its port
+                return e
+            self._pause(POLL_S)
+
+    def _pause(self, seconds: float) -> None:
+        if self._stop.wait(seconds):
+            raise Stopped
+
+
+def stop_all(services: Iterable[Service]) -> None:
+    """All at once: each gets its grace time beside the others."""
+    found = list(services)
+    for s in found:
+        s.ask_to_stop()
+    for s in found:
+        s.stop()
