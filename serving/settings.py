@@ -9,8 +9,10 @@ from typing import Any
 import yaml
 from pydantic import Field, ValidationError
 
-from megatron_mmsr1 import config
 from megatron_mmsr1.config import EngineConfig, ModelConfig, ProtocolConfig, RolloutConfig, SearchConfig
+from megatron_mmsr1.config.explain import explain_all
+from megatron_mmsr1.config.reading import override as apply_override
+from megatron_mmsr1.config.reading import read_mapping
 from megatron_mmsr1.config.section import Section
 from megatron_mmsr1.errors import UsageError
 
@@ -90,12 +92,12 @@ def load(model: str | None, file: str | None, overrides: list[str]) -> ServeConf
     path = Path(file) if file is not None else beside if beside is not None and beside.is_file() else None
     if path is not None:
         where = str(path)
-        raw = _read(path)
+        raw = read_mapping(path)
         _beside(path.parent, raw)
     if model is not None and isinstance(raw.get("model") or {}, dict):
         raw["model"] = {**(raw.get("model") or {}), "path": model}
     for item in overrides:
-        config.override(raw, item)
+        apply_override(raw, item)
     return _parse(raw, where)
 
 
@@ -103,7 +105,7 @@ def override(cfg: ServeConfig, overrides: list[str]) -> ServeConfig:
     """`cfg` with `key=value` on top. Raises UsageError as `load`."""
     raw = cfg.model_dump(mode="json")
     for item in overrides:
-        config.override(raw, item)
+        apply_override(raw, item)
     return _parse(raw, "demo")
 
 
@@ -111,7 +113,7 @@ def _parse(raw: dict[str, Any], where: str) -> ServeConfig:
     try:
         return ServeConfig.model_validate(raw)
     except ValidationError as e:
-        raise UsageError(f"{where}:\n" + "\n".join(f"  {config.explain(err, ServeConfig)}" for err in e.errors())) from None
+        raise UsageError(f"{where}:\n{explain_all(e, ServeConfig, raw)}") from None
 
 
 def dump(cfg: ServeConfig) -> str:
@@ -124,13 +126,3 @@ def _beside(directory: Path, raw: dict[str, Any]) -> None:
     section = raw.get("protocol")
     if isinstance(section, dict) and isinstance(named := section.get("prompts"), str) and (directory / named).is_file():
         section["prompts"] = str(directory / named)
-
-
-def _read(path: Path) -> dict[str, Any]:
-    try:
-        raw = yaml.safe_load(path.read_text())
-    except (OSError, yaml.YAMLError, UnicodeDecodeError) as e:
-        raise UsageError(f"{path}: cannot be read as YAML: {e}") from None
-    if not isinstance(raw, dict):
-        raise UsageError(f"{path}: must be a mapping of sections")
-    return raw

@@ -34,7 +34,16 @@ def run(tmp_path: Path, text: str = "model: {path: m}", *overrides: str) -> RunC
         ({"reward": {"zzz": 3}}, "unknown key reward.zzz: known keys here: name, search_penalty"),
         ({"rollout": {"temperature": "hot"}}, "rollout.temperature"),
         ({"rollout": {"temperature": -1}}, "(got -1)"),
-        ({"data": {"train": "one.parquet"}}, "data.train"),
+        ({"data": {"train": "one.parquet"}}, "data.train: a list is wanted: write data.train=[one.parquet]"),
+        ({"optimizer": {"kl_coef": 0.1}}, "unknown key optimizer.kl_coef: did you mean algorithm.kl_coef?"),
+        ({"search": {"text": {"backnd": "x"}}}, "unknown key search.text.backnd: did you mean backend?"),
+        ({"search": {"text": {"usd_per_1000": 3}}}, "search.text: usd_per_1000=3 needs price_as_of"),
+        ({"reward": {"search_penalty": 2}}, "reward.search_penalty: Input should be less than or equal to 1 (got 2)"),
+        ({"protocol": {"max_rounds": 1}}, "protocol.max_rounds=1 leaves no turn to answer in after a search, and 3"),
+        ({"protocol": {"max_turn_tokens": 9000}}, "protocol.max_turn_tokens=9000 is above max_response_tokens=8192"),
+        ({"megatron": {"tokens_per_microbatch": 10}}, "tokens_per_microbatch=10 is less than one prompt and one turn"),
+        ({"train": {"ranks": 2}, "megatron": {"context_parallel": 2}}, "context_parallel=2 is not supported"),
+        ({"optimizer": {"lr": 1e-5, "min_lr": 1e-4}}, "optimizer.min_lr=0.0001 is above optimizer.lr=1e-05"),
         ({"reward": {"reward_mode": "em"}}, "'EM' or 'SubEM'"),
         ({"data": {"group_size": 1}}, "at least 2"),
         ({"train": {"ranks": 3}, "megatron": {"tensor_parallel": 2}}, "train.ranks=3 is not a multiple"),
@@ -109,6 +118,31 @@ def test_bad_overrides_are_explained(tmp_path: Path, override: str, says: str) -
     with pytest.raises(UsageError) as e:
         run(tmp_path, "model: {path: m}", override)
     assert says in str(e.value)
+
+
+def test_what_does_not_fit_together_is_told_with_the_rest_of_it() -> None:
+    with pytest.raises(UsageError) as e:
+        parse(MINIMAL | {"protocol": {"max_rounds": 1}, "optimizer": {"lr": 1e-5, "min_lr": 1e-4}}, "run.yaml")
+    head, *lines = str(e.value).splitlines()
+    assert head == "run.yaml:"
+    assert {line.split("=")[0] for line in lines} == {"  protocol.max_rounds", "  optimizer.min_lr"}
+
+
+def test_one_round_without_searches_is_a_plain_question() -> None:
+    assert parse(MINIMAL | {"protocol": {"max_rounds": 1, "image_searches": 0, "text_searches": 0}})
+
+
+@pytest.mark.parametrize("text", ["a: [", "a: b: c", "a: \x07", "\tb: 1"])
+def test_bad_yaml_is_told_by_file_and_place_alone(tmp_path: Path, text: str) -> None:
+    with pytest.raises(UsageError, match=r"run\.yaml: not valid YAML: .+") as e:
+        run(tmp_path, text)
+    assert "<unicode string>" not in str(e.value) and "\n" not in str(e.value)
+
+
+def test_a_file_that_is_no_utf_8_is_refused_by_its_byte(tmp_path: Path) -> None:
+    (tmp_path / "run.yaml").write_bytes("name: größe".encode("latin-1"))
+    with pytest.raises(UsageError, match=r"run\.yaml: byte 8 is not UTF-8"):
+        load(tmp_path / "run.yaml")
 
 
 @pytest.mark.parametrize(

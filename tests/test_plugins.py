@@ -9,6 +9,7 @@ from typing import Annotated, Any
 import pytest
 from pydantic import SerializeAsAny, ValidationError
 
+from megatron_mmsr1.config.explain import explain_all
 from megatron_mmsr1.config.section import Section
 from megatron_mmsr1.errors import UsageError
 from megatron_mmsr1.plugins.registry import Registry, requires
@@ -107,3 +108,20 @@ def test_a_section_takes_the_keys_of_the_part_that_it_names(room: Path) -> None:
     assert e.value.errors()[0]["loc"] == ("thing", "wieght") and e.value.errors()[0]["type"] == "extra_forbidden"
     with pytest.raises(ValidationError, match="no such thing"):
         Config.model_validate({"thing": {"name": "tow"}})
+
+
+def test_a_misspelt_key_of_a_part_gets_the_one_that_was_meant(room: Path) -> None:
+    class Inner(Section):
+        thing: Annotated[SerializeAsAny[Section], PartSettings("a_room", "one")] = None  # type: ignore[assignment]
+
+    class Config(Section):
+        inner: Inner | None = None
+        named: dict[str, Inner] = {}  # noqa: RUF012 (pydantic copies it)
+
+    for raw, key in (
+        ({"inner": {"thing": {"name": "two", "wieght": 2}}}, "inner.thing.wieght"),
+        ({"named": {"x": {"thing": {"wieght": 2}}}}, "named.x.thing.wieght"),
+    ):
+        with pytest.raises(ValidationError) as e:
+            Config.model_validate(raw)
+        assert explain_all(e.value, Config, raw) == f"  unknown key {key}: did you mean weight?"

@@ -6,19 +6,18 @@ to megatron-core's provider and to SGLang's server arguments; their names are ch
 
 from __future__ import annotations
 
-import difflib
-import re
 from pathlib import Path
 from typing import Any, Literal
 
 import yaml
-from pydantic import BaseModel, Field, ValidationError
+from pydantic import Field, ValidationError, model_validator
 
+from megatron_mmsr1.config.checks import problems
+from megatron_mmsr1.config.explain import explain_all
+from megatron_mmsr1.config.reading import override, read_mapping
 from megatron_mmsr1.config.search import SearchConfig
 from megatron_mmsr1.config.section import Affects, Logging, Machine, Rollout, Section, Training
 from megatron_mmsr1.errors import UsageError
-
-_EXPONENT = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)[eE][+-]?\d+")
 
 
 class ModelConfig(Section):
@@ -116,8 +115,8 @@ class RewardConfig(Section):
     AFFECTS = Affects.ROLLOUT
 
     name: str = "mmsearch"
-    search_penalty: float = 0.1
-    format_penalty: float = 0.1
+    search_penalty: float = Field(default=0.1, ge=0, le=1, description="share of a right answer's reward that searching costs")
+    format_penalty: float = Field(default=0.1, ge=0, le=1, description="weight of the format in the reward")
     reward_mode: Literal["EM", "SubEM"] = "EM"
     count_penalty: bool = False
 
@@ -221,6 +220,13 @@ class RunConfig(Section):
     sft: SftConfig = SftConfig()
     logging: LoggingConfig = LoggingConfig()
 
+    @model_validator(mode="after")
+    def _fits_together(self) -> RunConfig:
+        found = problems(self)
+        if found:
+            raise ValueError("\n  ".join(found))
+        return self
+
     @property
     def data_parallel(self) -> int:
         m = self.megatron
@@ -235,12 +241,7 @@ def load(path: str | Path, overrides: list[str] | tuple[str, ...] = ()) -> RunCo
     path = Path(path)
     if not path.is_file():
         raise UsageError(f"no config at {path}")
-    try:
-        raw = yaml.safe_load(path.read_text())
-    except yaml.YAMLError as e:
-        raise UsageError(f"{path}: not valid YAML: {e}") from e
-    if not isinstance(raw, dict):
-        raise UsageError(f"{path}: must be a mapping of sections")
+    raw = read_mapping(path)
     for item in overrides:
         override(raw, item)
     return parse(raw, str(path))
@@ -249,73 +250,11 @@ def load(path: str | Path, overrides: list[str] | tuple[str, ...] = ()) -> RunCo
 def parse(raw: dict[str, Any], where: str = "config") -> RunConfig:
     """A RunConfig from plain data; UsageError as `load` gives it."""
     try:
-        cfg = RunConfig.model_validate(raw)
+        return RunConfig.model_validate(raw)
     except ValidationError as e:
-        raise UsageError(f"{where}:\n" + "\n".join(f"  {explain(err)}" for err in e.errors())) from None
-    m, t = cfg.megatron, cfg.train
-    if cfg.model.min_pixels > cfg.model.max_pixels:
-        raise UsageError(f"{where}: model.min_pixels={cfg.model.min_pixels} is above model.max_pixels={cfg.model.max_pixels}")
-    group = m.tensor_parallel * m.pipeline_parallel * m.context_parallel
-    if t.ranks % group:
-        raise UsageError(f"{where}: train.ranks={t.ranks} is not a multiple of tensor x pipeline x context parallel = {group}")
-    if m.sequence_parallel and m.tensor_parallel == 1:
-        raise UsageError(f"{where}: megatron.sequence_parallel needs megatron.tensor_parallel > 1")
-    if t.mode == "train-only" and not t.replay:
-        raise UsageError(f"{where}: train.mode=train-only needs train.replay, the directory of a run's rollout dumps")
-    if cfg.algorithm.name == "grpo" and cfg.data.group_size < 2:
-        raise UsageError(f"{where}: data.group_size=1 gives every rollout an advantage of zero; use at least 2")
-    if cfg.data.prompts_per_step % cfg.data_parallel:
-        raise UsageError(
-            f"{where}: data.prompts_per_step={cfg.data.prompts_per_step} does not divide over "
-            f"{cfg.data_parallel} data-parallel ranks"
-        )
-    return cfg
+        raise UsageError(f"{where}:\n{explain_all(e, RunConfig, raw)}") from None
 
 
 def dump(cfg: RunConfig) -> str:
     """The whole config as YAML, defaults included: what a run keeps beside its results."""
     return yaml.safe_dump(cfg.model_dump(mode="json"), sort_keys=False)
-
-
-def override(raw: dict[str, Any], item: str) -> None:
-    """Set `a.b=value` in plain data, in place. Raises UsageError that names the override."""
-    key, eq, value = item.partition("=")
-    if not eq or not key:
-        raise UsageError(f"override {item!r}: write it as section.key=value")
-    at: Any = raw
-    *parents, leaf = key.split(".")
-    for part in parents:
-        if at.get(part) is None:  # absent, or a section with nothing in it
-            at[part] = {}
-        at = at[part]
-        if not isinstance(at, dict):
-            raise UsageError(f"override {item!r}: {part} is not a section")
-    try:
-        at[leaf] = yaml.safe_load(value)
-    except yaml.YAMLError as e:
-        raise UsageError(f"override {item!r}: the value is not valid YAML: {e}") from e
-    # YAML 1.1 reads 1e-4 as a string; unquoted, it is a number here.
-    if at[leaf] == value.strip() and _EXPONENT.fullmatch(at[leaf]):
-        at[leaf] = float(at[leaf])
-
-
-def explain(err: Any, root: type[BaseModel] | None = None) -> str:
-    """One of pydantic's errors for a person: the key, what is wrong with it, and for a misspelt one what was meant.
-    `root`: the model that was being read; default: a run's."""
-    key = ".".join(str(p) for p in err["loc"])
-    if err["type"] != "extra_forbidden":
-        got = "" if err["type"] == "missing" else f" (got {err.get('input')!r})"
-        return f"{key}: {err['msg']}{got}"
-    known = _keys_beside(err["loc"], root or RunConfig)
-    close = difflib.get_close_matches(str(err["loc"][-1]), known, n=1)
-    hint = f"did you mean {close[0]}?" if close else f"known keys here: {', '.join(known)}"
-    return f"unknown key {key}: {hint}"
-
-
-def _keys_beside(loc: tuple[Any, ...], model: type[BaseModel]) -> list[str]:
-    for part in loc[:-1]:
-        annotation = model.model_fields[str(part)].annotation
-        if not (isinstance(annotation, type) and issubclass(annotation, BaseModel)):
-            return []
-        model = annotation
-    return list(model.model_fields)

@@ -32,6 +32,7 @@ class Lab:
         raw: dict[str, Any] = {
             "model": {"path": str(self.root / (path or self.model)), "dtype": "float32"} | sections.get("model", {}),
             "train": {"ranks": self.world},
+            "protocol": {"max_prompt_tokens": 1, "max_turn_tokens": 1},  # so that a tiny budget of tokens is allowed
             "megatron": {"tokens_per_microbatch": 100} | sections.get("megatron", {}),
             "optimizer": {"lr": 1e-3} | sections.get("optimizer", {}),
             "algorithm": {"kl_coef": 0.0} | sections.get("algorithm", {}),

@@ -1,0 +1,75 @@
+"""What must hold between the settings of a run: each rule is a sentence that names the keys and what to do."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from megatron_mmsr1.config import RunConfig
+
+Rule = Callable[["RunConfig"], Iterator[str]]
+
+
+def problems(cfg: RunConfig) -> list[str]:
+    """Every rule that is broken; `RunConfig` refuses to be made while there is one."""
+    return [said for rule in (_pictures, _layout, _training, _conversation, _micro_batches) for said in rule(cfg)]
+
+
+def _pictures(cfg: RunConfig) -> Iterator[str]:
+    m = cfg.model
+    if m.min_pixels > m.max_pixels:
+        yield f"model.min_pixels={m.min_pixels} is above model.max_pixels={m.max_pixels}"
+
+
+def _layout(cfg: RunConfig) -> Iterator[str]:
+    m, ranks = cfg.megatron, cfg.train.ranks
+    if m.context_parallel > 1:
+        yield (
+            f"megatron.context_parallel={m.context_parallel} is not supported for packed sequences; for long conversations use "
+            "megatron.tensor_parallel with sequence_parallel=true, or megatron.recompute"
+        )
+    group = m.tensor_parallel * m.pipeline_parallel * m.context_parallel
+    if ranks % group:
+        yield f"train.ranks={ranks} is not a multiple of tensor x pipeline x context parallel = {group}"
+    elif cfg.data.prompts_per_step % cfg.data_parallel:
+        yield (
+            f"data.prompts_per_step={cfg.data.prompts_per_step} does not divide over {cfg.data_parallel} data-parallel ranks"
+        )
+    if m.sequence_parallel and m.tensor_parallel == 1:
+        yield "megatron.sequence_parallel needs megatron.tensor_parallel > 1"
+
+
+def _training(cfg: RunConfig) -> Iterator[str]:
+    if cfg.train.mode == "train-only" and not cfg.train.replay:
+        yield "train.mode=train-only needs train.replay, the directory of a run's rollout dumps"
+    if cfg.algorithm.name != "sft" and cfg.data.group_size < 2:
+        yield "data.group_size=1 gives every rollout an advantage of zero; use at least 2"
+    if cfg.optimizer.min_lr > cfg.optimizer.lr:
+        yield f"optimizer.min_lr={cfg.optimizer.min_lr:g} is above optimizer.lr={cfg.optimizer.lr:g}"
+
+
+def _conversation(cfg: RunConfig) -> Iterator[str]:
+    p = cfg.protocol
+    searches = p.image_searches + p.text_searches
+    if p.max_rounds == 1 and searches:
+        yield (
+            f"protocol.max_rounds=1 leaves no turn to answer in after a search, and {searches} searches are allowed: set "
+            "max_rounds to at least 2, or image_searches=0 and text_searches=0"
+        )
+    if p.max_turn_tokens > p.max_response_tokens:
+        yield (
+            f"protocol.max_turn_tokens={p.max_turn_tokens} is above max_response_tokens={p.max_response_tokens}, "
+            "which holds the whole conversation"
+        )
+
+
+def _micro_batches(cfg: RunConfig) -> Iterator[str]:
+    """A conversation above the budget gets a micro-batch of its own, so the budget bounds no memory if the common one is."""
+    budget, p = cfg.megatron.tokens_per_microbatch, cfg.protocol
+    least = p.max_prompt_tokens + p.max_turn_tokens
+    if budget < least:
+        yield (
+            f"megatron.tokens_per_microbatch={budget} is less than one prompt and one turn may take "
+            f"(protocol.max_prompt_tokens + max_turn_tokens = {least}): raise it, or lower those"
+        )
