@@ -185,9 +185,7 @@ def test_the_originals_knobs_are_mapped_to_names_that_exist() -> None:
 
 
 def test_data_parallel_is_what_the_other_axes_leave() -> None:
-    cfg = parse(
-        MINIMAL | {"train": {"ranks": 16}, "megatron": {"tensor_parallel": 2, "pipeline_parallel": 2, "context_parallel": 2}}
-    )
+    cfg = parse(MINIMAL | {"train": {"ranks": 16}, "megatron": {"tensor_parallel": 2, "pipeline_parallel": 4}})
     assert cfg.data_parallel == 2
 
 
