@@ -43,18 +43,16 @@ def main() -> None:
 
     platform.install()  # before anything imports megatron.core
     from megatron_mmsr1 import config
+    from megatron_mmsr1.run.lock import lock_of_ranks
     from megatron_mmsr1.run.run import Run
 
     parser = argparse.ArgumentParser(prog="megatron_mmsr1.train", description=__doc__)
     parser.add_argument("config")
     parser.add_argument("--engine", action="append", default=[], help="URL of an SGLang server; may be given several times")
     parser.add_argument("--search", help="URL of the search server")
-    parser.add_argument("--export", help="write the latest checkpoint as a Hugging Face model there, and do nothing else")
     args = parser.parse_args()
-    with Run(config.load(args.config), args.engine, args.search) as run:
-        if args.export:
-            run.actor.export(Path(args.export))
-            return
+    cfg = config.load(args.config)
+    with lock_of_ranks(Path(cfg.output)) as lock, Run(cfg, args.engine, args.search, lock) as run:
         (cold_start if run.cfg.algorithm.name == "sft" else train)(run)
 
 

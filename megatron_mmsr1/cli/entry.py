@@ -101,9 +101,9 @@ def _eval(args: argparse.Namespace) -> None:
 
 
 def _export(args: argparse.Namespace) -> None:
-    from megatron_mmsr1.run import launch
+    from megatron_mmsr1.run.export import export
 
-    launch.export(existing(args.source), Path(args.out))
+    export(existing(args.source), Path(args.out))
 
 
 def _atlas_build(args: argparse.Namespace) -> None:

@@ -10,7 +10,7 @@ from megatron_mmsr1.data.dataset import Prompt, PromptDataset
 from megatron_mmsr1.errors import UsageError
 from megatron_mmsr1.eval.results import EvalResult, save_all
 from megatron_mmsr1.rollout.dump import write_dump
-from megatron_mmsr1.run.search_watch import identity
+from megatron_mmsr1.search.facts import identity
 
 if TYPE_CHECKING:
     from megatron_mmsr1.rollout.worker import RolloutWorker

@@ -24,6 +24,7 @@ from megatron_mmsr1.megatron.optimizer import build_optimizer
 from megatron_mmsr1.megatron.schedule import learning_rate
 from megatron_mmsr1.megatron.update import Update
 from megatron_mmsr1.megatron.vision import VisionFeatures
+from megatron_mmsr1.megatron.weights_id import weights_id
 from megatron_mmsr1.trajectory import Trajectory
 
 
@@ -133,9 +134,13 @@ class MegatronActor:
         return [z for _, z in sorted(self.parallel.gather_from_speakers(found), key=lambda item: item[0])]
 
     # ---------------------------------------------------------------------------------------------------- persistence
-    def export(self, directory: str | Path) -> None:
+    def export(self, directory: str | Path, *, step: int | None = None) -> None:
         """Write the policy as a Hugging Face checkpoint, complete or not at all (`export.py`)."""
-        export.write(self.model, Path(self.cfg.model.path), Path(directory), self.parallel)
+        export.write(self.model, Path(self.cfg.model.path), Path(directory), self.parallel, step=step)
+
+    def weights_id(self) -> str:
+        """Collective. A name for the weights as they are now (`weights_id.py`)."""
+        return weights_id(self.model, self.parallel)
 
     def save(self, directory: str | Path, extra: dict[str, Any]) -> None:
         """Write model, optimizer, step and generators with `extra`, complete or not at all, and make it the latest."""

@@ -1,12 +1,11 @@
 """Training checkpoints: megatron-core's distributed format, loadable under another parallel layout.
 
 A checkpoint is a directory with megatron-core's shards, `extra.pt` (the loop's own state) and `manifest.json` (every file with
-its size, and the layout that wrote it). It is written under a temporary name and renamed when complete.
+its size and SHA-256, and the layout that wrote it). It is written under a temporary name and renamed when complete.
 """
 
 from __future__ import annotations
 
-import json
 import os
 import queue
 import random
@@ -16,18 +15,21 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+import torch.distributed as dist
 from megatron.core import dist_checkpointing
 from megatron.core.dist_checkpointing.mapping import ShardedObject
 from megatron.core.dist_checkpointing.strategies import filesystem_async
 from megatron.core.tensor_parallel import get_cuda_rng_tracker
 
+from megatron_mmsr1.checkpoints import manifest
+from megatron_mmsr1.checkpoints.manifest import LATEST, Manifest
 from megatron_mmsr1.errors import RunError
-from megatron_mmsr1.megatron import manifest, platform
-from megatron_mmsr1.megatron.manifest import LATEST, MANIFEST
+from megatron_mmsr1.megatron import platform
 from megatron_mmsr1.megatron.parallel import Parallel
 
 if TYPE_CHECKING:
     from megatron_mmsr1.megatron.actor import MegatronActor
+    from megatron_mmsr1.megatron.model import Built
 
 EXTRA = "extra.pt"
 
@@ -48,8 +50,10 @@ def save(actor: MegatronActor, directory: Path, extra: dict[str, Any]) -> None:
     p.barrier()
     if p.rank == 0:
         torch.save({"extra": extra, "step": actor.step}, part / EXTRA)
-        files = {f.name: f.stat().st_size for f in sorted(part.iterdir())}
-        (part / MANIFEST).write_text(json.dumps({"layout": _layout(p), "files": files}, indent=1))
+    p.barrier()
+    digests = _shared_checksums(part, p)
+    if p.rank == 0:
+        manifest.of_directory(part, digests, layout=_layout(p), step=actor.step).write(part)
         for f in part.iterdir():
             _flush_to_disk(f)
         if directory.exists():
@@ -69,11 +73,9 @@ def load(actor: MegatronActor, directory: Path) -> dict[str, Any]:
     Raises RunError naming the file that is missing or torn.
     """
     p = actor.parallel
-    problem, layout = p.broadcast_object(manifest.verify(directory) if p.rank == 0 else ("", []))
-    if problem:
-        raise RunError(problem)
+    held = _verify(directory, p)
     state = _state(actor, is_loading=True)
-    if layout == _layout(p):
+    if held.layout == _layout(p):
         state["rng"] = _rng_object(p, None)
     loaded: Any = dist_checkpointing.load(state, str(directory))
     actor.model.core.load_state_dict(loaded["model"])
@@ -83,6 +85,14 @@ def load(actor: MegatronActor, directory: Path) -> dict[str, Any]:
     kept = torch.load(directory / EXTRA, weights_only=True)
     actor.step = kept["step"]
     return kept["extra"]
+
+
+def load_weights(model: Built, directory: Path, p: Parallel) -> None:
+    """Collective. The model's weights alone, of a checkpoint of any layout. Raises RunError as `load` does."""
+    _verify(directory, p)
+    state = {"model": model.core.sharded_state_dict(metadata={"distrib_optim_sharding_type": "fully_reshardable"})}
+    loaded: Any = dist_checkpointing.load(state, str(directory))
+    model.core.load_state_dict(loaded["model"])
 
 
 def latest(parent: Path, p: Parallel) -> Path | None:
@@ -100,6 +110,28 @@ def _state(actor: MegatronActor, *, is_loading: bool) -> dict[str, Any]:
         "model": model,
         "optimizer": actor.optimizer.sharded_state_dict(model, is_loading=is_loading, metadata=metadata),
     }
+
+
+def _shared_checksums(directory: Path, p: Parallel) -> dict[str, str]:
+    """Collective. Of every file, each rank reading its part of them."""
+    names = sorted(f.name for f in directory.iterdir())
+    found: list[dict[str, str]] = [{}] * p.world
+    dist.all_gather_object(found, manifest.checksums(directory, names[p.rank :: p.world]), group=p.objects)
+    return {name: digest for part in found for name, digest in part.items()}
+
+
+def _verify(directory: Path, p: Parallel) -> Manifest:
+    """Collective. RunError, on every rank, for the first file that is missing, torn or changed; each rank reads its part."""
+    problem, held = "", Manifest({})
+    try:
+        held = manifest.verify(directory, contents=True, part=(p.rank, p.world))
+    except RunError as e:
+        problem = str(e)
+    problems: list[str] = [""] * p.world
+    dist.all_gather_object(problems, problem, group=p.objects)
+    if any(problems):
+        raise RunError(next(said for said in problems if said))
+    return held
 
 
 def _layout(p: Parallel) -> list[int]:

@@ -9,19 +9,22 @@ from pathlib import Path
 import torch
 from safetensors.torch import save_file
 
+from megatron_mmsr1.checkpoints import manifest
 from megatron_mmsr1.megatron import hf
 from megatron_mmsr1.megatron.model import Built
 from megatron_mmsr1.megatron.parallel import Parallel
+from megatron_mmsr1.megatron.weights_id import weights_id
 
 SHARD_BYTES = 5 << 30
 
 
-def write(model: Built, source: Path, target: Path, parallel: Parallel) -> None:
+def write(model: Built, source: Path, target: Path, parallel: Parallel, *, step: int | None = None) -> None:
     """All weights as safetensors in `target`, with every file that stands beside the weights in `source`.
 
     Written next to `target` and renamed, so that a reader sees a complete checkpoint or none; an older one there is replaced.
-    Collective: every rank calls it; rank 0 writes.
+    Collective: every rank calls it; rank 0 writes. With the number of train `step`s a manifest.json names the weights.
     """
+    name_of_weights = "" if step is None else weights_id(model, parallel)
     part = target.parent / f".{target.name}.part"
     writer = _Writer(part) if parallel.rank == 0 else None
     for name, weight in model.bridge.export_hf_weights(model.chunks, cpu=True, show_progress=False):
@@ -30,6 +33,9 @@ def write(model: Built, source: Path, target: Path, parallel: Parallel) -> None:
     if writer is not None:
         writer.close()
         hf.copy_companions(source, part)
+        if step is not None:
+            digests = manifest.checksums(part, [f.name for f in part.glob("*.safetensors")])
+            manifest.of_directory(part, digests, step=step, weights=name_of_weights).write(part)
         if target.exists():
             shutil.rmtree(target)
         part.rename(target)

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from safetensors import SafetensorError, safe_open
 
+from megatron_mmsr1.checkpoints.manifest import MANIFEST
 from megatron_mmsr1.errors import RunError
 
 INDEX = "model.safetensors.index.json"
@@ -48,5 +49,5 @@ def weight_names(path: Path) -> set[str]:
 def copy_companions(source: Path, target: Path) -> None:
     """Config, tokenizer, processor and template files: everything beside the weights."""
     for f in source.iterdir():
-        if f.is_file() and not f.name.endswith(_WEIGHTS) and f.name != INDEX and not f.name.startswith("."):
+        if f.is_file() and not f.name.endswith(_WEIGHTS) and f.name not in (INDEX, MANIFEST) and not f.name.startswith("."):
             shutil.copyfile(f, target / f.name)

@@ -71,8 +71,8 @@ class Batch:
     async def _one(self, place: int, sample: int, opening: asyncio.Task[Opening]) -> Trajectory:
         job, cfg = self._job, self._cfg
         index = job.indices[place]
-        # Should one batch hold a prompt twice, its copies are groups of their own, with randomness of their own.
-        copy = job.indices[:place].count(index)
+        # Should one step hold a prompt twice, its copies are groups of their own, with randomness of their own.
+        copy = job.indices[:place].count(index) if job.copies is None else job.copies[place]
         group = f"{job.step}/{index}" + (f"/{copy}" if copy else "")
         async with self._slots:
             trajectory = await run_trajectory(

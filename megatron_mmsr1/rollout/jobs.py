@@ -15,6 +15,7 @@ class Job:
     weight_version: int | None
     group_size: int
     temperature: float | None
+    copies: list[int] | None = None  # how often each row came before in the whole step; None: count within this job
 
 
 @dataclass(slots=True, frozen=True)

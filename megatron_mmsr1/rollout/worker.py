@@ -55,12 +55,14 @@ class RolloutWorker:
         weight_version: int | None,
         group_size: int,
         temperature: float | None = None,
+        copies: Sequence[int] | None = None,
         progress: Callable[[Progress], None] | None = None,
     ) -> list[Trajectory]:
         """Roll out `group_size` trajectories of each prompt and score them; blocks. In order: prompts, then samples.
 
         `indices` are the prompts' places in the dataset, one each: with the run's seed, `step`, sample and turn they seed the
-        sampling. `weight_version`: what the engines must hold; None takes any. `progress` is called a few times a second.
+        sampling. `copies`: how often each came before in the whole step, of which other workers roll out other shares; default:
+        within `indices`. `weight_version`: what the engines must hold; None takes any. `progress` is called a few times a second.
 
         Raises RunError if an engine holds other weights, if engine and trainer disagree on tokens, or if the worker dies;
         UsageError for a prompt whose picture cannot be read.
@@ -68,7 +70,9 @@ class RolloutWorker:
         if len(indices) != len(prompts):
             raise ValueError(f"{len(indices)} indices for {len(prompts)} prompts")
         self._wait_ready()
-        self._send(Job(list(prompts), step, list(indices), weight_version, group_size, temperature))
+        self._send(
+            Job(list(prompts), step, list(indices), weight_version, group_size, temperature, list(copies) if copies else None)
+        )
         while True:
             said = self._receive(None)
             if isinstance(said, Progress):

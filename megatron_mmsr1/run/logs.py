@@ -1,8 +1,8 @@
 """What a run writes as it goes: metrics.jsonl always, TensorBoard and wandb by config, the environment, a table of samples.
 
-metrics.jsonl holds one object a step ({"step", "time", name: number, ...}), flushed line by line. A resumed run cuts the lines
-of steps that it will do again (and a line torn by a kill), so the file reads as if nothing had happened; TensorBoard is told
-to purge the same steps.
+metrics.jsonl holds one object a step ({"step", "time", name: number, ...}), flushed line by line, samples.jsonl a few of its
+trajectories. A resumed run cuts the lines of steps that it will do again (and a line torn by a kill) from both, so they read as
+if nothing had happened; TensorBoard is told to purge the same steps.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import os
 import secrets
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -26,16 +26,18 @@ Value = float | int
 
 
 class RunLog:
-    """The logs of the run in `directory`; steps from `resume_step` on are to be done (again).
+    """The logs of the run in `directory`; steps from `resume_step` on are to be done (again), but for those in `done`.
 
     Raises UsageError if logging.wandb is on without the extra, RunError if metrics.jsonl is damaged before its last line.
     """
 
-    def __init__(self, directory: Path, cfg: RunConfig, *, resume_step: int = 0) -> None:
+    def __init__(self, directory: Path, cfg: RunConfig, *, resume_step: int = 0, done: Collection[int] = frozenset()) -> None:
         self.directory = directory
         directory.mkdir(parents=True, exist_ok=True)
         self.path = directory / "metrics.jsonl"
-        cut_from(self.path, resume_step)
+        for kept in (self.path, directory / "samples.jsonl"):
+            cut_from(kept, resume_step, done=done)
+        self.logged = {row["step"] for row in read_metrics(self.path)} if self.path.is_file() else set[int]()
         (directory / "environment.json").write_text(json.dumps(collect(), indent=1) + "\n")
         self._file = self.path.open("a", encoding="utf-8")
         self._board = TensorBoard(directory / "tensorboard", resume_step) if cfg.logging.tensorboard else None
@@ -88,11 +90,11 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
     return [row for _, row in _lines(path)]
 
 
-def cut_from(path: Path, step: int) -> None:
-    """Drop the lines of steps >= `step`, and a torn last line. Atomic: a kill leaves the old file or the new one."""
+def cut_from(path: Path, step: int, *, done: Collection[int] = frozenset()) -> None:
+    """Drop the lines of steps >= `step` but those in `done`, and a torn last line. Atomic: a kill leaves the old file or the new."""
     if not path.is_file():
         return
-    keep = b"".join(raw for raw, row in _lines(path) if row["step"] < step)
+    keep = b"".join(raw for raw, row in _lines(path) if row["step"] < step or row["step"] in done)
     if keep == path.read_bytes():
         return
     fresh = path.with_suffix(".new")
@@ -109,7 +111,7 @@ def _lines(path: Path) -> Iterator[tuple[bytes, dict[str, Any]]]:
             row = json.loads(raw)
             row["step"]
         except (ValueError, KeyError, TypeError) as e:
-            raise RunError(f"{path}:{n}: not a line of metrics ({e}): repair or remove that line, then resume") from e
+            raise RunError(f"{path}:{n}: not a line of a step ({e}): repair or remove that line, then resume") from e
         yield raw, row
 
 
@@ -122,8 +124,9 @@ class TensorBoard:
         from tensorboard.summary.writer.event_file_writer import EventFileWriter
 
         self._event, self._summary = event.Event, summary.Summary
+        written = directory.is_dir() and any(directory.iterdir())  # by an earlier life, which may have made no checkpoint
         self._writer = EventFileWriter(str(directory))
-        if purge_step:
+        if written:
             start = event.SessionLog(status=event.SessionLog.START)
             self._writer.add_event(event.Event(wall_time=time.time(), step=purge_step, session_log=start))
 

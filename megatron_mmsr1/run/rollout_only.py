@@ -11,7 +11,7 @@ from megatron_mmsr1.data.sampler import ResumableSampler
 from megatron_mmsr1.errors import RunError
 from megatron_mmsr1.eval.metrics import rollout_metrics, throughput
 from megatron_mmsr1.procs.progress import progress
-from megatron_mmsr1.rollout.dump import dump_path, write_dump
+from megatron_mmsr1.rollout.dump import dump_path, read_dump, write_dump
 from megatron_mmsr1.rollout.worker import RolloutWorker
 from megatron_mmsr1.run.logs import RunLog
 from megatron_mmsr1.run.search_watch import SearchWatch, budget_reached
@@ -23,17 +23,21 @@ def rollout_only(cfg: RunConfig, engines: list[str], search: str | None) -> None
     data = PromptDataset(cfg.data.train, bad_rows=cfg.data.bad_rows)
     sampler = ResumableSampler(len(data), seed=cfg.seed, shuffle=cfg.data.shuffle)
     worker = RolloutWorker(cfg, engines, search, out / "images")
-    log = RunLog(out, cfg)
+    done = {step for step in range(cfg.train.steps) if dump_path(out / "rollouts", step).exists()}
+    first = next((step for step in range(cfg.train.steps) if step not in done), cfg.train.steps)
+    log = RunLog(out, cfg, resume_step=first, done=done)
     watch = SearchWatch(search, cfg, log.warn, log.info)
     try:
         with progress("Rollout", cfg.train.steps) as shown:
             for step in range(cfg.train.steps):
                 indices = sampler.take(cfg.data.prompts_per_step)
-                if dump_path(out / "rollouts", step).exists():
+                if step in done:
+                    if step not in log.logged:  # killed between the dump and its line
+                        log.write(step, rollout_metrics(read_dump(out / "rollouts", step)[0], cfg.protocol))
                     shown.step()
                     continue
                 started = time.monotonic()
-                done = worker.generate(
+                made = worker.generate(
                     [data[i] for i in indices],
                     step=step,
                     indices=indices,
@@ -41,11 +45,11 @@ def rollout_only(cfg: RunConfig, engines: list[str], search: str | None) -> None
                     group_size=cfg.data.group_size,
                     progress=watch.heard,
                 )
-                metrics = rollout_metrics(done, cfg.protocol) | throughput(done, time.monotonic() - started)
-                metrics |= watch.step(step, done) | {"data/skipped_rows": data.skipped}
-                if spent := budget_reached(done):
+                metrics = rollout_metrics(made, cfg.protocol) | throughput(made, time.monotonic() - started)
+                metrics |= watch.step(step, made) | {"data/skipped_rows": data.skipped}
+                if spent := budget_reached(made):
                     raise RunError(f"the search budget is used up ({spent}); raise it, and the same command goes on")
-                write_dump(out / "rollouts", step, done, {"weights": 0, "search": watch.identity()})
+                write_dump(out / "rollouts", step, made, {"weights": 0, "search": watch.identity()})
                 log.write(step, metrics)
                 shown.step(reward=metrics.get("reward/mean", 0.0), searches=metrics.get("search/share", 0.0))
     finally:

@@ -5,19 +5,14 @@ The rollout worker pauses by itself (rollout/throttle.py); here it is said, coun
 
 from __future__ import annotations
 
-import http.client
-import urllib.request
 from collections.abc import Callable, Sequence
 from typing import Any
 
-import orjson
-
 from megatron_mmsr1.config import RunConfig
 from megatron_mmsr1.rollout.jobs import Progress
+from megatron_mmsr1.search.facts import ask, identity
 from megatron_mmsr1.trajectory import ToolStatus, Trajectory
 
-TIMEOUT_S = 5.0
-MAX_BYTES = 16 * 2**20
 STEP_CAP = "search.budget.step_"  # how the server's word of a reached cap begins; a step's own cap ends with the step
 
 
@@ -31,7 +26,7 @@ class SearchWatch:
         self._reported_s = 0.0
 
     def identity(self) -> dict[str, Any]:
-        """As `identity` has it."""
+        """As `search.facts.identity` has it."""
         return identity(self.url)
 
     def heard(self, progress: Progress) -> None:
@@ -70,26 +65,6 @@ class SearchWatch:
             return _counts(ask(self.url, "/v1/stats"))
         except (KeyError, TypeError, AttributeError):  # a server of another make has statistics of its own
             return {}
-
-
-def identity(url: str | None) -> dict[str, Any]:
-    """{"mode", "id", "backends"} of a search server's snapshot: what goes into checkpoints, dumps, evaluations and reports.
-    {} where no server can say it."""
-    held = ask(url, "/v1/snapshot")
-    return {k: held[k] for k in ("mode", "id", "backends") if k in held}
-
-
-def ask(url: str | None, path: str) -> dict[str, Any]:
-    """A page of the search server's as JSON; {} where there is none."""
-    if url is None:
-        return {}
-    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
-    try:
-        with opener.open(url.rstrip("/") + path, timeout=TIMEOUT_S) as r:
-            said = orjson.loads(r.read(MAX_BYTES))
-    except (OSError, http.client.HTTPException, ValueError):  # a server of another make, or one that is down: nothing to tell
-        return {}
-    return said if isinstance(said, dict) else {}
 
 
 def budget_reached(trajectories: Sequence[Trajectory]) -> str:

@@ -1,0 +1,90 @@
+"""`mmsr1 export`: a run's trained model, its latest checkpoint, or one checkpoint, as a Hugging Face checkpoint with its page.
+
+It starts no engine, no rollout worker and no logs, and writes nothing into the run: the run may be training meanwhile.
+"""
+
+from __future__ import annotations
+
+import shutil
+import sys
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+from megatron_mmsr1 import config
+from megatron_mmsr1.errors import UsageError
+from megatron_mmsr1.procs.supervisor import Supervisor
+from megatron_mmsr1.run.directory import step_of
+from megatron_mmsr1.run.torchrun import run_ranks
+
+CONFIG = "config.yaml"
+
+
+@dataclass(slots=True, frozen=True)
+class Source:
+    """What is exported: a finished model that can be copied, or a checkpoint that ranks have to convert."""
+
+    directory: Path
+    run: Path | None  # whose config and evaluations the page tells of
+    step: int
+    finished: bool
+
+
+def export(source: Path, target: Path) -> None:
+    """Write `target`, complete or not at all, with README.md and serving.yaml where the run's config is known.
+
+    `source`: a run's directory, or a checkpoint in one. UsageError if it is neither, or if `target` exists.
+    """
+    if target.exists():
+        raise UsageError(f"{target} exists: name a directory that does not")
+    found = find(source)
+    if found.finished:
+        part = target.parent / f".{target.name}.part"
+        shutil.rmtree(part, ignore_errors=True)
+        shutil.copytree(found.directory, part)
+        part.rename(target)
+    else:
+        _convert(found, target)
+    if found.run is None:
+        print(f"{source} has no {CONFIG}: the model goes without its page and without serving.yaml", file=sys.stderr)
+    else:
+        from megatron_mmsr1.publish import model_card
+
+        model_card.write(found.run, target, step=found.step)
+    print(f"wrote {target}: the model after step {found.step}. Serve it: mmsr1 serve {target}", file=sys.stderr)
+
+
+def find(source: Path) -> Source:
+    """Where the newest weights below `source` are. A model/ that an extended run has left behind is not the newest."""
+    from megatron_mmsr1.checkpoints.manifest import MANIFEST, latest, read
+
+    run = source if (source / CONFIG).is_file() else None
+    if (source / MANIFEST).is_file() and not (source / "config.json").is_file():
+        home = source.resolve().parent.parent
+        return Source(source, home if (home / CONFIG).is_file() else None, step_of(source), False)
+    checkpoint = latest(source / "checkpoints")
+    done = step_of(checkpoint) if checkpoint else 0
+    model = source / "model"
+    if (model / "config.json").is_file() and (
+        checkpoint is None or ((model / MANIFEST).is_file() and read(model).step == done)
+    ):
+        return Source(model, run, done, True)
+    if checkpoint is None:
+        raise UsageError(
+            f"{source} is no run with a trained model or a checkpoint (looked for model/ and checkpoints/latest), and no "
+            "checkpoint of a run (step_NNNNNN with manifest.json)"
+        )
+    return Source(checkpoint, run, done, False)
+
+
+def _convert(found: Source, target: Path) -> None:
+    """By ranks, in the layout that the run was trained in."""
+    if found.run is None:
+        raise UsageError(f"{found.directory}: no {CONFIG} in the run that it belongs to: leave the checkpoint in its run")
+    print(f"converting {found.directory} ...", file=sys.stderr, flush=True)
+    logs = Path(tempfile.mkdtemp(prefix="mmsr1-export-"))
+    cfg = config.load(found.run / CONFIG)
+    args = [str(found.run / CONFIG), str(found.directory), str(target), str(found.step)]
+    with Supervisor() as supervisor:
+        run_ranks(supervisor, cfg, "megatron_mmsr1.run.export_ranks", args, logs / "export.log")
+    shutil.rmtree(logs)

@@ -1,0 +1,70 @@
+"""A finished step as one row of metrics, with a warning where trainer and engine disagree, and a few samples."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from megatron_mmsr1.config import RunConfig
+from megatron_mmsr1.eval.metrics import rollout_metrics, throughput
+from megatron_mmsr1.run.logs import RunLog
+from megatron_mmsr1.run.search_watch import SearchWatch
+from megatron_mmsr1.trajectory import Trajectory
+
+SAMPLES = 4  # trajectories a step in the table of samples
+
+
+class StepLog:
+    """Writes through `logger`; does nothing where it is None (on every rank but the first)."""
+
+    def __init__(self, cfg: RunConfig, logger: RunLog | None, watch: SearchWatch, *, skipped_rows: int) -> None:
+        self.cfg, self.logger, self.watch, self.skipped_rows = cfg, logger, watch, skipped_rows
+
+    def write(
+        self,
+        step: int,
+        metrics: dict[str, float],
+        trajectories: Sequence[Trajectory],
+        *,
+        trained: int,
+        seconds: dict[str, float],
+        generated: bool,
+    ) -> None:
+        """`trained`: how many of the trajectories had a part in the update. `generated`: whether this life of the run rolled
+        them out; throughput is told of those only. `seconds` go to seconds/NAME."""
+        if self.logger is None:
+            return
+        grpo = self.cfg.algorithm.name == "grpo"
+        row: dict[str, float] = dict(metrics)
+        row |= {f"seconds/{k}": v for k, v in seconds.items()}
+        if grpo:
+            row |= rollout_metrics(trajectories, self.cfg.protocol)
+            row["data/skipped_rows"] = self.skipped_rows
+            row |= self.watch.step(step, trajectories)
+            if generated:
+                row |= throughput(trajectories, seconds["rollout"])
+            row["trained_share"] = trained / max(len(trajectories), 1)
+            row["logprob_alarm"] = self._alarm(step, metrics.get("logprob_diff_mean", 0.0), self.logger)
+        self.logger.write(step, row)
+        if grpo:
+            self.logger.samples(step, [_sample(t) for t in trajectories[:: max(1, len(trajectories) // SAMPLES)][:SAMPLES]])
+
+    def _alarm(self, step: int, gap: float, logger: RunLog) -> float:
+        limit = self.cfg.algorithm.logprob_alarm
+        if gap > limit:
+            logger.warn(
+                f"step {step}: trainer and engine log-probs differ by {gap:.2e} on average, over algorithm.logprob_alarm="
+                f"{limit:g}: the engine may hold other weights or other kernels"
+            )
+        return float(gap > limit)
+
+
+def _sample(t: Trajectory) -> dict[str, Any]:
+    """A trajectory as a row of the sample table."""
+    return {
+        "question": t.question,
+        "gold": t.golden_answers[0] if t.golden_answers else "",
+        "conversation": "\n".join(turn.text for turn in t.turns if turn.role != "prompt"),
+        "status": t.status.value,
+        "reward": t.reward,
+    }

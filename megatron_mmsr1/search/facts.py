@@ -1,0 +1,32 @@
+"""What a running search server says of itself: its snapshot and its counts."""
+
+from __future__ import annotations
+
+import http.client
+import urllib.request
+from typing import Any
+
+import orjson
+
+TIMEOUT_S = 5.0
+MAX_BYTES = 16 * 2**20
+
+
+def identity(url: str | None) -> dict[str, Any]:
+    """{"mode", "id", "backends"} of a search server's snapshot: what goes into checkpoints, dumps, evaluations and reports.
+    {} where no server can say it."""
+    held = ask(url, "/v1/snapshot")
+    return {k: held[k] for k in ("mode", "id", "backends") if k in held}
+
+
+def ask(url: str | None, path: str) -> dict[str, Any]:
+    """A page of the search server's as JSON; {} where there is none."""
+    if url is None:
+        return {}
+    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+    try:
+        with opener.open(url.rstrip("/") + path, timeout=TIMEOUT_S) as r:
+            said = orjson.loads(r.read(MAX_BYTES))
+    except (OSError, http.client.HTTPException, ValueError):  # a server of another make, or one that is down: nothing to tell
+        return {}
+    return said if isinstance(said, dict) else {}
