@@ -62,7 +62,8 @@ class RolloutWorker:
 
         `indices` are the prompts' places in the dataset, one each: with the run's seed, `step`, sample and turn they seed the
         sampling. `copies`: how often each came before in the whole step, of which other workers roll out other shares; default:
-        within `indices`. `weight_version`: what the engines must hold; None takes any. `progress` is called a few times a second.
+        within `indices`. `weight_version`: what the engines must hold; None takes any. `progress` is called a few times a
+        second.
 
         Raises RunError if an engine holds other weights, if engine and trainer disagree on tokens, or if the worker dies;
         UsageError for a prompt whose picture cannot be read.

@@ -65,9 +65,8 @@ def find(source: Path) -> Source:
     checkpoint = latest(source / "checkpoints")
     done = step_of(checkpoint) if checkpoint else 0
     model = source / "model"
-    if (model / "config.json").is_file() and (
-        checkpoint is None or ((model / MANIFEST).is_file() and read(model).step == done)
-    ):
+    newest = checkpoint is None or ((model / MANIFEST).is_file() and read(model).step == done)
+    if newest and (model / "config.json").is_file():
         return Source(model, run, done, True)
     if checkpoint is None:
         raise UsageError(

@@ -1,6 +1,7 @@
 """The ranks' part of `mmsr1 export`: the model, a checkpoint's weights into it, and out as a Hugging Face checkpoint.
 
-No optimizer, no data, no engine. Started by torchrun: `python -m megatron_mmsr1.run.export_ranks CONFIG CHECKPOINT TARGET STEP`.
+No optimizer, no data, no engine. Started by torchrun:
+`python -m megatron_mmsr1.run.export_ranks CONFIG CHECKPOINT TARGET STEP`.
 """
 
 from __future__ import annotations

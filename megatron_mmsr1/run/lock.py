@@ -83,14 +83,16 @@ class RunLock:
         """Raise RunError if the lock is no longer ours."""
         if self._lost:
             raise RunError(
-                f"{self.path} is held by {self._lost}: this process did not renew it for {STALE_S:g} s and lost it; it ends, so "
-                "that two trainers do not write into one run"
+                f"{self.path} is held by {self._lost}: this process did not renew it for {STALE_S:g} s and lost it; it ends, "
+                "so that two trainers do not write into one run"
             )
 
     def _acquire(self, mine: Path) -> None:
         if _link(mine, self.path):
             return
         first = read(self.path)
+        if first is None and not self.path.exists():  # its holder has just ended
+            return self._acquire(mine)
         if first is None:
             raise RunError(f"{self.path} is no lock file: remove it if no trainer runs in {self.path.parent}")
         before, claims = first, list[Path]()
@@ -100,7 +102,8 @@ class RunLock:
             before = after
         if alive(before, claims[-1] if claims else self.path, mine):
             raise RunError(
-                f"{self.path.parent} is the output of a run that goes on: {before}. Wait for it, end it, or name another output="
+                f"{self.path.parent} is the output of a run that goes on: {before}. Wait for it, end it, or name another "
+                "output="
             )
         claim = self._claim(before)
         # The second question is for one who took over, and withdrew the claim, since the lock was read.

@@ -91,7 +91,8 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
 
 
 def cut_from(path: Path, step: int, *, done: Collection[int] = frozenset()) -> None:
-    """Drop the lines of steps >= `step` but those in `done`, and a torn last line. Atomic: a kill leaves the old file or the new."""
+    """Drop the lines of steps >= `step` but those in `done`, and a torn last line. Atomic: a kill leaves the old file or
+    the new."""
     if not path.is_file():
         return
     keep = b"".join(raw for raw, row in _lines(path) if row["step"] < step or row["step"] in done)
