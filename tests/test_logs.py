@@ -95,6 +95,41 @@ def test_tensorboard_has_the_scalars_and_forgets_what_is_redone(tmp_path: Path) 
     assert [(e.step, e.value) for e in events.Scalars("reward/mean")] == [(0, 0.0), (1, 0.25), (2, 0.5), (3, 9.0)]
 
 
+def test_a_resume_cuts_the_samples_too(tmp_path: Path) -> None:
+    for resume in (0, 2):
+        log = RunLog(tmp_path, settings(tensorboard=False), resume_step=resume)
+        for step in range(resume, 4):
+            log.write(step, {"loss": 0.0})
+            log.samples(step, [{"question": f"{resume}"}])
+        log.close()
+    rows = [json.loads(line) for line in (tmp_path / "samples.jsonl").read_text().splitlines()]
+    assert [(r["step"], r["rows"][0]["question"]) for r in rows] == [(0, "0"), (1, "0"), (2, "2"), (3, "2")]
+
+
+def test_tensorboard_forgets_a_life_that_ended_before_its_first_checkpoint(tmp_path: Path) -> None:
+    accumulator = import_module("tensorboard.backend.event_processing.event_accumulator").EventAccumulator
+    for life in (1.0, 2.0):
+        log = RunLog(tmp_path, settings(), resume_step=0)
+        for step in range(3):
+            log.write(step, {"loss": life})
+        log.close()
+    events = accumulator(str(tmp_path / "tensorboard"))
+    events.Reload()
+    assert [(e.step, e.value) for e in events.Scalars("loss")] == [(0, 2.0), (1, 2.0), (2, 2.0)]
+
+
+def test_steps_that_are_done_keep_their_lines(tmp_path: Path) -> None:
+    """Rollouts without a trainer: what stands in dumps is not done again, also behind a step that has to be."""
+    for _ in range(2):
+        log = RunLog(tmp_path, settings(tensorboard=False), resume_step=1, done={0, 2})
+        for step in range(3):
+            if step not in log.logged:
+                log.write(step, {"loss": 1.0})
+        log.close()
+        assert sorted(steps(tmp_path / "metrics.jsonl")) == [0, 1, 2]
+    assert log.logged == {0, 2}
+
+
 def test_tensorboard_needs_no_torch() -> None:
     code = (
         "import sys; from pathlib import Path; from megatron_mmsr1.run.logs import TensorBoard; import tempfile\n"
