@@ -175,6 +175,9 @@ class TrainConfig(Section):
     keep_checkpoints: int = Field(default=2, gt=0)
     eval_interval: int = Field(default=0, ge=0, description="0: only before and after")
     eval_limit: int | None = None
+    eval_max_failed: float = Field(
+        default=0.02, ge=0, le=1, description="share of an evaluation's questions that may fail in the engine or a tool"
+    )
     sync: Literal["disk"] = "disk"
     keep_weights: int = Field(default=2, gt=0, description="exported weight versions that stay on disk")
     mode: Literal["full", "rollout-only", "train-only"] = "full"

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from rich.table import Table
 
 OVERALL = "overall"
+BEFORE, AFTER = "before", "after"  # the evaluations of a run's first and last weights
 
 
 @dataclass(slots=True)
@@ -104,25 +105,6 @@ def _row(kind: str, members: Sequence[Trajectory], protocol: ProtocolConfig) -> 
     return Row(kind, n, **s, failed=len(members) - len(ok))
 
 
-def evaluate[P](
-    generate: Callable[[Sequence[P]], Sequence[Trajectory]],
-    prompts: Sequence[P],
-    protocol: ProtocolConfig,
-    *,
-    name: str,
-    path: Path | None = None,
-    **meta: Any,
-) -> EvalResult:
-    """Run `generate` over `prompts` (it returns scored trajectories) and sum up; saved to `path` if given.
-
-    Raises RunError as `EvalResult.from_trajectories` does.
-    """
-    result = EvalResult.from_trajectories(name, generate(prompts), protocol, **meta)
-    if path is not None:
-        result.save(path)
-    return result
-
-
 def save_all(results: Sequence[EvalResult], path: Path) -> None:
     """Several results in one file (the scripted policies)."""
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -146,8 +128,26 @@ def load_all(directory: Path) -> list[EvalResult]:
     return out
 
 
+def of_model(results: Sequence[EvalResult], step: int, weights: str = "") -> tuple[list[EvalResult], list[str]]:
+    """(the results that may stand beside a model after `step` steps, why each of the others may not).
+
+    "after" is of the run's last weights by its name: it is refused for a model of another step, or, where both are named by
+    content (`weights`), of other weights. Earlier results stand for themselves.
+    """
+    kept, refused = [], []
+    for r in results:
+        at, named = r.meta.get("weights"), r.meta.get("key", {}).get("weights", "")
+        if r.name == AFTER and isinstance(at, int) and at != step:
+            refused.append(f"evaluation {r.name} is of step {at}, the model of step {step}: evaluate again")
+        elif r.name == AFTER and weights and named and named != weights:
+            refused.append(f"evaluation {r.name} is of weights {named}, the model has {weights}: evaluate again")
+        else:
+            kept.append(r)
+    return kept, refused
+
+
 def _place(stem: str) -> int:
-    return {"before": 0, "after": 2, "policies": 4}.get(stem, 1 if stem.startswith("step_") else 3)
+    return {BEFORE: 0, AFTER: 2, "policies": 4}.get(stem, 1 if stem.startswith("step_") else 3)
 
 
 # ----------------------------------------------------------------------------------------------------------------- tables
@@ -186,18 +186,6 @@ def compare(results: Sequence[EvalResult]) -> list[Measure]:
 
 def _both(row: Row | None) -> str:
     return f"{100 * row.accuracy:.0f} / {100 * row.search_share:.0f}" if row else ""
-
-
-def markdown(results: Sequence[EvalResult]) -> str:
-    """The comparison as a table for a README."""
-    out = ["| | " + " | ".join(r.name for r in results) + " |", "|---|" + "---:|" * len(results)]
-    section = SECTIONS[0]
-    for m in compare(results):
-        if m.section != section:
-            section = m.section
-            out.append(f"| **{section}** |" + " |" * len(results))
-        out.append(f"| {m.title} | " + " | ".join(m.cells) + " |")
-    return "\n".join(out) + "\n"
 
 
 def table(results: Sequence[EvalResult]) -> Table:

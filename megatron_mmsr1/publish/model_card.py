@@ -9,6 +9,7 @@ import hashlib
 import html
 import json
 import re
+import sys
 import time
 from collections.abc import Iterable
 from pathlib import Path
@@ -18,7 +19,8 @@ import yaml
 
 from megatron_mmsr1 import __version__, config
 from megatron_mmsr1.config import RunConfig
-from megatron_mmsr1.eval.results import EvalResult, compare, load_all
+from megatron_mmsr1.eval.key import model_id
+from megatron_mmsr1.eval.results import EvalResult, compare, load_all, of_model
 from megatron_mmsr1.protocol import Prompts
 from megatron_mmsr1.publish import serving_file
 
@@ -37,7 +39,10 @@ def write(run: Path, directory: Path, *, step: int) -> None:
     """
     cfg = config.load(run / "config.yaml")
     serving_file.write(cfg, directory)
-    evals = load_all(run / "eval") if (run / "eval").is_dir() else []
+    found = load_all(run / "eval") if (run / "eval").is_dir() else []
+    evals, refused = of_model(found, step, model_id(directory))
+    for why in refused:
+        print(f"{directory / README} goes without it: {why}", file=sys.stderr)
     (directory / README).write_text(card(cfg, step=step, evals=evals, days=_days(run)), encoding="utf-8")
 
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from megatron_mmsr1 import config
 from megatron_mmsr1.config import RunConfig
 from megatron_mmsr1.errors import UsageError
-from megatron_mmsr1.eval.results import EvalResult, load_all
+from megatron_mmsr1.eval.results import AFTER, EvalResult, load_all, of_model
 from megatron_mmsr1.run.logs import read_metrics
 from megatron_mmsr1.trajectory import Trajectory
 
@@ -42,7 +42,9 @@ def gather(directory: Path) -> RunData:
         data.metrics = read_metrics(directory / "metrics.jsonl")
     else:
         data.notes.append("There are no metrics: the run has not finished a step.")
-    data.results = load_all(directory / "eval")
+    done = (data.metrics[-1]["step"] + 1) if data.metrics else 0
+    data.results, refused = of_model(load_all(directory / "eval"), max(done, data.cfg.train.steps))
+    data.notes += refused
     if not data.results:
         data.notes.append("There is no evaluation: the config names no held-out data, or the run has not got there.")
     _examples(data)
@@ -60,7 +62,7 @@ def _examples(data: RunData) -> None:
 
     rollouts = data.directory / "rollouts"
     steps = sorted(int(p.name[5:].split(".")[0]) for p in rollouts.glob("step_*"))
-    if (rollouts / "eval_after.jsonl.zst").is_file():
+    if (rollouts / "eval_after.jsonl.zst").is_file() and any(r.name == AFTER for r in data.results):
         key: str | int | None = "eval_after"
     elif steps:
         key = steps[-1]

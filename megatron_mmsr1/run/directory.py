@@ -11,6 +11,7 @@ from megatron_mmsr1.config import RunConfig
 from megatron_mmsr1.config.affects import differing
 from megatron_mmsr1.errors import UsageError
 from megatron_mmsr1.run.lock import RunLock
+from megatron_mmsr1.run.logs import read_metrics
 
 
 @contextmanager
@@ -49,6 +50,13 @@ def checkpointed_step(out: Path) -> int:
 
     found = latest(out / "checkpoints")
     return step_of(found) if found else 0
+
+
+def logged_steps(out: Path) -> int:
+    """The steps that a run's metrics tell of; 0 without any."""
+    file = out / "metrics.jsonl"
+    rows = read_metrics(file) if file.is_file() else []
+    return rows[-1]["step"] + 1 if rows else 0
 
 
 def step_of(checkpoint: Path) -> int:

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 from megatron_mmsr1.config import RunConfig
-from megatron_mmsr1.eval.evaluate import evaluate_with
+from megatron_mmsr1.errors import RunError
+from megatron_mmsr1.eval.evaluate import evaluate_with, heldout
+from megatron_mmsr1.eval.key import evaluation_key
+from megatron_mmsr1.eval.results import AFTER, BEFORE, EvalResult
+from megatron_mmsr1.rollout.dump import dump_path
 from megatron_mmsr1.rollout.worker import RolloutWorker
 from megatron_mmsr1.run.logs import RunLog
 from megatron_mmsr1.run.ranks import Ranks
@@ -13,27 +18,76 @@ from megatron_mmsr1.run.search_watch import SearchWatch
 
 
 class Evaluations:
-    """Held-out questions through the engines of a run in mode `full`; nothing in other modes or without held-out data."""
+    """Held-out questions through the engines of a run in mode `full`; nothing in other modes or without held-out data.
+
+    `weights_id`: collective, names the weights that the engines hold.
+    """
 
     def __init__(
-        self, cfg: RunConfig, ranks: Ranks, worker: RolloutWorker | None, watch: SearchWatch, logger: RunLog | None
+        self,
+        cfg: RunConfig,
+        ranks: Ranks,
+        worker: RolloutWorker | None,
+        weights_id: Callable[[], str],
+        watch: SearchWatch,
+        logger: RunLog | None,
     ) -> None:
-        self.cfg, self.ranks, self.worker, self.watch, self.logger = cfg, ranks, worker, watch, logger
+        self.cfg, self.ranks, self.worker, self.weights_id = cfg, ranks, worker, weights_id
+        self.watch, self.logger = watch, logger
         self.on = bool(cfg.data.heldout) and cfg.train.mode == "full" and cfg.algorithm.name == "grpo"
 
     def evaluate(self, name: str, *, step: int) -> None:
-        """Collective. The weights after `step` steps, unless OUTPUT/eval/NAME.json is of them already."""
+        """Collective. The weights after `step` steps, unless OUTPUT/eval/NAME.json is of them, these questions and settings."""
         if not self.on:
             return
-        target = Path(self.cfg.output) / "eval" / f"{name}.json"
-        if self.ranks.rank == 0 and self.worker is not None and not target.exists():
-            result = evaluate_with(self.worker, self.cfg, name, weight_version=step, search=self.watch.url)
-            if self.logger:
-                self.logger.info(result.line())
+        weights = self.weights_id()
+        if self.ranks.rank == 0 and self.worker is not None and self.logger is not None:
+            self._evaluate(self.worker, self.logger, name, step, weights)
         self.ranks.barrier()
+
+    def _evaluate(self, worker: RolloutWorker, logger: RunLog, name: str, step: int, weights: str) -> None:
+        prompts = heldout(self.cfg)
+        key = evaluation_key(self.cfg, prompts, weights)
+        file = Path(self.cfg.output) / "eval" / f"{name}.json"
+        if file.exists() and EvalResult.load(file).meta.get("key") == key:
+            return
+        logger.info(f"evaluating {len(prompts)} questions ({name}) ...")
+        try:
+            search = self.watch.url
+            result = evaluate_with(worker, self.cfg, name, prompts, key, weight_version=step, search=search, say=logger.info)
+        except RunError as e:
+            if name in (BEFORE, AFTER):
+                raise
+            logger.warn(str(e))  # training goes on; only this point of the curve is missing
+            return
+        logger.info(result.line())
 
     def evaluate_if_due(self, step: int) -> None:
         """Collective. After every `train.eval_interval` steps but the last."""
         every = self.cfg.train.eval_interval
         if every and step % every == 0 and step < self.cfg.train.steps:
-            self.evaluate(f"step_{step:06d}", step=step)
+            self.evaluate(step_name(step), step=step)
+
+
+def rename_earlier_after(out: Path, steps: int) -> None:
+    """A run that is extended keeps the evaluation of what was its last step, under that step's name.
+
+    Called before a run of `steps` steps goes on in `out`, so that `after` never means other weights than the last ones.
+    """
+    file = out / "eval" / f"{AFTER}.json"
+    if not file.is_file():
+        return
+    result = EvalResult.load(file)
+    at = result.meta.get("weights")
+    if not isinstance(at, int) or at == steps:
+        return
+    result.name = step_name(at)
+    result.save(file.with_stem(result.name))
+    dump = dump_path(out / "rollouts", f"eval_{AFTER}")
+    if dump.is_file():
+        dump.replace(dump_path(out / "rollouts", f"eval_{result.name}"))
+    file.unlink()
+
+
+def step_name(step: int) -> str:
+    return f"step_{step:06d}"

@@ -14,7 +14,7 @@ from pathlib import Path
 from megatron_mmsr1 import config
 from megatron_mmsr1.errors import UsageError
 from megatron_mmsr1.procs.supervisor import Supervisor
-from megatron_mmsr1.run.directory import step_of
+from megatron_mmsr1.run.directory import logged_steps, step_of
 from megatron_mmsr1.run.torchrun import run_ranks
 
 CONFIG = "config.yaml"
@@ -67,7 +67,7 @@ def find(source: Path) -> Source:
     model = source / "model"
     newest = checkpoint is None or ((model / MANIFEST).is_file() and read(model).step == done)
     if newest and (model / "config.json").is_file():
-        return Source(model, run, done, True)
+        return Source(model, run, done or logged_steps(source), True)
     if checkpoint is None:
         raise UsageError(
             f"{source} is no run with a trained model or a checkpoint (looked for model/ and checkpoints/latest), and no "

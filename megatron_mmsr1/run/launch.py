@@ -10,6 +10,7 @@ from megatron_mmsr1.procs.progress import Follower, progress
 from megatron_mmsr1.procs.supervisor import Supervisor
 from megatron_mmsr1.run import preflight
 from megatron_mmsr1.run.directory import checkpointed_step, open_run
+from megatron_mmsr1.run.evaluations import rename_earlier_after
 from megatron_mmsr1.run.lock import TOKEN, RunLock
 from megatron_mmsr1.run.services import Services, services
 from megatron_mmsr1.run.torchrun import run_ranks
@@ -28,6 +29,7 @@ def train(cfg: RunConfig) -> Path:
     """`mmsr1 train`: services, then the ranks; returns the run's directory. Resumes what is there."""
     with open_run(cfg, preflight.train, "mmsr1 train") as lock, Supervisor() as supervisor:
         out = Path(cfg.output)
+        rename_earlier_after(out, cfg.train.steps)
         if cfg.train.mode == "train-only":
             _ranks(cfg, out, supervisor, Services([], None), lock)
             return out

@@ -61,7 +61,7 @@ class Run:
         if dataset is not None and sampler is not None:
             self.rollouts = Rollouts(cfg, self.parallel, dataset, sampler, self.worker, self.watch)
         self.weights = Weights(cfg, self.actor, engines)
-        self.evaluations = Evaluations(cfg, self.parallel, self.worker, self.watch, self.logger)
+        self.evaluations = Evaluations(cfg, self.parallel, self.worker, self.actor.weights_id, self.watch, self.logger)
         self.step_log = StepLog(cfg, self.logger, self.watch, skipped_rows=0 if dataset is None else dataset.skipped)
         if self.step:
             self.publish(self.step)  # the engines started from the model of step 0
