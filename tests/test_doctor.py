@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import dataclasses
+import importlib.util
 import json
 import os
 import socket
+import subprocess
+import sys
 from importlib import metadata
+from pathlib import Path
 
 import pytest
 import torch
 
-from megatron_mmsr1.procs import doctor
+from megatron_mmsr1.errors import RunError
+from megatron_mmsr1.procs import doctor, patches
 
 
 def test_facts_are_those_of_this_environment() -> None:
@@ -20,6 +26,43 @@ def test_facts_are_those_of_this_environment() -> None:
     assert facts["machine"]["cores"] == len(os.sched_getaffinity(0))
     assert len(facts["cuda"]["devices"]) == torch.cuda.device_count()
     assert json.loads(json.dumps(facts)) == facts
+
+
+@pytest.mark.skipif(importlib.util.find_spec("transformer_engine") is not None, reason="transformer-engine is installed")
+def test_what_a_training_process_says_of_itself_is_true() -> None:
+    """The trainer imports megatron-bridge past a stub; its environment.json must not call that an installed package."""
+    script = (
+        "import sys; from megatron_mmsr1.megatron import platform; platform.install();"
+        "from megatron_mmsr1.procs import doctor; import megatron.bridge;"
+        "left = [m for m in sys.modules if m.startswith('transformer_engine')];"
+        "print(doctor.collect()['packages']['transformer-engine'], left)"
+    )
+    out = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True, timeout=300)
+    assert out.stdout.splitlines()[-1] == "None []", out.stdout
+
+
+def test_attention_is_named_as_what_it_is() -> None:
+    assert "scaled_dot_product_attention over padded" in doctor._attention({"transformer-engine": None}, True)["trainer"]
+    assert doctor._attention({"transformer-engine": "2.20.2"}, True)["trainer"] == "transformer-engine"
+
+
+def test_every_patch_fits_this_environment_and_its_file_checks_it() -> None:
+    root = Path(doctor.__file__).parents[1]
+    for p in patches.PATCHES:
+        assert p.fits or p.installed is None, f"{p.name} is for {p.package} {p.version}, {p.installed} is installed"
+        files = [root / p.file] if p.file.endswith(".py") else sorted((root / p.file).rglob("*.py"))
+        assert any(f'patches.check("{p.name}")' in f.read_text() for f in files), p.name
+    listed = {p["name"] for p in doctor.collect()["patches"]}
+    assert listed == {p.name for p in patches.PATCHES}
+
+
+def test_a_patch_refuses_another_version_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    p = dataclasses.replace(patches.PATCHES[0], version="0.1.0")
+    monkeypatch.setitem(patches._BY_NAME, p.name, p)
+    monkeypatch.setattr(doctor, "PATCHES", (p,))
+    with pytest.raises(RunError, match=rf"{p.file}.*{p.package} 0.1.0.*{p.installed} is installed"):
+        patches.check(p.name)
+    assert any(p.file in w and "refuse to run" in w for w in doctor.collect()["warnings"])
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="a machine without CUDA is described")

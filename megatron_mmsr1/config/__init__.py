@@ -159,7 +159,9 @@ class MegatronConfig(Section):
     context_parallel: int = Field(default=1, gt=0)
     sequence_parallel: bool = False
     recompute: Literal["none", "selective", "full"] = "none"
-    distributed_optimizer: bool = True
+    distributed_optimizer: Training[bool] = Field(
+        default=True, description="shard the optimizer over data-parallel ranks; a checkpoint loads only under its own setting"
+    )
     tokens_per_microbatch: int = Field(default=8192, gt=0, description="packing budget of one micro-batch")
     logprob_chunk: int = Field(default=2048, gt=0, description="tokens whose logits are turned into log-probs at a time")
     provider: dict[str, Any] = Field(default_factory=dict, description="native fields of the megatron-core model config")

@@ -11,6 +11,8 @@ from typing import Any
 
 import torch
 
+from megatron_mmsr1.procs import patches
+
 
 class GroupStepAdam(torch.optim.Optimizer):
     """AdamW (arXiv 1711.05101, algorithm 2) with bias correction; state a parameter: `exp_avg`, `exp_avg_sq`."""
@@ -64,6 +66,7 @@ def install() -> None:
 
     if not optimizer.USING_PYTORCH_OPTIMIZER:
         return
+    patches.check("group-step-adam")
     for module in (optimizer, distributed):
         setattr(module, "Adam", GroupStepAdam)  # noqa: B010
     optimizer.USING_PYTORCH_OPTIMIZER = False

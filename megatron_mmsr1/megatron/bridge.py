@@ -1,54 +1,52 @@
 """Import megatron.bridge where there is no transformer-engine.
 
-Version 0.6.2 imports it unconditionally for LoRA layers that this project does not use. megatron.core looks for it too and
-must decide first that there is none, else it would build layers from the stub.
+Version 0.6.2 imports it unconditionally for LoRA layers that this project does not use. A stub stands in its place for as long
+as that import takes, and is gone afterwards: nobody else may take it for the real package, neither megatron.core, which looks
+for it too and decides before the stub is there, nor whoever asks what is installed.
 """
 
 from __future__ import annotations
 
-import importlib.metadata
 import importlib.util
 import sys
 import types
 from importlib.machinery import ModuleSpec
 from typing import Any
 
-VERSION = "2.20.2"  # the release that pyproject.toml's `gpu` extra pins; bridge parses a version at import
+from megatron_mmsr1.procs import patches
+
+NAMES = ("transformer_engine", "transformer_engine.pytorch")
 
 
 def has_transformer_engine() -> bool:
-    """Whether the real package is installed; false for the stub."""
-    module = sys.modules.get("transformer_engine")
-    if module is not None:
-        return not getattr(module, "is_stub", False)
-    return importlib.util.find_spec("transformer_engine") is not None
+    """Whether the real package is installed."""
+    return "transformer_engine" in sys.modules or importlib.util.find_spec("transformer_engine") is not None
 
 
 def install() -> None:
-    """Put the stub in place, if and only if transformer-engine is absent. Idempotent."""
-    if "transformer_engine" in sys.modules or has_transformer_engine():
+    """Import megatron.bridge, past a stub if and only if transformer-engine is absent. Idempotent."""
+    if "megatron.bridge" in sys.modules or has_transformer_engine():
         return
+    patches.check("bridge-without-te")
     _let_core_decide()
-    root, pytorch = _module("transformer_engine", package=True), _module("transformer_engine.pytorch")
+    root, pytorch = _module(NAMES[0], package=True), _module(NAMES[1])
     for name in ("Linear", "LayerNormLinear", "GroupedLinear", "LayerNorm", "RMSNorm"):
         setattr(pytorch, name, type(name, (), {}))
     pytorch.ops = types.SimpleNamespace(Sequential=type("Sequential", (), {}))
     root.pytorch = pytorch
-    sys.modules |= {"transformer_engine": root, "transformer_engine.pytorch": pytorch}
-    real = importlib.metadata.version
-
-    def version(name: str) -> str:
-        return VERSION if name.replace("_", "-") == "transformer-engine" else real(name)
-
-    metadata: Any = importlib.metadata
-    metadata.version = version
+    sys.modules |= {NAMES[0]: root, NAMES[1]: pytorch}
+    try:
+        import megatron.bridge
+        import megatron.bridge.peft.lora_layers  # noqa: F401
+    finally:
+        for name in NAMES:
+            del sys.modules[name]
 
 
 def _module(name: str, *, package: bool = False) -> Any:
     module: Any = types.ModuleType(name)
     module.__spec__ = ModuleSpec(name, None, is_package=package)
-    module.__version__ = VERSION
-    module.is_stub = True
+    module.__version__ = "0.0.0"  # what megatron.core itself reports where there is none
     if package:
         module.__path__ = []
     return module

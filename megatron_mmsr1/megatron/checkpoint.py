@@ -23,15 +23,17 @@ from megatron.core.tensor_parallel import get_cuda_rng_tracker
 
 from megatron_mmsr1.checkpoints import manifest
 from megatron_mmsr1.checkpoints.manifest import LATEST, Manifest
-from megatron_mmsr1.errors import RunError
+from megatron_mmsr1.errors import RunError, UsageError
 from megatron_mmsr1.megatron import platform
 from megatron_mmsr1.megatron.parallel import Parallel
+from megatron_mmsr1.procs import patches
 
 if TYPE_CHECKING:
     from megatron_mmsr1.megatron.actor import MegatronActor
     from megatron_mmsr1.megatron.model import Built
 
 EXTRA = "extra.pt"
+KIND = "distributed_optimizer"  # its state and the plain optimizer's are laid out differently; neither loads the other's
 
 
 def save(actor: MegatronActor, directory: Path, extra: dict[str, Any]) -> None:
@@ -45,11 +47,13 @@ def save(actor: MegatronActor, directory: Path, extra: dict[str, Any]) -> None:
     state = _state(actor, is_loading=False)
     state["rng"] = _rng_object(p, _rng_state())
     # megatron-core would start a server process a rank for this queue, which only its asynchronous saves need.
+    patches.check("checkpoint-queue")
     filesystem_async._results_queue = queue.Queue()  # pyright: ignore[reportAttributeAccessIssue]
     dist_checkpointing.save(state, str(part))
     p.barrier()
     if p.rank == 0:
-        torch.save({"extra": extra, "step": actor.step}, part / EXTRA)
+        kept = {"extra": extra, "step": actor.step, KIND: actor.cfg.megatron.distributed_optimizer}
+        torch.save(kept, part / EXTRA)
     p.barrier()
     digests = _shared_checksums(part, p)
     if p.rank == 0:
@@ -70,10 +74,17 @@ def save(actor: MegatronActor, directory: Path, extra: dict[str, Any]) -> None:
 def load(actor: MegatronActor, directory: Path) -> dict[str, Any]:
     """Collective. Restores model, optimizer and step, and the generators if the layout is the same; returns `extra`.
 
-    Raises RunError naming the file that is missing or torn.
+    Raises RunError naming the file that is missing or torn, UsageError for a checkpoint of the other optimizer.
     """
     p = actor.parallel
     held = _verify(directory, p)
+    kept = torch.load(directory / EXTRA, weights_only=True)
+    wrote, here = kept.get(KIND), actor.cfg.megatron.distributed_optimizer
+    if wrote is not None and wrote != here:
+        raise UsageError(
+            f"{directory} was written under megatron.distributed_optimizer={str(wrote).lower()}, which is {str(here).lower()} "
+            f"here: set megatron.distributed_optimizer={str(wrote).lower()} to resume from it"
+        )
     state = _state(actor, is_loading=True)
     if held.layout == _layout(p):
         state["rng"] = _rng_object(p, None)
@@ -82,7 +93,6 @@ def load(actor: MegatronActor, directory: Path) -> dict[str, Any]:
     actor.optimizer.load_state_dict(loaded["optimizer"])
     if "rng" in loaded:
         _set_rng_state(loaded["rng"])
-    kept = torch.load(directory / EXTRA, weights_only=True)
     actor.step = kept["step"]
     return kept["extra"]
 

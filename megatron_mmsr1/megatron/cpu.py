@@ -1,6 +1,6 @@
 """Megatron-core on the CPU: every hard-coded CUDA device, stream, generator and type name answered by the CPU's.
 
-Tied to megatron-core 0.19's internals, which the tests in tests/test_megatron.py exercise; re-run them at every bump.
+Tied to megatron-core's and torch's internals (`procs.patches`), which tests/test_megatron.py exercises.
 """
 
 from __future__ import annotations
@@ -13,6 +13,8 @@ from typing import Any
 
 import torch
 from torch.overrides import TorchFunctionMode
+
+from megatron_mmsr1.procs import patches
 
 CPU = torch.device("cpu")
 
@@ -79,6 +81,8 @@ def install() -> None:
     global _MODE
     if _MODE is not None:
         return
+    patches.check("torch-cuda-on-cpu")
+    patches.check("core-on-cpu")
     # megatron-core decorates with torch.compile at import; one compilation takes longer than a small run gains from it.
     os.environ.setdefault("TORCHDYNAMO_DISABLE", "1")
     _patch_cuda()

@@ -33,6 +33,7 @@ def write(model: Built, source: Path, target: Path, parallel: Parallel, *, step:
     if writer is not None:
         writer.close()
         hf.copy_companions(source, part)
+        hf.set_dtype(part, model.config.params_dtype)
         if step is not None:
             digests = manifest.checksums(part, [f.name for f in part.glob("*.safetensors")])
             manifest.of_directory(part, digests, step=step, weights=name_of_weights).write(part)

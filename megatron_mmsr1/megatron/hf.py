@@ -6,6 +6,7 @@ import json
 import shutil
 from pathlib import Path
 
+import torch
 from safetensors import SafetensorError, safe_open
 
 from megatron_mmsr1.checkpoints.manifest import MANIFEST
@@ -44,6 +45,21 @@ def weight_names(path: Path) -> set[str]:
         with safe_open(f, "pt") as handle:
             names |= set(handle.keys())
     return names
+
+
+def set_dtype(directory: Path, dtype: torch.dtype) -> None:
+    """Let config.json say the dtype that the weights beside it have, in each section that says one, and at the top level.
+    transformers and engines load weights in the dtype that stands there."""
+    file = directory / "config.json"
+    config = json.loads(file.read_text())
+    name = str(dtype).removeprefix("torch.")
+    for section in [config, *(v for v in config.values() if isinstance(v, dict))]:
+        for key in ("dtype", "torch_dtype"):  # the newer and the older name
+            if key in section:
+                section[key] = name
+    if "dtype" not in config and "torch_dtype" not in config:
+        config["torch_dtype"] = name
+    file.write_text(json.dumps(config, indent=2) + "\n")
 
 
 def copy_companions(source: Path, target: Path) -> None:

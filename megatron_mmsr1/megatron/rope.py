@@ -11,6 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from megatron_mmsr1.procs import patches
+
 
 class _Rotate(torch.autograd.Function):
     """(x1, x2) -> (x1 cos - x2 sin, x2 cos + x1 sin) on the halves of the last dimension; backwards the rotation by -angle."""
@@ -47,6 +49,7 @@ def apply_packed(t: Tensor, cu_seqlens: Tensor, freqs: Tensor, **_: Any) -> Tens
 
 def install() -> None:
     """Let megatron-core find `apply_packed` where it looks for the fused kernel; `config.apply_rope_fusion` turns it on."""
+    patches.check("packed-rope")
     from megatron.core.models.common.embeddings import rope_utils
 
     utils: Any = rope_utils

@@ -16,6 +16,7 @@ from collections.abc import Mapping
 from importlib import metadata
 from typing import Any
 
+from megatron_mmsr1.procs.patches import PATCHES
 from megatron_mmsr1.procs.supervisor import port_is_free
 
 PACKAGES = (
@@ -38,6 +39,8 @@ GPU_PACKAGES = {
     "flash-attn": "packed sequences fall back to a slower attention",
     "sglang-kernel": "SGLang cannot run on the GPU",
 }
+# megatron.layers.PackedAttention, which stands in wherever transformer-engine does not.
+PADDED = "torch's scaled_dot_product_attention over padded batches"
 PORTS = {8100: "search server (mmsr1 search serve)", 29500: "torchrun's rendezvous"}
 
 
@@ -50,7 +53,7 @@ def version(package: str) -> str | None:
 
 
 def collect(ports: Mapping[int, str] = PORTS) -> dict[str, Any]:
-    """JSON-ready facts: python, machine, cuda, packages, kernels, attention, ports, and `warnings` as sentences.
+    """JSON-ready facts: python, machine, cuda, packages, kernels, attention, patches, ports, and `warnings` as sentences.
 
     `ports`: those to look at, and what each is for.
     """
@@ -64,6 +67,9 @@ def collect(ports: Mapping[int, str] = PORTS) -> dict[str, Any]:
     on_gpu = bool(facts["cuda"]["devices"])
     facts["sgl_kernel"] = _sgl_kernel(on_gpu)
     facts["attention"] = _attention(facts["packages"], on_gpu)
+    facts["patches"] = [
+        {k: getattr(p, k) for k in ("name", "package", "version", "installed", "fits", "file", "why", "where")} for p in PATCHES
+    ]
     facts["warnings"] = _warnings(facts, on_gpu, ports)
     return facts
 
@@ -124,8 +130,8 @@ def _sgl_kernel(on_gpu: bool) -> str:
 def _attention(packages: dict[str, str | None], on_gpu: bool) -> dict[str, str]:
     """The attention that trainer and engine would use here."""
     if not on_gpu:
-        return {"trainer": "torch SDPA (unfused, over gloo)", "engine": "torch_native"}
-    fused = "transformer-engine" if packages["transformer-engine"] else "torch varlen"
+        return {"trainer": f"{PADDED}, unfused, over gloo", "engine": "torch_native"}
+    fused = "transformer-engine" if packages["transformer-engine"] else PADDED
     return {"trainer": fused, "engine": "SGLang's default for this GPU"}
 
 
@@ -146,6 +152,12 @@ def _warnings(facts: dict[str, Any], on_gpu: bool, ports: Mapping[int, str]) -> 
         )
         if shutil.which("nvidia-smi"):
             out.append("nvidia-smi is here, but torch sees no device: check the driver, CUDA_VISIBLE_DEVICES and torch's build")
+    out += [
+        f"{p['file']} changes internals of {p['package']} {p['version']}, but {p['installed']} is installed: where it is used "
+        f"({p['where']}), it will refuse to run"
+        for p in facts["patches"]
+        if p["installed"] and not p["fits"]
+    ]
     m = facts["machine"]
     if m["cores"] < 2:
         out.append("one core: trainer and engine share it, and time-outs may strike; two are the least that was tried")
@@ -186,5 +198,8 @@ def show(*, as_json: bool) -> None:
         print(f"  {package:<20} {found or '-'}")
     print(f"sgl_kernel {facts['sgl_kernel']}")
     print(f"attention  trainer: {facts['attention']['trainer']}; engine: {facts['attention']['engine']}")
+    print("patches    of other packages' internals, each for one version:")
+    for p in facts["patches"]:
+        print(f"  {p['name']:<20} {p['package']} {p['version']}, {p['where']} ({p['file']}): {p['why']}")
     for warning in facts["warnings"]:
         print(f"warning: {warning}")

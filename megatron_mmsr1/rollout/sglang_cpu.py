@@ -19,6 +19,8 @@ from sglang.srt.layers.attention.attention_registry import ATTENTION_BACKENDS
 from sglang.srt.layers.attention.torch_native_backend import TorchNativeAttnBackend
 from torch.nn.functional import scaled_dot_product_attention
 
+from megatron_mmsr1.procs import patches
+
 # Padding a batch to its longest member may cost this many times the arithmetic of going one by one, and still be faster
 # for the small models that run on CPUs, where the cost is in the calls.
 _PADDING_LIMIT = 6
@@ -84,6 +86,7 @@ def _gather(cache: torch.Tensor, rows: torch.Tensor, batch: int, dtype: torch.dt
 
 def install() -> None:
     """Make this process's SGLang ready for CPU. To be called before its server arguments are resolved."""
+    patches.check("sglang-on-cpu")
     ATTENTION_BACKENDS["torch_native"] = BatchedAttention
     choices.add_deterministic_attention_backend_choices(["torch_native"])
     choices.add_radix_supported_deterministic_attention_backend_choices(["torch_native"])

@@ -115,6 +115,21 @@ def torn_training_checkpoint(lab: Lab) -> None:
         actor.latest(parent)
 
 
+def other_optimizer(lab: Lab) -> None:
+    """Without the distributed optimizer's state there is a KeyError deep in megatron-core; it is refused by its setting."""
+    parent = lab.root / "run_toggled"
+    lab.actor().save(parent / "step_000001", {"step": 1})
+    with raises(UsageError, "step_000001", "megatron.distributed_optimizer=true", "false here"):
+        lab.actor(megatron={"distributed_optimizer": False}).load(parent / "step_000001")
+
+
+def freeze(lab: Lab) -> None:
+    with raises(UsageError, "model.freeze", "qwen2_5_vl has no eyes", "merger"):
+        lab.actor(model={"freeze": ["eyes"]})
+    with raises(UsageError, "model.freeze", "nothing to train"):
+        lab.actor(model={"freeze": ["language", "embeddings"]})
+
+
 def layout(lab: Lab) -> None:
     with raises(UsageError, "tensor_parallel=4", "2 key-value heads"):
         lab.actor(megatron={"tensor_parallel": 4})

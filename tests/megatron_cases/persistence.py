@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 from typing import Any
 
 import torch
 from safetensors.torch import load_file
 
-from megatron_cases.harness import LAYOUTS, Lab, same_gradients
+from megatron_cases.harness import LAYOUTS, READABLE, Lab, same_gradients
 
 NAMES = ("loss", "grad_norm", "kl", "entropy", "lr", "logprob_diff_mean")
 SCHEDULE = {"schedule": "cosine", "warmup_steps": 2, "weight_decay": 0.1}
@@ -34,6 +36,41 @@ def export_every_weight(lab: Lab, layout: str = "tp1") -> None:
         loaded: Any = AutoModelForImageTextToText.from_pretrained(target, output_loading_info=True)
         info = loaded[1]
         assert not info["missing_keys"] and not info["unexpected_keys"]
+
+
+def export_says_its_dtype(lab: Lab) -> None:
+    """Weights trained in another precision than the source's: who loads the export by its config.json gets them as they are."""
+    from transformers import AutoModelForImageTextToText
+
+    source = lab.root / "said_bfloat16"
+    shutil.copytree(lab.root / lab.model, source, dirs_exist_ok=True)
+    config = json.loads((source / "config.json").read_text())
+    for section in (config, config["text_config"], config["vision_config"]):
+        section["dtype"] = "bfloat16"
+    (source / "config.json").write_text(json.dumps(config))
+    target = lab.root / "export_dtype"
+    lab.actor(path=source.name).export(target)
+    kept = json.loads((target / "config.json").read_text())
+    assert {kept["dtype"], kept["text_config"]["dtype"], kept["vision_config"]["dtype"]} == {"float32"}
+    loaded: Any = AutoModelForImageTextToText.from_pretrained(target)
+    wanted = load_file(target / "model.safetensors")
+    assert {str(w.dtype) for w in wanted.values()} == {"torch.float32"}
+    assert torch.equal(loaded.lm_head.weight, wanted["lm_head.weight"])
+
+
+def freeze_groups(lab: Lab) -> None:
+    """Each group, frozen alone, keeps its weights through an update, and everything else moves."""
+    prefixes = {
+        "tower": ("visual.patch", "visual.blocks"),
+        "merger": ("visual.merger",),
+        "language": ("model.layers", "model.norm", "lm_head"),
+        "embeddings": ("model.embed_tokens",),
+    }
+    for group, mine in prefixes.items():
+        actor = lab.actor(model={"freeze_vision": False, "freeze": [group]}, optimizer=READABLE)
+        found = lab.gradients(actor)
+        still = {n for n, g in found.items() if not g.any()}
+        assert still == {n for n in found if n.startswith(mine)}, f"{group}: {sorted(still)[:5]}"
 
 
 def exact_resume(lab: Lab, layout: str = "tp1", distributed: bool = True) -> None:
