@@ -19,7 +19,14 @@ def write(directory: Path, *, seed: int = 0) -> Path:
     old = source.config
     text = old.text_config.to_dict()
     text.pop("model_type")
-    vision = {"depth": 2, "embed_dim": 64, "mlp_ratio": 2, "num_heads": 2, "hidden_size": old.text_config.hidden_size}
+    vision = {
+        "depth": 2,
+        "embed_dim": 64,
+        "mlp_ratio": 2,
+        "num_heads": 2,
+        "hidden_size": old.text_config.hidden_size,
+        "in_chans": 3,  # SGLang reads this name, which the released checkpoints have; transformers reads in_channels
+    }
     config = Qwen2VLConfig(
         text_config=text,
         vision_config=vision,

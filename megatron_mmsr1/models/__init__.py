@@ -71,9 +71,13 @@ def of_checkpoint(path: str | Path, family: str | None = None, key: str = "model
                 f"{key}: {path} is a {', '.join(found)}, but model.family={family} is for {', '.join(chosen.architectures)}"
             )
         return ModelFiles(path, config, chosen)
-    known = {a: f for f in map(get, REGISTRY.names()) for a in f.architectures}
-    if len(found) == 1 and found[0] in known:
-        return ModelFiles(path, config, known[found[0]])
+    families = [get(name) for name in REGISTRY.names()]
+    fitting = [f for f in families if len(found) == 1 and found[0] in f.architectures]
+    if len(fitting) > 1:
+        raise UsageError(f"{key}: {path} is a {found[0]}; set model.family to one of {', '.join(f.name for f in fitting)}")
+    if fitting:
+        return ModelFiles(path, config, fitting[0])
+    known = {a for f in families for a in f.architectures}
     raise UsageError(
         f"{key}: {path} is a {', '.join(found)}; this trainer supports {', '.join(sorted(known))}, and another through "
         "model.family (docs/extend/model_family.md)"

@@ -9,7 +9,8 @@ from safetensors.torch import load_file
 
 from megatron_cases import tiny
 from megatron_cases.harness import LAYOUTS, READABLE, Lab, close, same_gradients
-from megatron_mmsr1.data.images import pixel_values
+from megatron_mmsr1.data.images import DEFAULT_RULE, pixel_values
+from megatron_mmsr1.models import PictureRule
 from megatron_mmsr1.trajectory import Trajectory
 
 
@@ -37,12 +38,12 @@ def gradients_equal_transformers(lab: Lab) -> None:
     same_gradients(found, wanted)
 
 
-def transformers_logits(lab: Lab, t: Trajectory, model: Any) -> torch.Tensor:
+def transformers_logits(lab: Lab, t: Trajectory, model: Any, rule: PictureRule = DEFAULT_RULE) -> torch.Tensor:
     ids = torch.tensor([t.token_ids])
     images: dict[str, Any] = {}
     if t.images:
         images = {
-            "pixel_values": torch.cat([torch.from_numpy(pixel_values(lab.store.get(i.sha256))) for i in t.images]),
+            "pixel_values": torch.cat([torch.from_numpy(pixel_values(lab.store.get(i.sha256), rule)) for i in t.images]),
             "image_grid_thw": torch.tensor([i.grid_thw for i in t.images]),
             "mm_token_type_ids": (ids == tiny.ID["<|image_pad|>"]).int(),
         }
@@ -64,6 +65,22 @@ def logits_equal_transformers(lab: Lab) -> None:
     found = lab.actor().logits(lab.trajectories)
     for i, (a, b) in enumerate(zip(found, wanted, strict=True)):
         close(a, b, 1e-4, f"logits of conversation {i}")
+
+
+def own_family(lab: Lab) -> None:
+    """A person's family from a file, of other picture statistics: the trainer shows the tower those pixels."""
+    file = lab.root / "grey.py"
+    file.write_text(
+        "from dataclasses import replace\nfrom megatron_mmsr1 import models\nfrom megatron_mmsr1.models import PictureRule\n"
+        "FAMILY = replace(models.get('qwen2_5_vl'), pictures=PictureRule(mean=(0.5,) * 3, deviation=(0.25,) * 3))\n"
+    )
+    rule = PictureRule(mean=(0.5, 0.5, 0.5), deviation=(0.25, 0.25, 0.25))
+    model = load_transformers(lab)
+    found = lab.actor(model={"family": f"{file}:FAMILY"}).logits(lab.trajectories)
+    with torch.no_grad():
+        for t, z in zip(lab.trajectories, found, strict=True):
+            close(z, transformers_logits(lab, t, model, rule), 1e-4, "logits")
+    assert (found[0] - lab.kept("logits")[0]).abs().max() > 1e-3, "these statistics must make a difference"
 
 
 def log_probs_equal_transformers(lab: Lab) -> None:

@@ -1,0 +1,127 @@
+"""Every model family keeps the contract, a broken one is caught by its rule, and the documented example works as it stands."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import tiny_checkpoint
+from contracts import model_family as contract
+from doc_examples import write_examples
+
+from megatron_mmsr1 import models
+from megatron_mmsr1.config import load
+from megatron_mmsr1.data.images import ImageStore
+from megatron_mmsr1.errors import UsageError
+from megatron_mmsr1.models import Family, PictureRule
+from megatron_mmsr1.rollout.context import Context
+
+QWEN = models.get("qwen2_5_vl")
+
+
+@pytest.mark.parametrize("name", models.REGISTRY.names())
+def test_every_family_keeps_the_contract(name: str) -> None:
+    contract.check(models.get(name))
+    assert models.get(name).name == name
+
+
+def test_there_are_two() -> None:
+    assert {"qwen2_5_vl", "qwen2_vl"} <= set(models.REGISTRY.names())
+
+
+@dataclass(frozen=True)
+class Backwards(Family):
+    """Counts every token again from the end, so that a longer conversation moves its beginning."""
+
+    def positions(self, token_ids: Any, pad_id: int, grids: Any, merge: int) -> np.ndarray:
+        QWEN.positions(token_ids, pad_id, grids, merge)
+        return np.broadcast_to(np.arange(len(token_ids))[::-1], (3, len(token_ids))).astype(np.int64)
+
+
+@dataclass(frozen=True, slots=True)
+class Restless(PictureRule):
+    def resize(self, height: int, width: int, *, min_pixels: int, max_pixels: int) -> tuple[int, int]:
+        PictureRule.resize(self, height, width, min_pixels=min_pixels, max_pixels=max_pixels)
+        return (56, 84) if width == 56 else (84, 56)
+
+
+BROKEN: list[tuple[Family, Callable[..., None], str]] = [
+    (replace(QWEN, tokens=replace(QWEN.tokens, turn_end="<|image_pad|>")), contract.tokens_are_distinct, "two meanings"),
+    (replace(QWEN, architectures=()), contract.tokens_are_distinct, "no architecture"),
+    (replace(QWEN, pictures=Restless()), contract.picture_sizes_settle, "never settles"),
+    (Backwards("b", ("B",), "m:P", QWEN.tokens), contract.positions_fit_the_tokens, "count up"),
+    (Backwards("b", ("B",), "m:P", QWEN.tokens), contract.positions_of_a_prefix_are_its_prefix, "move when more follow"),
+]
+
+
+@pytest.mark.parametrize(("family", "rule", "said"), BROKEN, ids=lambda v: getattr(v, "__name__", None))
+def test_a_broken_family_is_caught(family: Family, rule: Callable[..., None], said: str) -> None:
+    with pytest.raises(AssertionError, match=said):
+        rule(family)
+
+
+# ------------------------------------------------------------------------------------------------- found by the checkpoint
+def _checkpoint(directory: Path, **config: Any) -> Path:
+    directory.mkdir(exist_ok=True)
+    (directory / "config.json").write_text(json.dumps(config))
+    return directory
+
+
+@pytest.mark.parametrize("name", ["qwen2_5_vl", "qwen2_vl"])
+def test_the_architecture_finds_the_family_and_its_patch_sizes(name: str, tmp_path: Path) -> None:
+    vision = {"patch_size": 16, "spatial_merge_size": 4, "temporal_patch_size": 1}
+    path = _checkpoint(tmp_path / "m", architectures=list(models.get(name).architectures), vision_config=vision)
+    files = models.of_checkpoint(path)
+    assert files.family.name == name
+    assert (files.pictures.patch, files.pictures.merge, files.pictures.temporal) == (16, 4, 1)
+
+
+def test_an_unknown_architecture_is_told_what_is_supported_and_where_to_add_one(tmp_path: Path) -> None:
+    path = _checkpoint(tmp_path / "m", architectures=["LlamaForCausalLM"])
+    with pytest.raises(UsageError, match=r"model.path.*LlamaForCausalLM.*Qwen2VL.*Qwen2_5_VL.*model_family"):
+        models.of_checkpoint(path)
+    with pytest.raises(UsageError, match=r"LlamaForCausalLM.*model.family=qwen2_vl is for Qwen2VLFor"):
+        models.of_checkpoint(path, "qwen2_vl")
+    with pytest.raises(UsageError, match=r"model.family=qwen2_5: no such model_family; did you mean qwen2_5_vl"):
+        models.of_checkpoint(path, "qwen2_5")
+
+
+def test_a_file_that_is_no_family_is_named_with_what_it_lacks(tmp_path: Path) -> None:
+    file = tmp_path / "half.py"
+    file.write_text("class Half:\n    name = 'half'\n\nFAMILY = Half()\n")
+    with pytest.raises(UsageError, match=r"half.py breaks the contract.*no method picture_rule.*no architectures"):
+        models.get(f"{file}:FAMILY")
+
+
+# ----------------------------------------------------------------------------------------------------- the documented example
+def test_the_example_works_without_a_change_elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its page says: two files of one's own, no existing one. The settings are read, the family is found, pictures and prompts
+    are made by its rule."""
+    paths = write_examples("model_family.md", tmp_path)
+    monkeypatch.chdir(tmp_path)
+    _checkpoint(tmp_path / "my-model", architectures=["Qwen2_5_VLForConditionalGeneration"])
+    cfg = load(paths["my_run.yaml"])
+    files = models.of_checkpoint(cfg.model.path, cfg.model.family)
+    contract.check(files.family)
+    assert files.family.name == "my_family" and files.pictures.mean == (0.5, 0.5, 0.5)
+    assert cfg.model.frozen == {"tower", "embeddings"}
+    tokenizer = tiny_checkpoint.tokenizer()
+    from rollout_fixtures import PROMPTS
+
+    context = Context.build(
+        tokenizer,
+        prompts=PROMPTS,
+        limits=cfg.protocol,
+        rollout=cfg.rollout,
+        model=cfg.model,
+        search=None,
+        store=ImageStore(None),
+        family=files.family,
+        pictures=files.pictures,
+    )
+    assert context.stop_id == tokenizer.convert_tokens_to_ids("<|endoftext|>")
