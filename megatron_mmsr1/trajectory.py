@@ -17,6 +17,7 @@ from dataclasses import dataclass, field, fields
 from enum import StrEnum
 from typing import Any
 
+NOT_CALLS = ("", "answer", "give_up", "invalid")  # actions of an assistant turn that call no tool
 ROLES = ("prompt", "assistant", "tool")
 UNSAMPLED = -1  # weight_versions entry of a token that no engine sampled
 
@@ -67,8 +68,8 @@ class ImageRef:
 
 @dataclass(slots=True)
 class ToolCall:
-    kind: str  # "image" | "text"
-    query: str  # the text query; "" for an image search
+    kind: str  # the tool's: "image" and "text" for the searches, else its name
+    query: str  # its arguments as a person reads them: the text query; "" for an image search
     status: ToolStatus
     seconds: float = 0.0
     results: int = 0
@@ -86,7 +87,7 @@ class Turn:
     start: int
     end: int
     text: str
-    action: str = ""  # assistant turns: answer | image_search | text_search | give_up | invalid
+    action: str = ""  # assistant turns: answer | give_up | invalid, else the names of the tools called, with + between
     tool: ToolCall | None = None  # tool turns: the call that this observation answers
     seconds: float = 0.0
 
@@ -111,6 +112,9 @@ class Trajectory:
     category: str = ""  # search_free | search_required, where the data say so
     data_source: str = ""
     extra: dict[str, Any] = field(default_factory=dict)
+    # Calls whose observation is not in the tokens: those of tries that were given up, one that ended the trajectory, and one
+    # whose observation did not fit. They were made, and paid.
+    unobserved: list[ToolCall] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         for name in BUFFERS:
@@ -170,19 +174,32 @@ class Trajectory:
         return [t.text for t in self.turns if t.role == "assistant"]
 
     @property
-    def tool_calls(self) -> list[ToolCall]:
+    def observed_calls(self) -> list[ToolCall]:
+        """The calls whose observation the model read."""
         return [t.tool for t in self.turns if t.tool is not None]
 
     @property
+    def tool_calls(self) -> list[ToolCall]:
+        """Every call that was made, those first that left no observation (`unobserved`)."""
+        return [*self.unobserved, *self.observed_calls]
+
+    @property
+    def called(self) -> list[str]:
+        """The names of the tools that the model asked for, turn by turn, whatever came of it."""
+        turns = (t.action for t in self.turns if t.role == "assistant" and t.action not in NOT_CALLS)
+        return [name for action in turns for name in action.split("+")]
+
+    @property
     def searched(self) -> bool:
-        """Whether the model asked for a search at all, whatever the tool made of it."""
-        return any(t.action in ("image_search", "text_search") for t in self.turns)
+        """Whether the model asked for a tool at all, whatever the tool made of it."""
+        return bool(self.called)
 
     @property
     def infrastructure_failure(self) -> bool:
-        """An engine or a tool let the model down: such a trajectory is never charged to the model."""
+        """An engine or a tool let the model down: such a trajectory is never charged to the model. Calls of tries that were
+        given up do not count: no token of theirs is left."""
         return self.status in (Status.ENGINE_ERROR, Status.TOOL_ERROR, Status.ABORTED) or any(
-            c.status.infrastructure for c in self.tool_calls
+            c.status.infrastructure for c in self.observed_calls
         )
 
     def check(self, image_pad_id: int, merge_size: int = 2) -> None:
@@ -234,6 +251,7 @@ class Trajectory:
         d = dict(d)
         d["images"] = [ImageRef(i["sha256"], tuple(i["grid_thw"])) for i in d["images"]]
         d["turns"] = [Turn(**{**t, "tool": _tool_call(t["tool"])}) for t in d["turns"]]
+        d["unobserved"] = [_call(c) for c in d.get("unobserved", [])]
         d["status"] = Status(d["status"])
         return cls(**d)
 
@@ -250,7 +268,11 @@ def _as_dict(x: Turn | ToolCall) -> dict[str, Any]:
 
 
 def _tool_call(d: dict[str, Any] | None) -> ToolCall | None:
-    return ToolCall(**{**d, "status": ToolStatus(d["status"])}) if d else None
+    return _call(d) if d else None
+
+
+def _call(d: dict[str, Any]) -> ToolCall:
+    return ToolCall(**{**d, "status": ToolStatus(d["status"])})
 
 
 def collapse_pads(ids: Sequence[int], image_pad_id: int, pads: Sequence[int]) -> list[int]:

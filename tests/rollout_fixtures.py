@@ -34,7 +34,9 @@ def prompt(n: int = 0, pictures: int = 1) -> Prompt:
     return Prompt(f"p{n}", f"what is {n}?", [picture(100 * n + i) for i in range(pictures)], ["x"], extra={"kind": "known"})
 
 
-def context(search: Any = None, *, tokenizer: Any = None, rollout: RolloutConfig | None = None, **limits: int) -> Context:
+def context(
+    search: Any = None, *, tokenizer: Any = None, rollout: RolloutConfig | None = None, tools: Any = None, **limits: Any
+) -> Context:
     return Context.build(
         tokenizer or tiny_checkpoint.tokenizer(),
         prompts=PROMPTS,
@@ -44,6 +46,7 @@ def context(search: Any = None, *, tokenizer: Any = None, rollout: RolloutConfig
         search=search,
         store=ImageStore(None),
         family=models.get("qwen2_5_vl"),
+        tools=tools,
     )
 
 

@@ -17,7 +17,10 @@ from megatron_mmsr1.config.explain import explain_all
 from megatron_mmsr1.config.reading import override, read_mapping
 from megatron_mmsr1.config.search import SearchConfig
 from megatron_mmsr1.config.section import Affects, Logging, Machine, Rollout, Section, Training
+from megatron_mmsr1.config.tools import ToolsConfig
 from megatron_mmsr1.errors import UsageError
+
+_PROMPTS = Path(__file__).parent.parent / "protocol" / "prompts"
 
 
 class ModelConfig(Section):
@@ -65,7 +68,12 @@ class DataConfig(Section):
 class ProtocolConfig(Section):
     AFFECTS = Affects.ROLLOUT
 
-    prompts: str = Field(default="mmsearch", description="a set that ships (atlas, mmsearch) or a YAML file")
+    name: str = Field(default="mmsearch", description="mmsearch, hermes, or your own as package.module:Object")
+    options: dict[str, Any] = Field(default_factory=dict, description="the protocol's own settings")
+    prompts: str = Field(
+        default="mmsearch",
+        description="a set that ships (atlas, hermes, mmsearch) or a YAML file; default: the protocol's own, else mmsearch",
+    )
     max_rounds: int = Field(default=3, gt=0, description="assistant turns a trajectory")
     image_searches: int = Field(default=1, ge=0, description="image searches a trajectory")
     text_searches: int = Field(default=2, ge=0, description="text searches a trajectory")
@@ -75,6 +83,14 @@ class ProtocolConfig(Section):
     max_response_tokens: int = Field(
         default=8192, gt=0, description="the conversation after the first prompt, observations included"
     )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _own_prompts(cls, raw: Any) -> Any:
+        """A protocol that ships with prompts of its own is used with them, unless others are named."""
+        if isinstance(raw, dict) and "prompts" not in raw and (_PROMPTS / f"{raw.get('name')}.yaml").is_file():
+            return raw | {"prompts": raw["name"]}
+        return raw
 
 
 class RolloutConfig(Section):
@@ -214,6 +230,9 @@ class RunConfig(Section):
     model: ModelConfig
     data: DataConfig = DataConfig()
     protocol: ProtocolConfig = ProtocolConfig()
+    tools: Rollout[ToolsConfig] = Field(
+        default_factory=dict, description="further tools by name, each with its settings: {crop: {limit: 1}}"
+    )
     rollout: RolloutConfig = RolloutConfig()
     search: SearchConfig = SearchConfig()
     engine: EngineConfig = EngineConfig()

@@ -2,19 +2,21 @@
 person wrote (`package.module:Object`, or `path/to/file.py:Object`).
 
 A part that ships is one file: `ROOM/NAME.py` with the seam's attribute in it (`TOOL`, `REWARD`, ...) is found by its name, and
-no list names it. Files whose name begins with an underscore, and `base.py`, hold no part. An installed package adds a part by
-an entry point of the group `megatron_mmsr1.KIND`. Nothing is imported before it is asked for.
+no list names it. A file without that attribute helps the others and is no part. An installed package adds a part by an entry
+point of the group `megatron_mmsr1.KIND`. Nothing is imported before it is asked for.
 """
 
 from __future__ import annotations
 
 import difflib
+import functools
 import hashlib
 import importlib
 import importlib.metadata
 import importlib.util
 import inspect
 import pkgutil
+import re
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -89,7 +91,11 @@ class Registry[T]:
         room = importlib.util.find_spec(self.room)
         paths = list(room.submodule_search_locations or []) if room else []
         modules = (m.name for m in pkgutil.iter_modules(paths))
-        return {m: f"{self.room}.{m}" for m in modules if not m.startswith("_") and m not in NOT_PARTS}
+        return {
+            m: f"{self.room}.{m}"
+            for m in modules
+            if not m.startswith("_") and m not in NOT_PARTS and _defines(f"{self.room}.{m}", self.attribute)
+        }
 
     def _load(self, name: str) -> tuple[Any, str]:
         """The object, and the file that it comes from."""
@@ -122,6 +128,19 @@ class Registry[T]:
         if not hasattr(module, attribute):
             raise UsageError(f"{self.key}={name}: {file} has no {attribute}")
         return getattr(module, attribute), file
+
+
+@functools.cache
+def _defines(module: str, attribute: str) -> bool:
+    """Whether the module's file assigns, defines or imports the attribute at its top level; told from its text, so nothing is
+    imported."""
+    found = importlib.util.find_spec(module)
+    if found is None or found.origin is None:
+        return False
+    text = Path(found.origin).read_text(encoding="utf-8")
+    a = re.escape(attribute)
+    said = rf"^(?:{a}\s*[:=]|(?:async\s+)?(?:def|class)\s+{a}\b|from\s.*\bimport\b.*\b{a}\b)"
+    return re.search(said, text, re.MULTILINE) is not None
 
 
 def _from_file(path: Path) -> ModuleType:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import difflib
 import importlib
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from pydantic import GetCoreSchemaHandler
+from pydantic import GetCoreSchemaHandler, ValidationError
 from pydantic_core import CoreSchema, core_schema
 
 from megatron_mmsr1.config.section import Section
@@ -47,3 +49,21 @@ class PartSettings:
         return core_schema.no_info_plain_validator_function(
             validate, serialization=core_schema.plain_serializer_function_ser_schema(lambda s: s.model_dump(mode="json"))
         )
+
+
+def options_for(part: Any, options: Mapping[str, Any], key: str) -> Any:
+    """A part's `Settings` from options that a person or a caller gave. Raises UsageError that names `key`, the option and, for
+    a misspelt one, what was meant."""
+    try:
+        return part.Settings.model_validate(dict(options))
+    except ValidationError as e:
+        raise UsageError("; ".join(_explained(err, part.Settings, key) for err in e.errors())) from None
+
+
+def _explained(err: Any, settings: type[Section], key: str) -> str:
+    where = ".".join([key, *map(str, err["loc"])])
+    if err["type"] != "extra_forbidden":
+        return f"{where}: {err['msg']} (got {err.get('input')!r})"
+    known = list(settings.model_fields)
+    close = difflib.get_close_matches(str(err["loc"][-1]), known, n=1)
+    return f"unknown key {where}: " + (f"did you mean {close[0]}?" if close else f"known keys here: {', '.join(known)}")

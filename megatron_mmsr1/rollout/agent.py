@@ -9,6 +9,7 @@ and what it sampled.
 from __future__ import annotations
 
 import hashlib
+from collections import Counter
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from functools import partial
@@ -16,10 +17,11 @@ from functools import partial
 from megatron_mmsr1 import protocol
 from megatron_mmsr1.data.dataset import Prompt
 from megatron_mmsr1.errors import RunError
-from megatron_mmsr1.protocol import GiveUp, ImageHit, ImageSearch, Invalid, TextHit, TextSearch
-from megatron_mmsr1.rollout import tools
+from megatron_mmsr1.protocol import Action, Call, GiveUp, ImageHit, Invalid, TextHit
+from megatron_mmsr1.rollout.calls import Observation, observe
 from megatron_mmsr1.rollout.context import Context, Engine, Message
 from megatron_mmsr1.rollout.engine import EngineError, Generation
+from megatron_mmsr1.tools import Picture, Scene
 from megatron_mmsr1.trajectory import Status, ToolCall, Trajectory
 
 
@@ -29,8 +31,9 @@ class Event:
 
     name: str
     round: int  # from 1
-    text: str = ""  # turn_ended: what was said; tool_started: the query; tool_ended: the observation
-    action: str = ""
+    text: str = ""  # turn_ended: what was said; tool_started: the call's arguments; tool_ended: the observation
+    action: str = ""  # tool_started, tool_ended: the tool's name
+    kind: str = ""  # the same: the tool's kind
     call: ToolCall | None = None
     hits: tuple[ImageHit | TextHit, ...] = ()  # tool_ended: what was found, pictures as the model sees them
 
@@ -72,7 +75,8 @@ class Seeds:
 async def open_group(context: Context, prompt: Prompt) -> Opening:
     """Render the first prompt and keep its pictures. Raises ImageError if one of them is no picture."""
     images = [await context.canonical(data) for data in prompt.images]
-    return Opening(prompt, context.message(protocol.first_message(context.prompts, prompt.question, len(images)), images))
+    segments = context.protocol.first_message(context.prompts, prompt.question, len(images))
+    return Opening(prompt, context.message(segments, images, prompt.images))
 
 
 async def run_trajectory(
@@ -93,12 +97,16 @@ async def run_trajectory(
     """
     temperature = context.rollout.temperature if temperature is None else temperature
     tries = 1 + (context.rollout.retries if context.rollout.tool_failure == "retry_trajectory" else 0)
+    given_up: list[ToolCall] = []
     for attempt in range(1, tries + 1):
         group = group_id or opening.prompt.prompt_id
         run = _Run(context, engine, opening, seeds, group, temperature, on_event, on_tokens, attempt)
         await run.go()
         if run.trajectory.status is not Status.TOOL_ERROR or attempt == tries:
+            # They were made and paid: budget, alarms and counts must see them, whatever the last try met.
+            run.trajectory.unobserved[:0] = given_up
             return run.trajectory
+        given_up += run.trajectory.tool_calls
     raise AssertionError("unreachable: the last try returns")
 
 
@@ -116,9 +124,9 @@ class _Run:
     on_tokens: OnTokens | None
     attempt: int
     trajectory: Trajectory = field(init=False)
-    images: list[bytes] = field(default_factory=list)
+    pictures: list[Picture] = field(default_factory=list)
     seen: list[int] = field(default_factory=list)  # the engine's view up to and including the last sampled turn
-    used: dict[str, int] = field(default_factory=lambda: {"image": 0, "text": 0})
+    used: Counter[str] = field(default_factory=Counter)  # calls by the tool's name
 
     def __post_init__(self) -> None:
         p = self.opening.prompt
@@ -161,22 +169,31 @@ class _Run:
                 return Status.INVALID
             if isinstance(action, GiveUp):
                 return Status.GAVE_UP
-            if not isinstance(action, ImageSearch | TextSearch):
+            if not isinstance(action, Call):
                 return Status.ANSWERED
-            ended = await self._tool(number, action)
+            ended = await self._call(number, action)
             if ended is not None:
                 return ended
-        raise AssertionError("unreachable: the last round's search ends the trajectory")
+        raise AssertionError("unreachable: the last round's call ends the trajectory")
 
     async def _forced(self, text: str) -> Status | None:
-        """The first turn as somebody else wrote it: context, and the search that it asks for."""
-        action = protocol.parse_action(text)
-        if not isinstance(action, ImageSearch | TextSearch):
-            raise ValueError(f"a forced turn must be a search: {text!r}")
+        """The first turn as somebody else wrote it: context, and the call that it makes."""
+        action = self._parsed(text)
+        if not isinstance(action, Call):
+            raise ValueError(f"a forced turn must be a call: {text!r}")
         self._append("prompt", self.context.message([protocol.text(text + protocol.IM_END)], []))
-        return await self._tool(1, action)
+        return await self._call(1, action)
 
-    async def _turn(self, number: int) -> tuple[Generation, protocol.Action]:
+    def _parsed(self, text: str) -> Action:
+        """The turn's action; a call of a tool that this run does not have is none."""
+        action = self.context.protocol.parse(text)
+        if isinstance(action, Call):
+            unknown = [c.name for c in action.calls if c.name not in self.context.tools]
+            if unknown:
+                return Invalid(f"there is no tool {unknown[0][:40]!r}: {', '.join(self.context.tools)}")
+        return action
+
+    async def _turn(self, number: int) -> tuple[Generation, Action]:
         c, t = self.context, self.trajectory
         await self._tell(Event("turn_started", number))
         ids = t.engine_ids(c.pad_id, c.pictures.merge)
@@ -184,7 +201,7 @@ class _Run:
             raise RunError(f"{t.prompt_id}#{t.sample_index}: turn {number} does not continue what the engine saw and sampled")
         generation = await self.engine.generate(
             ids,
-            self.images,
+            [p.image.png for p in self.pictures],
             max_new_tokens=min(c.limits.max_turn_tokens, self._left()),
             temperature=self.temperature,
             seed=self.seeds.turn(number - 1),
@@ -197,7 +214,8 @@ class _Run:
                 f"{len(t)}: their image processors differ (compare model.min_pixels and max_pixels with the checkpoint's)"
             )
         text = c.decode(generation.token_ids)
-        action = protocol.parse_action(self.opening.prefix + text if number == 1 else text)
+        action = self._parsed(self.opening.prefix + text if number == 1 else text)
+        name = "+".join(c.name for c in action.calls) if isinstance(action, Call) else action.name
         versions = generation.weight_versions or [generation.weight_version] * len(generation.token_ids)
         t.append(
             "assistant",
@@ -205,41 +223,52 @@ class _Run:
             text,
             logprobs=generation.logprobs,
             weight_versions=versions,
-            action=action.name,
+            action=name,
             seconds=generation.seconds,
         )
         self.seen = ids + generation.token_ids
-        await self._tell(Event("turn_ended", number, text, action.name))
+        await self._tell(Event("turn_ended", number, text, name))
         return generation, action
 
-    async def _tool(self, number: int, action: ImageSearch | TextSearch) -> Status | None:
-        """Call it and append what it found; a status if the trajectory ends here."""
+    async def _call(self, number: int, action: Call) -> Status | None:
+        """Make the turn's calls and append what they gave; a status if the trajectory ends here."""
         c, t = self.context, self.trajectory
-        kind = "image" if isinstance(action, ImageSearch) else "text"
-        allowed = c.limits.image_searches if kind == "image" else c.limits.text_searches
-        if number == c.limits.max_rounds or self.used[kind] >= allowed:
+        self.used.update(call.name for call in action.calls)
+        if number == c.limits.max_rounds or any(self.used[x.name] > c.allowed[x.name] for x in action.calls):
             return Status.OUT_OF_ROUNDS
-        self.used[kind] += 1
-        query = action.query if isinstance(action, TextSearch) else ""
-        await self._tell(Event("tool_started", number, query, action.name))
-        pictures = self.opening.prompt.images
+        for call in action.calls:
+            tool = c.tools[call.name]
+            await self._tell(Event("tool_started", number, tool.shown(call.arguments), call.name, tool.kind))
+        seen = await observe(c, action.calls, self._scene(number))
+        for call, o in zip(action.calls, seen, strict=True):
+            await self._tell(Event("tool_ended", number, o.message.text, call.name, o.call.kind, o.call, o.hits))
+        failed = next((o.call for o in seen if o.call.status.infrastructure), None)
+        if failed is not None and c.rollout.tool_failure != "neutral_observation":
+            t.extra["error"] = f"{failed.kind} tool: {failed.status}: {failed.detail}"
+            return self._unobserved(seen, Status.TOOL_ERROR)
+        # Text and pictures together or not at all, and with room to answer.
+        if sum(len(o.message.ids) for o in seen) >= self._left():
+            return self._unobserved(seen, Status.OUT_OF_TOKENS)
+        for o in seen:
+            self._append("tool", o.message, o.call)
+        return None
+
+    def _scene(self, number: int) -> Scene:
+        c, t = self.context, self.trajectory
         # The same in every repetition of the run, and nowhere else in it: evaluations ask the same prompts again and again.
         name = f"w{t.weight_versions[-1]}/{self.group_id}/{t.prompt_id}#{t.sample_index}@{number}.{self.attempt}"
-        seen = await tools.call(c, action, t.question, pictures[0] if pictures else None, name=name)
-        await self._tell(Event("tool_ended", number, seen.message.text, action.name, seen.call, seen.hits))
-        if seen.call.status.infrastructure and c.rollout.tool_failure != "neutral_observation":
-            t.extra["error"] = f"{kind} search: {seen.call.status}: {seen.call.detail}"
-            return Status.TOOL_ERROR
-        # Text and pictures together or not at all, and with room to answer.
-        if len(seen.message.ids) >= self._left():
-            return Status.OUT_OF_TOKENS
-        self._append("tool", seen.message, seen.call)
-        return None
+        asked = self.opening.prompt.images
+        return Scene(t.question, tuple(self.pictures), asked[0] if asked else None, c.search, c.limits.top_k, name, c.picture)
+
+    def _unobserved(self, seen: list[Observation], status: Status) -> Status:
+        """The calls were made, though the conversation ends before the model reads of them."""
+        self.trajectory.unobserved += [o.call for o in seen]
+        return status
 
     def _append(self, role: str, message: Message, call: ToolCall | None = None) -> None:
         for image in message.images:
             self.context.store.put(image)
-            self.images.append(image.png)
+        self.pictures += message.pictures
         seconds = call.seconds if call else 0.0
         self.trajectory.append(role, message.ids, message.text, images=message.refs, tool=call, seconds=seconds)
 

@@ -3,20 +3,21 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from megatron_mmsr1 import protocol
 from megatron_mmsr1.config import ModelConfig, ProtocolConfig, RolloutConfig, RunConfig
+from megatron_mmsr1.config.section import Section
 from megatron_mmsr1.data.images import CanonicalImage, ImageStore, canonicalize
 from megatron_mmsr1.errors import UsageError
 from megatron_mmsr1.models import Family, PictureRule, of_checkpoint
-from megatron_mmsr1.protocol import Prompts, Segment
+from megatron_mmsr1.protocol import Prompts, Segment, TurnProtocol
 from megatron_mmsr1.rollout.engine import Generation
 from megatron_mmsr1.rollout.streaming import OnTokens
-from megatron_mmsr1.search.replies import ImageReply, TextReply
+from megatron_mmsr1.tools import Picture, Search, Tool, configured
 from megatron_mmsr1.trajectory import ImageRef, expand_pads
 
 if TYPE_CHECKING:
@@ -42,29 +43,30 @@ class Engine(Protocol):
     ) -> Generation: ...
 
 
-class Search(Protocol):
-    """The two tools; `search.client.SearchClient` is one. Failures come back as a status, never as an exception. `call` names
-    the call within its run, the same each time the run is repeated."""
-
-    async def text(self, query: str, k: int = 5, *, call: str = "") -> TextReply: ...
-    async def image(self, data: bytes, k: int = 5, *, call: str = "") -> ImageReply: ...
-
-
 @dataclass(slots=True, frozen=True)
 class Message:
-    """Context ready to append: `ids` with every picture expanded to its pads, `text` for reading, pictures in order."""
+    """Context ready to append: `ids` with every picture expanded to its pads, `text` for reading, pictures in order.
+    `originals`: the bytes that they were made of, where somebody may want more of their pixels; else empty."""
 
     ids: list[int]
     text: str
     images: list[CanonicalImage]
+    originals: list[bytes] = field(default_factory=list)
 
     @property
     def refs(self) -> list[ImageRef]:
         return [ImageRef(i.sha256, i.grid_thw) for i in self.images]
 
+    @property
+    def pictures(self) -> list[Picture]:
+        originals = self.originals or [i.png for i in self.images]
+        return [Picture(data, image) for data, image in zip(originals, self.images, strict=True)]
+
 
 @dataclass(slots=True)
 class Context:
+    """`protocol` speaks of `tools`; `allowed` calls of each a trajectory, by the tool's name."""
+
     tokenizer: Any
     prompts: Prompts
     limits: ProtocolConfig
@@ -77,6 +79,9 @@ class Context:
     banned_ids: list[int]
     family: Family
     pictures: PictureRule
+    tools: Mapping[str, Tool]
+    protocol: TurnProtocol
+    allowed: dict[str, int]
 
     @classmethod
     def build(
@@ -91,14 +96,19 @@ class Context:
         store: ImageStore,
         family: Family,
         pictures: PictureRule | None = None,
+        tools: Mapping[str, Section] | None = None,
     ) -> Context:
-        """`pictures` defaults to the family's own rule. Raises UsageError if the tokenizer lacks one of the family's tokens."""
+        """`limits.name` is the protocol, `tools` the config's section, `pictures` defaults to the family's own rule. Raises
+        UsageError if the tokenizer lacks one of the family's tokens."""
         tokens = family.tokens
+        made = configured(tools or {})
         return cls(
             tokenizer, prompts, limits, rollout, model, search, store,
             pad_id=tokens.id_of(tokens.picture_pad, tokenizer, model.path),
             stop_id=tokens.id_of(tokens.turn_end, tokenizer, model.path),
             banned_ids=tokens.banned_ids(tokenizer), family=family, pictures=pictures or family.pictures,
+            tools=made, protocol=protocol.get(limits.name, list(made.values()), **limits.options),
+            allowed={name: tool.limit(limits) for name, tool in made.items()},
         )  # fmt: skip
 
     @classmethod
@@ -115,21 +125,28 @@ class Context:
             store=store,
             family=files.family,
             pictures=files.pictures,
+            tools=cfg.tools,
         )
 
     async def canonical(self, data: bytes) -> CanonicalImage:
         """The form of a picture that engine and trainer both get. ImageError if it is no picture."""
-        limits = {"min_pixels": self.model.min_pixels, "max_pixels": self.model.max_pixels}
-        if len(data) <= INLINE_IMAGE_BYTES:
-            return canonicalize(data, rule=self.pictures, **limits)
-        return await asyncio.to_thread(canonicalize, data, rule=self.pictures, **limits)
+        return (await self.picture(data)).image
 
-    def message(self, segments: list[Segment], images: list[CanonicalImage]) -> Message:
+    async def picture(self, data: bytes, *, min_pixels: int | None = None, max_pixels: int | None = None) -> Picture:
+        """As `tools.base.Pictures` has it: bounds outside of the model's own are the model's."""
+        low, high = self.model.min_pixels, self.model.max_pixels
+        least = low if min_pixels is None else min(max(low, min_pixels), high)
+        limits = {"min_pixels": least, "max_pixels": high if max_pixels is None else min(high, max(max_pixels, least))}
+        if len(data) <= INLINE_IMAGE_BYTES:
+            return Picture(data, canonicalize(data, rule=self.pictures, **limits))
+        return Picture(data, await asyncio.to_thread(canonicalize, data, rule=self.pictures, **limits))
+
+    def message(self, segments: list[Segment], images: list[CanonicalImage], originals: Sequence[bytes] = ()) -> Message:
         """Token ids of a message and its pictures, as one. Raises ValueError if their numbers differ."""
-        ids = protocol.encode(self.tokenizer, segments)
+        ids = protocol.encode(self.tokenizer, segments, self.protocol.tags)
         pads = [self.pictures.tokens(i.grid_thw) for i in images]
         shown = "".join("<image>" if s.kind == "image" else s.text for s in segments)
-        return Message(expand_pads(ids, self.pad_id, pads), shown, images)
+        return Message(expand_pads(ids, self.pad_id, pads), shown, images, list(originals))
 
     def decode(self, ids: list[int]) -> str:
         """A sampled turn as text, for parsing and reading only, without its end-of-turn token."""
