@@ -53,7 +53,7 @@ def main() -> None:
     args = parser.parse_args()
     cfg = config.load(args.config)
     with lock_of_ranks(Path(cfg.output)) as lock, Run(cfg, args.engine, args.search, lock) as run:
-        (cold_start if run.cfg.algorithm.name == "sft" else train)(run)
+        (cold_start if run.cfg.algorithm.supervised else train)(run)
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ from pydantic import BaseModel
 from pydantic_core import PydanticUndefined
 
 from megatron_mmsr1.config import RunConfig
+from megatron_mmsr1.plugins.settings import PartSettings
 
 TARGET = Path(__file__).parent.parent / "docs" / "configuration.md"
 HEAD = """# Configuration
@@ -20,9 +22,9 @@ line overrides it. Unknown keys are errors.
 
 def render() -> str:
     """The whole page as Markdown."""
-    parts = [HEAD, "## Top level\n", _table(RunConfig, sections=False)]
+    parts = [HEAD, "## Top level\n", _table(RunConfig, sections=False), *_seams(RunConfig)]
     for name, model in _sections(RunConfig):
-        parts += _chapter(name, model)
+        parts += _chapter(name, model) + _seams(model, f"{name}.")
     return "\n".join(parts) + "\n"
 
 
@@ -30,9 +32,30 @@ def _sections(model: type[BaseModel], above: str = "") -> list[tuple[str, type[B
     """The sections below `model`, each followed by its own, with their dotted names."""
     out: list[tuple[str, type[BaseModel]]] = []
     for name, field in model.model_fields.items():
-        if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
+        if _part(field) is None and isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
             out += [(above + name, field.annotation), *_sections(field.annotation, f"{above}{name}.")]
     return out
+
+
+def _seams(model: type[BaseModel], above: str = "") -> list[str]:
+    """A chapter for each setting of `model` that names a part, with a table for each part that ships."""
+    out: list[str] = []
+    for key, field in model.model_fields.items():
+        if (seam := _part(field)) is None:
+            continue
+        registry: Any = importlib.import_module(seam.home).REGISTRY
+        level = "#" * (2 + above.count("."))
+        default = f", {seam.default} if it is left out" if seam.default else ""
+        out.append(
+            f"\n{level} {above}{key}\n\n`name` says which {registry.kind}{default}; the other keys are that one's own.\n"
+        )
+        for name in registry.names():
+            out.append(f"\n{level}# {above}{key}: {name}\n\n{_table(registry.get(name).Settings)}")
+    return out
+
+
+def _part(field: Any) -> PartSettings | None:
+    return next((m for m in field.metadata if isinstance(m, PartSettings)), None)
 
 
 def _chapter(name: str, model: type[BaseModel]) -> list[str]:
@@ -44,9 +67,17 @@ def _chapter(name: str, model: type[BaseModel]) -> list[str]:
 def _table(model: type[BaseModel], *, sections: bool = True) -> str:
     rows = ["| key | type | default | what it does |", "| --- | --- | --- | --- |"]
     for name, field in model.model_fields.items():
-        if not sections and isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
+        if (
+            not sections
+            and _part(field) is None
+            and isinstance(field.annotation, type)
+            and issubclass(field.annotation, BaseModel)
+        ):
             continue
-        rows.append(f"| `{name}` | {_type(field.annotation)} | {_default(field)} | {field.description or ''} |")
+        kind, default = (
+            (_type(field.annotation), _default(field)) if _part(field) is None else ("`name` and settings", "see below")
+        )
+        rows.append(f"| `{name}` | {kind} | {default} | {field.description or ''} |")
     return "\n".join(rows)
 
 

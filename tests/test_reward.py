@@ -11,7 +11,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from megatron_mmsr1 import reward
-from megatron_mmsr1.config import RewardConfig
 from megatron_mmsr1.errors import UsageError
 from megatron_mmsr1.reward import mmsearch
 from megatron_mmsr1.reward.mmsearch import answer_of, is_well_formed, normalize, parts, score, searches
@@ -136,10 +135,10 @@ def trajectory(*turns: str, status: Status = Status.ANSWERED) -> Trajectory:
 
 def test_trajectory_is_scored_by_its_assistant_turns() -> None:
     t = trajectory(f"{IMAGE}<|im_end|>", f"{REASON}<answer>Lisbon</answer><|im_end|>")
-    reward.score_trajectory(t, RewardConfig())
+    reward.score_trajectory(t, mmsearch.Settings())
     assert t.reward == pytest.approx(0.91)
     assert t.reward_parts == {"acc": 1.0, "format": 1.0, "searches": 1.0}
-    reward.score_trajectory(t, RewardConfig(search_penalty=0.5, format_penalty=0.0))
+    reward.score_trajectory(t, mmsearch.Settings(search_penalty=0.5, format_penalty=0.0))
     assert t.reward == pytest.approx(0.5)
 
 
@@ -147,7 +146,7 @@ def test_trajectory_is_scored_by_its_assistant_turns() -> None:
 def test_what_broke_under_the_model_has_no_reward(status: Status) -> None:
     t = trajectory(f"{REASON}<answer>Lisbon</answer>", status=status)
     t.reward, t.reward_parts = 1.0, {"acc": 1.0}
-    reward.score_trajectory(t, RewardConfig())
+    reward.score_trajectory(t, mmsearch.Settings())
     assert t.reward is None
     assert t.reward_parts == {}
 
@@ -155,11 +154,11 @@ def test_what_broke_under_the_model_has_no_reward(status: Status) -> None:
 @pytest.mark.parametrize("status", [Status.GAVE_UP, Status.INVALID, Status.OUT_OF_ROUNDS, Status.OUT_OF_TOKENS])
 def test_what_the_model_did_not_finish_earns_nothing(status: Status) -> None:
     t = trajectory("Unable to answer due to lack of relevant information", status=status)
-    reward.score_trajectory(t, RewardConfig())
+    reward.score_trajectory(t, mmsearch.Settings())
     assert t.reward == 0
 
 
 def test_a_reward_is_found_by_its_file() -> None:
-    assert reward.get("mmsearch") is mmsearch.reward
-    with pytest.raises(UsageError, match="there are mmsearch"):
+    assert type(reward.get("mmsearch")) is mmsearch.MMSearch
+    with pytest.raises(UsageError, match="did you mean mmsearch"):
         reward.get("mmsaerch")

@@ -76,7 +76,7 @@ async def _run(script: Script, prompts: Sequence[Prompt], cfg: RunConfig, search
         async with slots:
             opening = await open_group(context, prompt)
             t = await run_trajectory(context, engine, opening, seeds=Seeds(cfg.seed, -1, index, 0))
-        score_trajectory(t, cfg.reward)
+        await asyncio.to_thread(score_trajectory, t, cfg.reward)
         return t
 
     try:

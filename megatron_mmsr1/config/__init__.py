@@ -7,11 +7,12 @@ to megatron-core's provider and to SGLang's server arguments; their names are ch
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import Field, ValidationError, model_validator
+from pydantic import Field, SerializeAsAny, ValidationError, model_validator
 
+from megatron_mmsr1.config.algorithm import AlgorithmConfig
 from megatron_mmsr1.config.checks import problems
 from megatron_mmsr1.config.explain import explain_all
 from megatron_mmsr1.config.reading import override, read_mapping
@@ -19,6 +20,9 @@ from megatron_mmsr1.config.search import SearchConfig
 from megatron_mmsr1.config.section import Affects, Logging, Machine, Rollout, Section, Training
 from megatron_mmsr1.config.tools import ToolsConfig
 from megatron_mmsr1.errors import UsageError
+from megatron_mmsr1.plugins.settings import PartSettings
+
+REWARD = PartSettings("megatron_mmsr1.reward", "mmsearch")
 
 _PROMPTS = Path(__file__).parent.parent / "protocol" / "prompts"
 
@@ -127,33 +131,6 @@ class EngineConfig(Section):
     sglang: dict[str, Any] = Field(default_factory=dict, description="native server arguments, e.g. mem_fraction_static: 0.7")
 
 
-class RewardConfig(Section):
-    AFFECTS = Affects.ROLLOUT
-
-    name: str = "mmsearch"
-    search_penalty: float = Field(default=0.1, ge=0, le=1, description="share of a right answer's reward that searching costs")
-    format_penalty: float = Field(default=0.1, ge=0, le=1, description="weight of the format in the reward")
-    reward_mode: Literal["EM", "SubEM"] = "EM"
-    count_penalty: bool = False
-
-
-class AlgorithmConfig(Section):
-    AFFECTS = Affects.TRAINING
-
-    name: Literal["grpo", "sft"] = "grpo"
-    divide_by_std: bool = Field(
-        default=True, description="GRPO divides the centred rewards by the group's deviation; Dr.GRPO does not"
-    )
-    clip_low: float = Field(default=0.2, ge=0)
-    clip_high: float = Field(default=0.2, ge=0)
-    kl_coef: float = Field(default=0.001, ge=0, description="0 skips the reference pass altogether")
-    entropy_coef: float = 0.0
-    updates_per_step: int = Field(default=1, gt=0, description="optimizer steps over one rollout batch")
-    logprob_alarm: Logging[float] = Field(
-        default=0.05, gt=0, description="mean |trainer - engine| log-prob that is warned about"
-    )
-
-
 class OptimizerConfig(Section):
     AFFECTS = Affects.TRAINING
 
@@ -236,7 +213,7 @@ class RunConfig(Section):
     rollout: RolloutConfig = RolloutConfig()
     search: SearchConfig = SearchConfig()
     engine: EngineConfig = EngineConfig()
-    reward: RewardConfig = RewardConfig()
+    reward: Rollout[Annotated[SerializeAsAny[Section], REWARD]] = Field(default_factory=REWARD.make)
     algorithm: AlgorithmConfig = AlgorithmConfig()
     optimizer: OptimizerConfig = OptimizerConfig()
     megatron: MegatronConfig = MegatronConfig()

@@ -43,7 +43,7 @@ def _layout(cfg: RunConfig) -> Iterator[str]:
 def _training(cfg: RunConfig) -> Iterator[str]:
     if cfg.train.mode == "train-only" and not cfg.train.replay:
         yield "train.mode=train-only needs train.replay, the directory of a run's rollout dumps"
-    if cfg.algorithm.name != "sft" and cfg.data.group_size < 2:
+    if not cfg.algorithm.supervised and cfg.data.group_size < 2:
         yield "data.group_size=1 gives every rollout an advantage of zero; use at least 2"
     if cfg.optimizer.min_lr > cfg.optimizer.lr:
         yield f"optimizer.min_lr={cfg.optimizer.min_lr:g} is above optimizer.lr={cfg.optimizer.lr:g}"

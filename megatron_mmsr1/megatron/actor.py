@@ -12,6 +12,7 @@ import numpy as np
 from torch import Tensor
 from transformers import AutoTokenizer
 
+from megatron_mmsr1.algorithm.composition import compose
 from megatron_mmsr1.config import RunConfig
 from megatron_mmsr1.data.images import ImageStore
 from megatron_mmsr1.errors import UsageError
@@ -29,7 +30,7 @@ from megatron_mmsr1.trajectory import Trajectory
 
 
 class MegatronActor:
-    """A policy of any model family on megatron-core, its optimizer and, where a KL term asks for one, its frozen reference.
+    """A policy of any model family on megatron-core, its optimizer and, where the algorithm needs one, its frozen reference.
 
     `parallel` says who this rank is, `step` how many train steps are done. Raises UsageError for a configuration or checkpoint
     that does not fit, RunError for a damaged checkpoint.
@@ -58,7 +59,8 @@ class MegatronActor:
         self.images = images
         self.policy = self._forward_backward(self.model, frozen=cfg.model.vision_frozen)
         self.reference: ForwardBackward | None = None
-        if cfg.algorithm.name == "grpo" and cfg.algorithm.kl_coef > 0:
+        self.algorithm = compose(cfg.algorithm)
+        if "reference" in self.algorithm.needs:
             self.reference = self._build_reference()
         # The libraries' hundred thousands of objects need not be looked at again at every full collection.
         gc.collect()
@@ -66,31 +68,32 @@ class MegatronActor:
 
     # ------------------------------------------------------------------------------------------------------- training
     def train_step(self, trajectories: Sequence[Trajectory], advantages: Sequence[float] | None) -> dict[str, float]:
-        """One step over the global batch, the same list on every rank: `updates_per_step` optimizer updates (GRPO), or one.
+        """One step over the global batch, the same list on every rank: `updates_per_step` optimizer updates, or one (SFT).
 
-        `advantages` has a value a trajectory (GRPO; None for SFT). Metrics are means over the global batch's scored tokens,
-        the same on every rank. An empty list trains nothing but counts as a step. Raises UsageError for a trajectory that
-        cannot be trained on and for a missing advantage.
+        `advantages` has a value a trajectory (None for SFT). Metrics are means over the step's updates, the same on every rank.
+        An update in which nothing was sampled is left out; a step of which nothing is left trains nothing but counts. Raises
+        UsageError for a trajectory that cannot be trained on and for a missing advantage.
         """
         started = time.perf_counter()
-        grpo = self.cfg.algorithm.name == "grpo"
-        if grpo and (advantages is None or len(advantages) != len(trajectories)):
-            raise UsageError(f"GRPO needs an advantage for each of {len(trajectories)} trajectories")
+        supervised = self.algorithm.supervised
+        if not supervised and (advantages is None or len(advantages) != len(trajectories)):
+            raise UsageError(f"there must be an advantage for each of {len(trajectories)} trajectories")
         batches.check(trajectories, self.packing, self.model.config.vocab_size)
         rate = learning_rate(self.cfg.optimizer, self.step, self.total_steps)
         values = np.zeros(len(trajectories)) if advantages is None else np.asarray(advantages, dtype=np.float64)
-        updates = self.cfg.algorithm.updates_per_step if grpo else 1
+        updates = 1 if supervised else self.cfg.algorithm.updates_per_step
         parts = [p.tolist() for p in np.array_split(np.arange(len(trajectories)), updates) if len(p)]
-        work = [Update(self, [trajectories[i] for i in part], values[part]) for part in parts]
+        work = [u for part in parts if not (u := Update(self, [trajectories[i] for i in part], values[part])).empty]
+        old = len(work) > 1 and "old" in self.algorithm.needs
         for update in work:
-            update.score_first(old=len(work) > 1, reference=self.reference)
+            update.score_first(old=old, reference=self.reference if "reference" in self.algorithm.needs else None)
         reports = [update.run(rate) for update in work]
         self.step += 1
         tokens = sum(len(t) for t in trajectories)
         platform.synchronize()
         seconds = time.perf_counter() - started
-        mean = {k: float(np.mean([r[k] for r in reports])) for k in reports[0]} if reports else {}
-        if not grpo:
+        mean = {k: float(np.mean([r[k] for r in reports])) for k in reports[0]} if reports else {"loss_tokens": 0.0}
+        if supervised:
             mean = {k: v for k, v in mean.items() if k in ("loss", "entropy", "grad_norm", "loss_tokens")}
         peak = self.parallel.max([float(platform.peak_memory_bytes())])[0]
         return mean | {
@@ -158,13 +161,12 @@ class MegatronActor:
 
     # -------------------------------------------------------------------------------------------------------- helpers
     def _forward_backward(self, model: Built, *, frozen: bool) -> ForwardBackward:
-        sft = self.cfg.algorithm.name == "sft"
         vision = VisionFeatures(self.images, model.files.pictures, frozen=frozen, device=platform.device())
         return ForwardBackward(
             model,
             vision,
             banned=self.banned,
-            temperature=1.0 if sft else self.cfg.rollout.temperature or 1.0,
+            temperature=1.0 if self.cfg.algorithm.supervised else self.cfg.rollout.temperature or 1.0,
             chunk=self.cfg.megatron.logprob_chunk,
         )
 

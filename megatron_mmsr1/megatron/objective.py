@@ -1,57 +1,64 @@
-"""What a micro-batch's log-probs are worth: the loss of SFT or GRPO, as a share of the mean over the global batch."""
+"""From a micro-batch's scores to its share of the loss: lays out what the composition wants to know of each token."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from megatron_mmsr1.algorithm.kl import k3
-from megatron_mmsr1.algorithm.losses import policy_loss
-from megatron_mmsr1.algorithm.sft import nll
-from megatron_mmsr1.config import AlgorithmConfig
-
-SUMS = ("loss", "pg_loss", "kl", "entropy", "clip_fraction", "logprob_diff_mean")
-MAXIMA = ("logprob_diff_max",)
+from megatron_mmsr1.algorithm.composition import Composition, Scored
+from megatron_mmsr1.algorithm.parts import Totals
+from megatron_mmsr1.megatron.batch import MicroBatch, token_weights
+from megatron_mmsr1.trajectory import Trajectory
 
 
 @dataclass
-class Inputs:
-    """Per scored token of one micro-batch, all float32 [N]; `global_*` are sums over every rank and micro-batch."""
+class Objective:
+    """The loss of one update over `trajectories`, a micro-batch at a time.
 
-    weights: Tensor
-    advantages: Tensor
-    engine_logprobs: Tensor
-    old_logprobs: Tensor | None  # None: the policy's own, detached
-    ref_logprobs: Tensor | None  # None: no KL term
-    global_tokens: float
-    global_weight: float
-
-
-def loss(cfg: AlgorithmConfig, scores: Tensor, x: Inputs) -> tuple[Tensor, np.ndarray]:
-    """scores float32 [2, N] (log-prob, entropy). Returns the share of the loss and the shares of `SUMS + MAXIMA`, float64.
-
-    Shares add up to the mean over the global batch's tokens (SFT's loss: over its weights), however they are split.
+    `old` and `ref` are log-probs of the micro-batches' scored tokens, float32 [T] each, or empty: the policy's own, and none.
     """
-    logprobs, entropy = scores[0], scores[1]
-    zero = torch.zeros_like(logprobs)
-    if cfg.name == "sft":
-        value = nll(logprobs, x.weights).sum() / x.global_weight
-        parts = [value.detach(), zero.sum(), zero.sum(), entropy.detach().sum() / x.global_tokens, zero.sum(), zero.sum()]
-        return value, torch.stack([*parts, zero.sum()]).double().cpu().numpy()
-    old = logprobs.detach() if x.old_logprobs is None else x.old_logprobs
-    pg, clipped = policy_loss(logprobs, old, x.advantages, torch.ones_like(logprobs), cfg.clip_low, cfg.clip_high)
-    per_token = pg
-    kl = zero
-    if x.ref_logprobs is not None:
-        kl = k3(logprobs, x.ref_logprobs)
-        per_token = per_token + cfg.kl_coef * kl
-    if cfg.entropy_coef:
-        per_token = per_token - cfg.entropy_coef * entropy
-    value = per_token.sum() / x.global_tokens
-    gap = (old - x.engine_logprobs).abs()
-    sums = torch.stack([per_token.sum(), pg.sum(), kl.sum(), entropy.sum(), clipped.sum(), gap.sum()]).detach()
-    largest = gap.max() if len(gap) else gap.sum()
-    return value, torch.cat([sums / x.global_tokens, largest[None]]).double().cpu().numpy()
+
+    algorithm: Composition
+    trajectories: Sequence[Trajectory]
+    advantages: np.ndarray  # float64 [N], a value a trajectory
+    batches: list[MicroBatch]  # this rank's
+    weights: list[np.ndarray] = field(init=False)
+    totals: Totals = field(init=False)
+    old: list[Tensor] = field(default_factory=list)
+    ref: list[Tensor] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.weights = [token_weights(t) for t in self.trajectories]
+        scored = [w[1:] for w in self.weights]  # position 0 is never scored, whatever its weight
+        self.totals = Totals(
+            tokens=float(sum(np.count_nonzero(w) for w in scored)),
+            weight=float(sum(w.sum(dtype=np.float64) for w in scored)),
+            sequences=float(sum(bool(w.any()) for w in scored)),
+        )
+
+    def share(self, i: int, scores: Tensor) -> tuple[Tensor, np.ndarray]:
+        """scores float32 [2, T] (log-prob, entropy) of the i-th micro-batch -> `Composition.loss`, its report as numpy."""
+        b, device = self.batches[i], scores.device
+
+        def per_token(rows: Sequence[Any]) -> Tensor:
+            flat = [np.asarray(rows[m], dtype=np.float32)[b.source[b.owner == m]] for m in b.members]
+            return torch.from_numpy(np.concatenate(flat) if flat else np.empty(0, dtype=np.float32)).to(device)
+
+        lengths = [n for m in b.members if (n := int(np.count_nonzero(b.owner == m)))]
+        x = Scored(
+            logprobs=scores[0],
+            entropy=scores[1],
+            weights=per_token(self.weights),
+            advantages=torch.from_numpy(self.advantages[b.owner].astype(np.float32)).to(device),
+            engine_logprobs=per_token([t.logprobs for t in self.trajectories]),
+            old_logprobs=self.old[i] if self.old else None,
+            ref_logprobs=self.ref[i] if self.ref else None,
+            cu_seqlens=torch.from_numpy(np.cumsum([0, *lengths], dtype=np.int64)).to(device),
+        )
+        value, report = self.algorithm.loss(x, self.totals)
+        return value, report.numpy()

@@ -14,7 +14,7 @@ from megatron_mmsr1.megatron.model import Built
 
 def build_optimizer(cfg: RunConfig, model: Built) -> Any:
     """AdamW over the model's trainable parameters, with float32 master weights under bfloat16. Biases and norms are not
-    decayed (megatron-core's own rule)."""
+    decayed: megatron-core puts them into groups of `wd_mult` 0, which `set_rates` applies before every update."""
     adam.install()
     o = cfg.optimizer
     optimizer: Any = get_megatron_optimizer(
@@ -37,3 +37,11 @@ def build_optimizer(cfg: RunConfig, model: Built) -> Any:
     for part in getattr(optimizer, "chained_optimizers", [optimizer]):
         part.init_state_fn(part.optimizer, part.config)  # so that a checkpoint can be written before the first update
     return optimizer
+
+
+def set_rates(optimizer: Any, rate: float, weight_decay: float) -> None:
+    """Set the learning rate and the weight decay of the next update. megatron-core only marks a group's share of the decay;
+    applying the mark is its scheduler's work, which is not used here."""
+    for group in optimizer.param_groups:
+        group["lr"] = rate
+        group["weight_decay"] = weight_decay * group.get("wd_mult", 1.0)

@@ -6,48 +6,57 @@ import difflib
 import importlib
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pydantic import GetCoreSchemaHandler, ValidationError
 from pydantic_core import CoreSchema, core_schema
 
-from megatron_mmsr1.config.section import Section
 from megatron_mmsr1.errors import UsageError
+
+if TYPE_CHECKING:
+    from megatron_mmsr1.config.section import Section
 
 
 @dataclass(frozen=True)
 class PartSettings:
-    """Marks a field, as in `reward: Annotated[SerializeAsAny[Named], PartSettings("megatron_mmsr1.reward", "mmsearch")]`.
+    """Marks a field, as in `reward: Annotated[SerializeAsAny[Section], PartSettings("megatron_mmsr1.reward", "mmsearch")]`.
 
     The field takes a mapping with `name` (default: `default`) and the keys of that part's own `Settings`, which it becomes an
-    instance of. `home` is the module that holds the seam's registry as `REGISTRY`; it is imported when a config is read.
+    instance of; or the name alone. `home` is the module that holds the seam's registry as `REGISTRY`; it is imported when a
+    config is read. Without a `default` the field may be left out, and is None then.
     """
 
     home: str
-    default: str
+    default: str | None
 
     def settings_for(self, raw: Any) -> type[Section]:
         """The Settings of the part that `raw` names. Raises UsageError as `Registry.get` does."""
+        raw = {"name": raw} if isinstance(raw, str) else raw
         name = raw.get("name", self.default) if isinstance(raw, dict) else self.default
         part = importlib.import_module(self.home).REGISTRY.get(str(name))
         return part.Settings
 
-    def make(self, raw: Any = None) -> Section:
-        """The settings from plain data; None gives the default part with its defaults."""
-        raw = {} if raw is None else raw
-        if isinstance(raw, Section):
+    def make(self, raw: Any = None) -> Any:
+        """The settings from plain data; None gives the default part with its defaults, or None where there is no default."""
+        from megatron_mmsr1.config.section import Section
+
+        if isinstance(raw, Section) or (raw is None and self.default is None):
             return raw
+        raw = {} if raw is None else {"name": raw} if isinstance(raw, str) else raw
         return self.settings_for(raw).model_validate({"name": self.default} | raw if isinstance(raw, dict) else raw)
 
     def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
-        def validate(raw: Any) -> Section:
+        def validate(raw: Any) -> Any:
             try:
                 return self.make(raw)
             except UsageError as e:
                 raise ValueError(str(e)) from e
 
+        def plain(settings: Any) -> Any:
+            return None if settings is None else settings.model_dump(mode="json", serialize_as_any=True)
+
         return core_schema.no_info_plain_validator_function(
-            validate, serialization=core_schema.plain_serializer_function_ser_schema(lambda s: s.model_dump(mode="json"))
+            validate, serialization=core_schema.plain_serializer_function_ser_schema(plain)
         )
 
 

@@ -93,7 +93,7 @@ def _base_and_data(cfg: RunConfig) -> list[str]:
     base = _repository(Path(cfg.model.path)) or Path(cfg.model.path).name
     known = _license(Path(cfg.model.path))
     said = "not known: see its own page before you pass this model on" if known == "unknown" else code(known)
-    data = cfg.data.train if cfg.algorithm.name == "grpo" else [cfg.sft.source]
+    data = cfg.data.train if not cfg.algorithm.supervised else [cfg.sft.source]
     return _list(
         f"Base: {code(base)}; licence {said}",
         f"Trained on: {_files(data)}",
@@ -132,18 +132,23 @@ def _texts(p: Prompts) -> Iterable[tuple[str, str]]:
 def _training(cfg: RunConfig, step: int) -> list[str]:
     m, t, d = cfg.megatron, cfg.train, cfg.data
     digest = hashlib.sha256(config.dump(cfg).encode()).hexdigest()[:16]
-    grpo = cfg.algorithm.name == "grpo"
+    grpo = not cfg.algorithm.supervised
     batch = (
         f"{d.prompts_per_step} prompts of {d.group_size} rollouts" if grpo else f"{cfg.sft.examples_per_step} demonstrations"
     )
     return _list(
         f"{code(cfg.algorithm.name)}, {step} of {t.steps} steps, each of {batch}; seed {cfg.seed}",
-        f"learning rate {cfg.optimizer.lr:g}, {cfg.optimizer.schedule}"
-        + (f"; KL {cfg.algorithm.kl_coef:g}, search penalty {cfg.reward.search_penalty:g}" if grpo else ""),
+        f"learning rate {cfg.optimizer.lr:g}, {cfg.optimizer.schedule}" + (f"; KL {cfg.algorithm.kl_coef:g}" if grpo else ""),
+        f"reward {code(_reward(cfg))}" if grpo else "",
         f"{t.ranks} ranks: tensor {m.tensor_parallel}, pipeline {m.pipeline_parallel}, context {m.context_parallel}, "
         f"data {cfg.data_parallel}; {cfg.model.dtype}",
         f"configuration {code(digest)}",
     )
+
+
+def _reward(cfg: RunConfig) -> str:
+    said = cfg.reward.model_dump(mode="json", serialize_as_any=True)
+    return ", ".join(str(v) if k == "name" else f"{k} {v}" for k, v in said.items())
 
 
 def _search(cfg: RunConfig, evals: list[EvalResult], days: tuple[str, str] | None) -> list[str]:

@@ -9,6 +9,8 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from megatron_mmsr1 import __version__, config
+from megatron_mmsr1.config.algorithm import AlgorithmConfig
+from megatron_mmsr1.config.section import Section
 from megatron_mmsr1.eval.results import EvalResult, Measure, compare
 from megatron_mmsr1.report.examples import Example
 from megatron_mmsr1.report.gather import RunData
@@ -68,15 +70,25 @@ def _sections(measures: Sequence[Measure]) -> list[tuple[str, list[Measure]]]:
     return list(out.items())
 
 
+def _parts_of(algorithm: AlgorithmConfig) -> str:
+    return ", ".join(f"{seam} {_settings_of(settings)}" for seam, settings in algorithm.parts().items())
+
+
+def _settings_of(part: Section) -> str:
+    """`NAME (key value, ...)`, of a part of the run."""
+    said = part.model_dump(mode="json", serialize_as_any=True)
+    name = said.pop("name", "")
+    return f"{name} ({', '.join(f'{k} {v}' for k, v in said.items())})" if said else str(name)
+
+
 def _facts(data: RunData) -> list[tuple[str, str]]:
     c = data.cfg
-    m, r = c.megatron, c.reward
+    m = c.megatron
     steps = (data.metrics[-1]["step"] + 1) if data.metrics else 0
-    sft = c.algorithm.name == "sft"
+    sft = c.algorithm.supervised
     how, batch = "supervised cold start", f"{c.sft.examples_per_step} demonstrations"
     if not sft:
-        scale = "over the deviation" if c.algorithm.divide_by_std else "not scaled (Dr.GRPO)"
-        how = f"GRPO, advantages {scale}, clip {c.algorithm.clip_low:g}/{c.algorithm.clip_high:g}, KL {c.algorithm.kl_coef:g}"
+        how = f"{c.algorithm.name}: {_parts_of(c.algorithm)}; KL {c.algorithm.kl_coef:g}"
         batch = f"{c.data.prompts_per_step} prompts x {c.data.group_size} rollouts"
     sizes = (m.tensor_parallel, m.pipeline_parallel, m.context_parallel, c.data_parallel)
     spread = zip(("tensor", "pipeline", "context", "data"), sizes, strict=True)
@@ -91,7 +103,7 @@ def _facts(data: RunData) -> list[tuple[str, str]]:
         return [*facts, ("seed", str(c.seed))]
     return [
         *facts,
-        ("reward", f"{r.name}, {r.reward_mode}, search penalty {r.search_penalty:g}, format penalty {r.format_penalty:g}"),
+        ("reward", _settings_of(c.reward)),
         ("search", data.searched),
         ("seed", str(c.seed)),
     ]

@@ -1,36 +1,57 @@
-"""Rewards, one file each: `reward.name` in the config names the module.
+"""Rewards, one file each: `reward.name` in the config names one, the section's other keys are its settings.
 
-A reward module defines `reward(trajectory, cfg) -> dict[str, float]` with at least the key "reward"; the other keys
-are logged. It sees finished trajectories only, and may be called from several threads.
+    reward: {name: mmsearch, search_penalty: 0.2}
+
+`pool.py` runs them beside the rollout: a reward that hangs or dies costs its trajectory, never the run.
 """
 
 from __future__ import annotations
 
-import importlib
-import pkgutil
-from collections.abc import Callable
+from typing import Any
 
-from megatron_mmsr1.config import RewardConfig
+from pydantic import ValidationError
+
+from megatron_mmsr1.config.section import Section
 from megatron_mmsr1.errors import UsageError
+from megatron_mmsr1.plugins.registry import Registry
+from megatron_mmsr1.reward.base import Reward, broken_rules, checked, resolved
 from megatron_mmsr1.trajectory import Trajectory
 
-Reward = Callable[[Trajectory, RewardConfig], dict[str, float]]
+REGISTRY: Registry[type[Reward]] = Registry("reward", __name__, "REWARD", key="reward.name", check=broken_rules)
+
+__all__ = ["REGISTRY", "Reward", "from_settings", "get", "keep", "score_trajectory"]
 
 
-def get(name: str) -> Reward:
-    """The reward of this name. UsageError that lists the names there are."""
-    known = sorted(m.name for m in pkgutil.iter_modules(__path__))
-    if name not in known:
-        raise UsageError(f"reward.name={name}: no such reward; there are {', '.join(known)}")
-    return importlib.import_module(f"{__name__}.{name}").reward
+def get(name: str, **options: Any) -> Reward:
+    """The reward of this name under these settings; `score` and `parts` score with it.
+
+    Raises UsageError for a name or an option that is not there, and naming file and rule for a reward that breaks the contract.
+    """
+    try:
+        settings = REGISTRY.get(name).Settings.model_validate({"name": name} | options)
+    except ValidationError as e:
+        known = ", ".join(k for k in REGISTRY.get(name).Settings.model_fields if k != "name")
+        said = "; ".join(f"{'.'.join(map(str, err['loc']))}: {err['msg']}" for err in e.errors())
+        raise UsageError(f"reward {name}: {said}; its settings are {known or 'none'}") from None
+    return from_settings(settings)
 
 
-def score_trajectory(trajectory: Trajectory, cfg: RewardConfig) -> None:
-    """Set `reward` and `reward_parts`; None and empty if the engine or a tool let the model down on the way, whatever it then
-    made of it: no reward speaks of an outage."""
+def from_settings(settings: Section) -> Reward:
+    """The reward that a config's `reward` section describes."""
+    return REGISTRY.get(str(settings.model_dump(include={"name"})["name"]))(settings)
+
+
+def score_trajectory(trajectory: Trajectory, settings: Section) -> None:
+    """Set `reward` and `reward_parts` in this process; None and empty if the engine or a tool let the model down on the way,
+    whatever it then made of it: no reward speaks of an outage."""
     trajectory.reward, trajectory.reward_parts = None, {}
     if trajectory.infrastructure_failure:
         return
-    values = get(cfg.name)(trajectory, cfg)
+    reward = from_settings(settings)
+    keep(trajectory, checked(reward, resolved(reward.parts(trajectory))))
+
+
+def keep(trajectory: Trajectory, values: dict[str, float]) -> None:
+    """What a reward gave, as the trajectory holds it."""
     trajectory.reward = values["reward"]
     trajectory.reward_parts = {k: v for k, v in values.items() if k != "reward"}

@@ -8,9 +8,13 @@ from __future__ import annotations
 import re
 import string
 from collections.abc import Sequence
+from typing import Literal
 
-from megatron_mmsr1.config import RewardConfig
+from pydantic import Field
+
+from megatron_mmsr1.config.section import Section
 from megatron_mmsr1.protocol import strip_end
+from megatron_mmsr1.reward.base import Reward
 from megatron_mmsr1.trajectory import Trajectory
 
 _IMAGE = "<search><img></search>"
@@ -24,16 +28,26 @@ _ARTICLES = re.compile(r"\b(?:a|an|the)\b")
 SHAPES = (("answer",), ("image", "answer"), ("text", "answer"), ("image", "text", "answer"))
 
 
-def reward(trajectory: Trajectory, cfg: RewardConfig) -> dict[str, float]:
+class Settings(Section):
+    name: str = "mmsearch"
+    search_penalty: float = Field(default=0.1, ge=0, le=1, description="what a right answer loses for having searched")
+    format_penalty: float = Field(default=0.1, ge=0, le=1, description="the share of the reward that is for the form")
+    reward_mode: Literal["EM", "SubEM"] = Field(default="EM", description="the answer equals a golden one, or contains one")
+    count_penalty: bool = Field(default=False, description="the search penalty is paid once a search")
+
+
+class MMSearch(Reward):
     """`parts` of a finished trajectory, under the run's settings."""
-    return parts(
-        [strip_end(t) for t in trajectory.assistant_texts],
-        trajectory.golden_answers,
-        search_penalty=cfg.search_penalty,
-        format_penalty=cfg.format_penalty,
-        reward_mode=cfg.reward_mode,
-        count_penalty=cfg.count_penalty,
-    )
+
+    Settings = Settings
+    in_process = True
+
+    def parts(self, trajectory: Trajectory) -> dict[str, float]:
+        options = self.settings.model_dump(exclude={"name"})
+        return parts([strip_end(t) for t in trajectory.assistant_texts], trajectory.golden_answers, **options)
+
+
+REWARD = MMSearch
 
 
 def score(

@@ -34,7 +34,7 @@ class Evaluations:
     ) -> None:
         self.cfg, self.ranks, self.worker, self.weights_id = cfg, ranks, worker, weights_id
         self.watch, self.logger = watch, logger
-        self.on = bool(cfg.data.heldout) and cfg.train.mode == "full" and cfg.algorithm.name == "grpo"
+        self.on = bool(cfg.data.heldout) and cfg.train.mode == "full" and not cfg.algorithm.supervised
 
     def evaluate(self, name: str, *, step: int) -> None:
         """Collective. The weights after `step` steps, unless OUTPUT/eval/NAME.json is of them, these questions and settings."""

@@ -55,7 +55,7 @@ def _ranks(cfg: RunConfig, out: Path, supervisor: Supervisor, found: Services, l
     """The loop on its ranks, with what they do shown meanwhile."""
     args = [str(out / "config.yaml"), *(arg for url in found.engines for arg in ("--engine", url))]
     args += ["--search", found.search] if found.search else []
-    title = "Cold start" if cfg.algorithm.name == "sft" else "GRPO"
+    title = "Cold start" if cfg.algorithm.supervised else "GRPO"
     notes = Tail(out / "run.log")
     with progress(title, cfg.train.steps, done=checkpointed_step(out)) as shown:
         steps = Follower(out / "metrics.jsonl", shown, SHOWN)

@@ -24,8 +24,11 @@ TRIES, PAUSE_S, TIMEOUT_S = 3, 1.0, 5.0  # of a server that should run already
 
 def train(cfg: RunConfig) -> None:
     """Raises UsageError or RunError that names the setting, file, row, weight shard, checkpoint shard or port."""
-    if cfg.algorithm.name != "grpo":
-        raise UsageError(f"mmsr1 train wants algorithm.name: grpo, not {cfg.algorithm.name}; mmsr1 sft runs a cold start")
+    if cfg.algorithm.supervised:
+        raise UsageError(
+            f"mmsr1 train wants an algorithm with rollouts (algorithm.name: grpo), not {cfg.algorithm.name}; mmsr1 sft runs a "
+            "cold start"
+        )
     model(cfg.model.path, "model.path", cfg.model.family)
     pixels(cfg)
     if cfg.algorithm.kl_coef and cfg.model.reference:
@@ -45,8 +48,10 @@ def train(cfg: RunConfig) -> None:
 
 def sft(cfg: RunConfig) -> None:
     """As `train`, for a cold start."""
-    if cfg.algorithm.name != "sft":
-        raise UsageError(f"mmsr1 sft wants algorithm.name: sft, not {cfg.algorithm.name}; mmsr1 train runs GRPO")
+    if not cfg.algorithm.supervised:
+        raise UsageError(
+            f"mmsr1 sft wants a supervised algorithm (algorithm.name: sft), not {cfg.algorithm.name}; mmsr1 train runs GRPO"
+        )
     model(cfg.model.path, "model.path", cfg.model.family)
     checkpoint(Path(cfg.output))
     if cfg.sft.source != "atlas" and not Path(cfg.sft.source).is_file():

@@ -10,7 +10,6 @@ from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 
-from megatron_mmsr1.algorithm.advantages import group_normalized
 from megatron_mmsr1.config import RunConfig
 from megatron_mmsr1.data.dataset import PromptDataset
 from megatron_mmsr1.data.images import ImageStore
@@ -36,7 +35,7 @@ class Run:
 
     def __init__(self, cfg: RunConfig, engines: list[str], search: str | None, lock: RunLock | None = None) -> None:
         self.cfg, self.out, self.lock = cfg, Path(cfg.output), lock
-        grpo = cfg.algorithm.name == "grpo"
+        grpo = not cfg.algorithm.supervised
         # A replayed dump refers to the pictures of the run that made it.
         home = Path(cfg.train.replay).parent if cfg.train.mode == "train-only" and cfg.train.replay else self.out
         self.images = ImageStore(home / "images")
@@ -74,9 +73,9 @@ class Run:
 
     def advantages(self, trajectories: list[Trajectory]) -> tuple[list[Trajectory], list[float]]:
         """What the step trains on. Infrastructure failures are left out before the group is normalised, so that an outage
-        is never charged to the model; groups without variance carry no gradient and are left out when KL does not need them.
+        is never charged to the model; and so are groups without variance, where nothing gives their tokens a
+        gradient (`Composition.select`).
         """
-        a = self.cfg.algorithm
         good = [t for t in trajectories if t.reward is not None and not t.infrastructure_failure]
         self.spent = budget_reached(trajectories)
         if not good and self.spent:
@@ -86,13 +85,8 @@ class Run:
                 f"all {len(trajectories)} trajectories of step {self.step} failed in the engine or the search server; "
                 f"see {self.out}/logs and the rollout dump"
             )
-        values = group_normalized(
-            [float(t.reward or 0.0) for t in good], [t.group_id for t in good], divide_by_std=a.divide_by_std
-        ).tolist()
-        if a.kl_coef or a.entropy_coef:
-            return good, values
-        live = [(t, v) for t, v in zip(good, values, strict=True) if v != 0.0]
-        return [t for t, _ in live], [v for _, v in live]
+        kept, values = self.actor.algorithm.select([float(t.reward or 0.0) for t in good], [t.group_id for t in good])
+        return [good[i] for i in kept], values
 
     def demonstrations(self, step: int) -> list[Trajectory]:
         """The cold start's examples of this step, the same list on every rank (the source is seeded and rewinds by step)."""
@@ -101,7 +95,7 @@ class Run:
 
     def publish(self, version: int) -> None:
         """The weights into every engine under this version, where there are engines."""
-        if self.cfg.algorithm.name == "grpo" and self.cfg.train.mode == "full":
+        if not self.cfg.algorithm.supervised and self.cfg.train.mode == "full":
             self.weights.publish(version)
 
     def log(self, step: int, metrics: dict[str, float], trajectories: list[Trajectory], trained: list[Trajectory]) -> None:

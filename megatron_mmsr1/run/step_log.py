@@ -34,7 +34,7 @@ class StepLog:
         them out; throughput is told of those only. `seconds` go to seconds/NAME."""
         if self.logger is None:
             return
-        grpo = self.cfg.algorithm.name == "grpo"
+        grpo = not self.cfg.algorithm.supervised
         row: dict[str, float] = dict(metrics)
         row |= {f"seconds/{k}": v for k, v in seconds.items()}
         if grpo:

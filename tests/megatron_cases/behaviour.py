@@ -7,7 +7,7 @@ import math
 
 import torch
 
-from megatron_cases.harness import LAYOUTS, READABLE, Lab, same_gradients
+from megatron_cases.harness import LAYOUTS, READABLE, Lab, close, same_gradients
 
 
 def each_image_once(lab: Lab) -> None:
@@ -84,3 +84,57 @@ def bfloat16(lab: Lab, layout: str = "tp1") -> None:
         assert (torch.tensor(a) - torch.tensor(b)).abs().max() < 0.1
     losses = [actor.train_step(lab.trajectories, None)["loss"] for _ in range(6)]
     assert losses[-1] < losses[0] - 0.5
+
+
+def decay_spares_norms_and_biases(lab: Lab) -> None:
+    """Two steps against AdamW written down (arXiv 1711.05101, algorithm 2, with bias correction): matrices are decayed by
+    lr * weight_decay a step, norms and biases are not."""
+    lr, decay, (b1, b2), eps = 0.01, 0.5, (0.9, 0.95), 1e-8
+    settings = {"lr": lr, "weight_decay": decay, "betas": [b1, b2], "eps": eps, "clip_grad": 0.0}
+    for distributed in (True, False):
+        actor = lab.actor(optimizer=settings, megatron={"distributed_optimizer": distributed})
+        named = dict(actor.model.core.named_parameters())
+        wanted = {n: p.detach().double().clone() for n, p in named.items() if p.requires_grad}
+        spared = [n for n, p in wanted.items() if p.ndim == 1]
+        assert any("norm" in n for n in spared) and any("bias" in n for n in spared)
+        mean = {n: torch.zeros_like(p) for n, p in wanted.items()}
+        square = {n: torch.zeros_like(p) for n, p in wanted.items()}
+        for step in (1, 2):
+            actor.train_step(lab.trajectories, lab.advantages)
+            for n, w in wanted.items():
+                g = named[n].main_grad.double()  # this step's; the next one clears it
+                mean[n] = b1 * mean[n] + (1 - b1) * g
+                square[n] = b2 * square[n] + (1 - b2) * g * g
+                keep = 1.0 if n in spared else 1 - lr * decay
+                moved = mean[n] / (1 - b1**step) / ((square[n] / (1 - b2**step)).sqrt() + eps)
+                wanted[n] = keep * w - lr * moved
+        for n, w in wanted.items():
+            close(named[n].detach().double(), w, 1e-5, n)
+
+
+def an_empty_share(lab: Lab) -> None:
+    """Shares of a step in which nothing was sampled are left out; a step of nothing but such counts, and moves nothing."""
+    silent = copy.deepcopy(lab.trajectories[:3])
+    for t in silent:
+        t.loss_weights = [0.0] * len(t)
+    wanted = lab.actor().train_step(lab.trajectories[3:], lab.advantages[3:])
+    actor = lab.actor(algorithm={"updates_per_step": 2})
+    before = actor.log_probs(lab.trajectories)
+    assert actor.train_step(silent, lab.advantages[:3])["loss_tokens"] == 0
+    assert actor.step == 1 and actor.log_probs(lab.trajectories) == before
+    # The first half of six has nothing in it: what is left is one update over the others, with their own ratios of 1.
+    metrics = actor.train_step([*silent, *lab.trajectories[3:]], lab.advantages)
+    assert metrics["loss_tokens"] == wanted["loss_tokens"] and metrics["loss"] == wanted["loss"]
+    assert actor.step == 2 and metrics["clip_fraction"] == 0
+
+
+def averages(lab: Lab) -> None:
+    """A response's own mean, then the mean over responses: on policy minus the mean advantage, however long each is."""
+    advantages = [1.0, 0.0, 0.5, -0.5, 2.0, 3.0]
+    norms = []
+    for budget in (100, 10_000):
+        actor = lab.actor(algorithm={"average": "sequence"}, megatron={"tokens_per_microbatch": budget})
+        metrics = actor.train_step(lab.trajectories, advantages)
+        assert math.isclose(metrics["loss"], -1.0, rel_tol=1e-5)
+        norms.append(metrics["grad_norm"])
+    assert math.isclose(*norms, rel_tol=1e-4)

@@ -1,11 +1,22 @@
-"""Advantages of a group of rollouts, relative to each other."""
+"""Group-relative advantages as in GRPO: each rollout against the others of its prompt."""
 
 from __future__ import annotations
 
 from collections.abc import Hashable, Sequence
+from typing import ClassVar
 
 import torch
+from pydantic import Field
 from torch import Tensor
+
+from megatron_mmsr1.algorithm.responses import group_index
+from megatron_mmsr1.config.section import Section
+
+
+class Settings(Section):
+    name: str = "grpo"
+    divide_by_std: bool = Field(default=True, description="divide by the deviation of the group's rewards")
+    eps: float = Field(default=1e-6, ge=0, description="added to the deviation")
 
 
 def group_normalized(
@@ -24,7 +35,7 @@ def group_normalized(
     Raises ValueError if the lengths differ or a reward is not finite: a rollout without a reward belongs in no group.
     """
     r = torch.as_tensor(rewards, dtype=torch.float64).detach()
-    index = _group_index(group_ids).to(r.device)
+    index = group_index(group_ids).to(r.device)
     if r.ndim != 1 or r.shape != index.shape:
         raise ValueError(f"rewards {tuple(r.shape)} and group ids {tuple(index.shape)} must be equally long vectors")
     if not bool(torch.isfinite(r).all()):
@@ -48,9 +59,18 @@ def group_normalized(
     return torch.where((low == high)[index], 0.0, advantages).to(torch.float32)
 
 
-def _group_index(group_ids: Tensor | Sequence[Hashable]) -> Tensor:
-    """int64 [N]: ids renumbered from 0."""
-    if isinstance(group_ids, Tensor):
-        return torch.unique(group_ids, return_inverse=True)[1]
-    number: dict[Hashable, int] = {}
-    return torch.tensor([number.setdefault(g, len(number)) for g in group_ids], dtype=torch.int64)
+class Grpo:
+    """`group_normalized` under a name."""
+
+    Settings = Settings
+    needs: ClassVar[frozenset[str]] = frozenset()
+
+    def __init__(self, settings: Settings) -> None:
+        self.settings = settings
+
+    def estimate(self, rewards: Tensor | Sequence[float], group_ids: Tensor | Sequence[Hashable]) -> Tensor:
+        s = self.settings
+        return group_normalized(rewards, group_ids, divide_by_std=s.divide_by_std, eps=s.eps)
+
+
+ADVANTAGE = Grpo

@@ -1,0 +1,32 @@
+"""Responses that lie end to end: T tokens, bounds `cu_seqlens` int [S + 1]."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Sequence
+
+import torch
+from torch import Tensor
+
+
+def owner(cu_seqlens: Tensor) -> Tensor:
+    """int64 [T]: the response of each token."""
+    lengths = cu_seqlens.diff()
+    return torch.repeat_interleave(torch.arange(len(lengths), device=lengths.device), lengths)
+
+
+def sums(values: Tensor, cu_seqlens: Tensor) -> Tensor:
+    """[S]: the sum over each response's tokens, in the values' dtype; differentiable."""
+    return values.new_zeros(len(cu_seqlens) - 1).index_add(0, owner(cu_seqlens), values)
+
+
+def means(values: Tensor, cu_seqlens: Tensor) -> Tensor:
+    """[S]: the mean over each response's tokens; 0 for a response without tokens."""
+    return sums(values, cu_seqlens) / cu_seqlens.diff().clamp(min=1).to(values.dtype)
+
+
+def group_index(group_ids: Tensor | Sequence[Hashable]) -> Tensor:
+    """int64 [N]: ids renumbered from 0."""
+    if isinstance(group_ids, Tensor):
+        return torch.unique(group_ids, return_inverse=True)[1]
+    number: dict[Hashable, int] = {}
+    return torch.tensor([number.setdefault(g, len(number)) for g in group_ids], dtype=torch.int64)

@@ -1,0 +1,131 @@
+"""The section `algorithm`: a recipe by name, and what of it is changed. Importable without torch."""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Annotated, Any
+
+from pydantic import Field, SerializeAsAny, model_validator
+
+from megatron_mmsr1.config.section import Affects, Logging, Section
+from megatron_mmsr1.errors import UsageError
+from megatron_mmsr1.plugins.settings import PartSettings
+
+if TYPE_CHECKING:
+    from megatron_mmsr1.algorithm.recipe import Recipe
+
+# Settings of common parts that may stand in the section itself.
+SHORT = {"divide_by_std": "advantage", "clip_low": "policy_loss", "clip_high": "policy_loss"}
+
+Chosen = SerializeAsAny[Section] | None
+
+
+def _seam(package: str) -> PartSettings:
+    return PartSettings(f"megatron_mmsr1.algorithm.{package}", default=None)
+
+
+class AlgorithmConfig(Section):
+    AFFECTS = Affects.TRAINING
+
+    name: str = Field(default="grpo", description="the recipe: grpo, dr_grpo, sft, or your own (docs/extend/algorithm.md)")
+    advantage: Annotated[Chosen, _seam("advantages")] = Field(
+        default=None, description="another advantage estimator than the recipe's: its name, or name and settings"
+    )
+    correction: Annotated[Chosen, _seam("corrections")] = Field(
+        default=None, description="another correction of the gap between engine and trainer: none, truncated, or your own"
+    )
+    policy_loss: Annotated[Chosen, _seam("policy_losses")] = Field(
+        default=None, description="another policy loss than the recipe's: ppo_clip, cispo, gspo, nll, or your own"
+    )
+    kl: Annotated[Chosen, _seam("kls")] = Field(default=None, description="another KL estimator than the recipe's: k1, k2, k3")
+    average: Annotated[Chosen, _seam("averages")] = Field(
+        default=None,
+        description="how tokens are averaged: token (each token the same), sequence (each response the same: GRPO's own), "
+        "constant (Dr.GRPO)",
+    )
+    divide_by_std: bool | None = Field(
+        default=None, description="the advantage grpo divides by the group's deviation; default: true. Dr.GRPO does not"
+    )
+    clip_low: float | None = Field(
+        default=None, ge=0, description="the policy loss's lower clip; default: its own (ppo_clip: 0.2)"
+    )
+    clip_high: float | None = Field(
+        default=None, ge=0, description="the policy loss's upper clip; default: its own (ppo_clip: 0.2)"
+    )
+    kl_coef: float = Field(default=0.001, ge=0, description="0 skips the reference pass altogether")
+    entropy_coef: float = 0.0
+    updates_per_step: int = Field(default=1, gt=0, description="optimizer steps over one rollout batch")
+    logprob_alarm: Logging[float] = Field(
+        default=0.05, gt=0, description="mean |trainer - engine| log-prob that is warned about"
+    )
+
+    @property
+    def recipe(self) -> Recipe:
+        """Raises UsageError for an unknown name."""
+        return import_module("megatron_mmsr1.algorithm.recipes").REGISTRY.get(self.name)
+
+    @property
+    def supervised(self) -> bool:
+        """Demonstrations in the place of rollouts."""
+        return self.recipe.supervised
+
+    def parts(self) -> dict[str, Section]:
+        """The settings of every part: the recipe's, what the section names instead, and its short keys laid over them.
+
+        Raises UsageError for a part that cannot be found and for a key that the part does not have. Loads torch.
+        """
+        from megatron_mmsr1.algorithm.recipe import SEAMS
+
+        found: dict[str, Section] = {}
+        for seam, package in SEAMS.items():
+            chosen = getattr(self, seam) or getattr(self.recipe, seam)
+            if chosen is None or (self.supervised and getattr(self.recipe, seam) is None):
+                continue
+            found[seam] = _seam(package).make(dict(chosen) if not isinstance(chosen, Section) else chosen)
+        for key, seam in SHORT.items():
+            value = getattr(self, key)
+            if value is None:
+                continue
+            if seam not in found:
+                raise UsageError(f"algorithm.{key}={value}: the recipe {self.name} has no {seam}")
+            part = found[seam]
+            fields = type(part).model_fields
+            name = getattr(part, "name", seam)
+            if key not in fields:
+                raise UsageError(f"algorithm.{key}={value}: the {seam} {name} has no such setting")
+            own = getattr(part, key)
+            if own not in (fields[key].default, value):
+                raise UsageError(f"algorithm.{key}={value} and algorithm.{seam}.{key}={own} disagree: give one of them")
+            found[seam] = part.model_copy(update={key: value})
+        return found
+
+    @model_validator(mode="before")
+    @classmethod
+    def _name_parts(cls, raw: Any) -> Any:
+        """`policy_loss: {clip_high: 0.28}` without a name is about the recipe's own part."""
+        if not isinstance(raw, dict):
+            return raw
+        seams = import_module("megatron_mmsr1.algorithm.recipe").SEAMS
+        unnamed = [s for s in seams if isinstance(raw.get(s), dict) and "name" not in raw[s]]
+        if not unnamed:
+            return raw
+        try:
+            recipe = import_module("megatron_mmsr1.algorithm.recipes").REGISTRY.get(str(raw.get("name", "grpo")))
+        except UsageError as e:
+            raise ValueError(str(e)) from e
+        return raw | {s: {"name": (getattr(recipe, s) or {}).get("name", "")} | raw[s] for s in unnamed}
+
+    @model_validator(mode="after")
+    def _parts_exist(self) -> AlgorithmConfig:
+        """What the person chose is there and fits; a plain recipe is not looked into, so that reading a config stays light."""
+        try:
+            recipe = self.recipe
+            seams = import_module("megatron_mmsr1.algorithm.recipe").SEAMS
+            chosen = [s for s in seams if getattr(self, s) is not None]
+            if unused := [s for s in chosen if getattr(recipe, s) is None]:
+                raise UsageError(f"algorithm.{unused[0]}: the recipe {self.name} has no {unused[0]}; leave it out")
+            if chosen or any(getattr(self, k) is not None for k in SHORT):
+                self.parts()
+        except UsageError as e:
+            raise ValueError(str(e)) from e
+        return self
