@@ -19,6 +19,7 @@ from megatron_mmsr1.config import load
 from megatron_mmsr1.data.images import ImageStore
 from megatron_mmsr1.errors import UsageError
 from megatron_mmsr1.models import Family, PictureRule
+from megatron_mmsr1.models.base import CLIP_MEAN, CLIP_STD
 from megatron_mmsr1.rollout.context import Context
 
 QWEN = models.get("qwen2_5_vl")
@@ -96,6 +97,39 @@ def test_a_file_that_is_no_family_is_named_with_what_it_lacks(tmp_path: Path) ->
     file.write_text("class Half:\n    name = 'half'\n\nFAMILY = Half()\n")
     with pytest.raises(UsageError, match=r"half.py breaks the contract.*no method picture_rule.*no architectures"):
         models.get(f"{file}:FAMILY")
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("image_mean", [0.5, 0.5, 0.5]),
+        ("image_std", [1, 1, 1]),
+        ("patch_size", 16),
+        ("merge_size", 1),
+        ("temporal_patch_size", 1),
+    ],
+)
+def test_a_processor_that_makes_other_numbers_of_a_picture_is_refused(key: str, value: Any, tmp_path: Path) -> None:
+    """The engine would use it: everything would run, on features that the trainer does not see."""
+    path = _checkpoint(tmp_path / "m", architectures=["Qwen2VLForConditionalGeneration"])
+    good = {"image_mean": list(CLIP_MEAN), "image_std": list(CLIP_STD), "patch_size": 14, "merge_size": 2}
+    files = models.of_checkpoint(path)
+    with pytest.raises(UsageError, match="no preprocessor_config"):
+        files.check_processor()
+    for wrapped in (False, True):  # transformers 5 writes both into one file
+        said = good | {key: value}
+        (path / "preprocessor_config.json").write_text(json.dumps({"image_processor": good} if wrapped else good))
+        files.check_processor()
+        (path / "preprocessor_config.json").write_text(json.dumps({"image_processor": said} if wrapped else said))
+        with pytest.raises(UsageError, match=f"preprocessor_config.json has {key}"):
+            files.check_processor()
+
+
+def test_a_group_that_the_family_does_not_have_is_named_with_those_it_has(tmp_path: Path) -> None:
+    files = models.of_checkpoint(_checkpoint(tmp_path / "m", architectures=["Qwen2VLForConditionalGeneration"]))
+    files.check_freeze(["tower", "language"])
+    with pytest.raises(UsageError, match=r"model.freeze: qwen2_vl has no eyes; there are tower, merger, language, embeddings"):
+        files.check_freeze(["tower", "eyes"])
 
 
 # ----------------------------------------------------------------------------------------------------- the documented example

@@ -40,7 +40,7 @@ def build(cfg: RunConfig, path: Path, *, trainable: bool, key: str = "model.path
     no checkpoint of a known family or does not divide over the ranks, RunError for a missing or damaged shard or weight.
     """
     files = of_checkpoint(path, cfg.model.family, key)
-    frozen = frozen_groups(cfg, files)
+    files.check_freeze(cfg.model.frozen)
     names = hf.weight_names(path)
     Provider = files.family.provider()
     bridge = AutoBridge.from_hf_pretrained(str(path))
@@ -48,7 +48,7 @@ def build(cfg: RunConfig, path: Path, *, trainable: bool, key: str = "model.path
     provider = Provider(**{f.name: getattr(base, f.name) for f in dataclasses.fields(base) if f.init})
     provider.perform_initialization = False
     configure(provider, cfg, files.config)
-    provider.register_pre_wrap_hook(lambda chunks: _freeze(_load(bridge, chunks, names, path), frozen, trainable))
+    provider.register_pre_wrap_hook(lambda chunks: _freeze(_load(bridge, chunks, names, path), cfg.model.frozen, trainable))
     ddp = DistributedDataParallelConfig(
         use_distributed_optimizer=cfg.megatron.distributed_optimizer, grad_reduce_in_fp32=True, overlap_grad_reduce=False
     )
@@ -85,16 +85,6 @@ def _load(bridge: AutoBridge, chunks: list[Any], names: set[str], path: Path) ->
     except ValueError as e:
         raise UsageError(f"{path}: its weights do not have the shapes that its config.json says: {e}") from e
     return chunks
-
-
-def frozen_groups(cfg: RunConfig, files: ModelFiles) -> frozenset[str]:
-    """What stays as it is. UsageError for a group that the family does not have."""
-    unknown = sorted(cfg.model.frozen - set(files.family.freeze_groups))
-    if unknown:
-        raise UsageError(
-            f"model.freeze: {files.family.name} has no {', '.join(unknown)}; there are {', '.join(files.family.freeze_groups)}"
-        )
-    return cfg.model.frozen
 
 
 def _freeze(chunks: list[Any], frozen: frozenset[str], trainable: bool) -> list[Any]:

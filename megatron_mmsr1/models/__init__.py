@@ -3,12 +3,10 @@
 
 from __future__ import annotations
 
-import json
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-from megatron_mmsr1.errors import RunError, UsageError
+from megatron_mmsr1.errors import UsageError
+from megatron_mmsr1.models._files import ModelFiles, read_config
 from megatron_mmsr1.models.base import Family, PictureRule, SpecialTokens
 from megatron_mmsr1.plugins.registry import Registry, requires
 
@@ -30,30 +28,6 @@ REGISTRY: Registry[Family] = Registry(
 def get(name: str) -> Family:
     """The family of this name. Raises UsageError as `Registry.get` does."""
     return REGISTRY.get(name)
-
-
-@dataclass(frozen=True)
-class ModelFiles:
-    """A checkpoint directory as its config.json tells it."""
-
-    path: Path
-    config: dict[str, Any]
-    family: Family
-
-    @property
-    def pictures(self) -> PictureRule:
-        return self.family.picture_rule(self.config)
-
-
-def read_config(path: Path, key: str = "model.path") -> dict[str, Any]:
-    """A Hugging Face checkpoint's config.json; `key` is the setting that named the path. UsageError if there is none."""
-    file = path / "config.json"
-    if not file.is_file():
-        raise UsageError(f"{key}: no Hugging Face checkpoint at {path}: {file} is missing")
-    try:
-        return json.loads(file.read_text())
-    except ValueError as e:
-        raise RunError(f"{file} is not valid JSON ({e}): download or export the checkpoint again") from e
 
 
 def of_checkpoint(path: str | Path, family: str | None = None, key: str = "model.path") -> ModelFiles:

@@ -98,7 +98,7 @@ def _base_and_data(cfg: RunConfig) -> list[str]:
         f"Base: {code(base)}; licence {said}",
         f"Trained on: {_files(data)}",
         f"Evaluated on: {_files(cfg.data.heldout)}" if cfg.data.heldout else "",
-        f"Vision tower: {'frozen' if cfg.model.freeze_vision else 'trained'}; pictures of {cfg.model.min_pixels} to "
+        f"Vision tower: {'frozen' if cfg.model.vision_frozen else 'trained'}; pictures of {cfg.model.min_pixels} to "
         f"{cfg.model.max_pixels} pixels",
     )
 

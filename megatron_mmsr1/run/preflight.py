@@ -6,7 +6,6 @@ the engine has loaded, or at step 700.
 
 from __future__ import annotations
 
-import json
 import sys
 import time
 import urllib.error
@@ -88,21 +87,20 @@ def model(path: str, key: str, family: str | None = None) -> None:
 
 def pixels(cfg: RunConfig) -> None:
     """Pictures of the sizes that the config lets through are resized by nobody else: the engine's own processor must let them
-    through as well, or engine and trainer see different ones.
+    through as well, and make the same numbers of them, or engine and trainer see different ones.
     """
-    directory = Path(cfg.model.path)
-    files = [f for n in ("preprocessor_config.json", "processor_config.json") if (f := directory / n).is_file()]
-    try:
-        said = json.loads(files[0].read_text())
-    except ValueError as e:
-        raise RunError(f"model.path: {files[0]} is not valid JSON ({e}): copy the checkpoint again") from None
-    said = said.get("image_processor", said)
+    from megatron_mmsr1.models import of_checkpoint
+
+    files = of_checkpoint(cfg.model.path, cfg.model.family)
+    files.check_freeze(cfg.model.frozen)
+    files.check_processor()
+    file, said = files.processor()
     size = said.get("size") or {}
     low = size.get("shortest_edge") or said.get("min_pixels") or 0  # both names are in use, and both count pixels
     high = size.get("longest_edge") or said.get("max_pixels") or cfg.model.max_pixels
     if cfg.model.min_pixels < low or cfg.model.max_pixels > high:
         raise UsageError(
-            f"model.min_pixels={cfg.model.min_pixels} to model.max_pixels={cfg.model.max_pixels} exceeds {files[0]}, which "
+            f"model.min_pixels={cfg.model.min_pixels} to model.max_pixels={cfg.model.max_pixels} exceeds {file}, which "
             f"takes pictures of {low} to {high} pixels: the engine would resize what the trainer does not; set both within"
         )
 
