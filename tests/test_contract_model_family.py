@@ -13,13 +13,15 @@ import pytest
 import tiny_checkpoint
 from contracts import model_family as contract
 from doc_examples import write_examples
+from rollout_fixtures import PROMPTS, picture
 
 from megatron_mmsr1 import models
 from megatron_mmsr1.config import load
-from megatron_mmsr1.data.images import ImageStore
+from megatron_mmsr1.data.images import CanonicalImage, ImageStore, canonicalize
 from megatron_mmsr1.errors import UsageError
 from megatron_mmsr1.models import Family, PictureRule
 from megatron_mmsr1.models.base import CLIP_MEAN, CLIP_STD
+from megatron_mmsr1.protocol import IMAGE, data, text
 from megatron_mmsr1.rollout.context import Context
 
 QWEN = models.get("qwen2_5_vl")
@@ -53,6 +55,7 @@ class Restless(PictureRule):
 
 BROKEN: list[tuple[Family, Callable[..., None], str]] = [
     (replace(QWEN, tokens=replace(QWEN.tokens, turn_end="<|image_pad|>")), contract.tokens_are_distinct, "two meanings"),
+    (replace(QWEN, tokens=replace(QWEN.tokens, picture_pad="[IMG]")), contract.tokens_are_distinct, "would speak"),
     (replace(QWEN, architectures=()), contract.tokens_are_distinct, "no architecture"),
     (replace(QWEN, pictures=Restless()), contract.picture_sizes_settle, "never settles"),
     (Backwards("b", ("B",), "m:P", QWEN.tokens), contract.positions_fit_the_tokens, "count up"),
@@ -133,6 +136,10 @@ def test_a_group_that_the_family_does_not_have_is_named_with_those_it_has(tmp_pa
 
 
 # ----------------------------------------------------------------------------------------------------- the documented example
+def picture_of(context: Context) -> CanonicalImage:
+    return canonicalize(picture(1), min_pixels=56 * 56, max_pixels=56 * 56, rule=context.pictures)
+
+
 def test_the_example_works_without_a_change_elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Its page says: two files of one's own, no existing one. The settings are read, the family is found, pictures and prompts
     are made by its rule."""
@@ -145,8 +152,7 @@ def test_the_example_works_without_a_change_elsewhere(tmp_path: Path, monkeypatc
     assert files.family.name == "my_family" and files.pictures.mean == (0.5, 0.5, 0.5)
     assert cfg.model.frozen == {"tower", "embeddings"}
     tokenizer = tiny_checkpoint.tokenizer()
-    from rollout_fixtures import PROMPTS
-
+    tokenizer.add_tokens(["<picture>"], special_tokens=True)
     context = Context.build(
         tokenizer,
         prompts=PROMPTS,
@@ -158,4 +164,7 @@ def test_the_example_works_without_a_change_elsewhere(tmp_path: Path, monkeypatc
         family=files.family,
         pictures=files.pictures,
     )
+    # Its picture is written in its own tokens, and a page that writes them shows no picture.
+    shown = context.message([text("look "), IMAGE, data("<picture> <|vision_end|>")], [picture_of(context)])
+    assert shown.ids.count(context.pad_id) == 4 and shown.ids.count(tokenizer.convert_tokens_to_ids("<picture>")) == 1
     assert context.stop_id == tokenizer.convert_tokens_to_ids("<|endoftext|>")

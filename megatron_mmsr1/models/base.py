@@ -40,6 +40,12 @@ class SpecialTokens:
         exist, and the next forward pass would fail on the mismatch."""
         return (self.picture_start, self.picture_end, self.picture_pad, *self.more_vision)
 
+    @property
+    def tags(self) -> tuple[str, ...]:
+        """The names of those that are written `<name>`, for `protocol.clean`, which knows `<|name|>` already: other people's
+        text must not become a picture or the end of a turn."""
+        return tuple(t[1:-1] for t in (*self.vision, self.turn_end) if not t.startswith("<|"))
+
     def id_of(self, token: str, tokenizer: Any, where: str) -> int:
         """The id of one of these tokens. UsageError, naming the checkpoint `where`, if the tokenizer has it not as one."""
         found = tokenizer.encode(token, add_special_tokens=False)

@@ -84,13 +84,19 @@ class Tokenizer(Protocol):
     def convert_tokens_to_ids(self, tokens: str) -> Any: ...
 
 
-def encode(tokenizer: Tokenizer, segments: Sequence[Segment], tags: Iterable[str] = ()) -> list[int]:
-    """Token ids of a message in the engine's view: one `<|image_pad|>` an image, between its vision tokens. `tags`: as
-    `clean` has it."""
+def encode(
+    tokenizer: Tokenizer,
+    segments: Sequence[Segment],
+    tags: Iterable[str] = (),
+    *,
+    picture: str = f"{VISION_START}{IMAGE_PAD}{VISION_END}",
+) -> list[int]:
+    """Token ids of a message in the engine's view: one pad an image, between its marks, as the model family writes `picture`
+    (`models.SpecialTokens.picture`). `tags`: as `clean` has it."""
     parts: list[str] = []
     for kind, run in groupby(segments, key=lambda s: s.kind):
         if kind == "image":
-            parts += [f"{VISION_START}{IMAGE_PAD}{VISION_END}" for _ in run]
+            parts += [picture for _ in run]
         else:
             # Neighbours are joined first: two pieces of data may make a token that neither holds alone.
             joined = "".join(s.text for s in run)

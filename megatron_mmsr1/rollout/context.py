@@ -143,7 +143,9 @@ class Context:
 
     def message(self, segments: list[Segment], images: list[CanonicalImage], originals: Sequence[bytes] = ()) -> Message:
         """Token ids of a message and its pictures, as one. Raises ValueError if their numbers differ."""
-        ids = protocol.encode(self.tokenizer, segments, self.protocol.tags)
+        tokens = self.family.tokens
+        tags = (*self.protocol.tags, *tokens.tags)
+        ids = protocol.encode(self.tokenizer, segments, tags, picture=tokens.picture)
         pads = [self.pictures.tokens(i.grid_thw) for i in images]
         shown = "".join("<image>" if s.kind == "image" else s.text for s in segments)
         return Message(expand_pads(ids, self.pad_id, pads), shown, images, list(originals))

@@ -11,6 +11,7 @@ from PIL import Image
 
 from megatron_mmsr1.data.images import ImageError, canonicalize, pixel_values
 from megatron_mmsr1.models import Family
+from megatron_mmsr1.protocol import clean
 
 LIMITS = {"min_pixels": 4 * 28 * 28, "max_pixels": 64 * 28 * 28}
 SIZES = [(56, 56), (1, 1), (90, 31), (640, 480), (37, 1200), (1000, 999)]
@@ -27,12 +28,16 @@ def check(family: Family, config: dict[str, Any] | None = None) -> None:
 
 
 def tokens_are_distinct(family: Family) -> None:
-    """A pad must not be a mark, nor the end of a turn: the trainer's view is read off the ids alone."""
+    """A pad must not be a mark, nor the end of a turn: the trainer's view is read off the ids alone. None of them may be
+    spoken by a page or a question."""
     t = family.tokens
     everything = [*t.vision, t.turn_end]
     assert all(everything), f"{family.name}: an empty token"
     assert len(set(everything)) == len(everything), f"{family.name}: one token has two meanings: {everything}"
     assert t.picture.count(t.picture_pad) == 1, f"{family.name}: the engine's view shows one pad a picture, not {t.picture}"
+    for token in everything:
+        said = clean(f"a {token} b", t.tags)
+        assert token not in said, f"{family.name}: {token} written on a web page would speak; use <|name|> or <name>"
     assert family.architectures, f"{family.name} answers to no architecture"
 
 
