@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import gzip
 import json
-import os
 from pathlib import Path
 
 import pytest
@@ -17,7 +17,7 @@ from megatron_mmsr1.reward.mmsearch import answer_of, is_well_formed, normalize,
 from megatron_mmsr1.trajectory import Status, Trajectory
 
 HERE = Path(__file__).parent
-SHARED = Path(os.environ.get("MMSR1_SHARED") or HERE.parents[1] / "shared") / "golden" / "reward.jsonl"
+ORIGINAL = HERE / "golden" / "original.jsonl.gz"  # 1,600 rows that the original scorer scored
 REASON = "<reason>r</reason>"
 IMAGE, TEXT = f"{REASON}<search><img></search>", f"{REASON}<text_search>q</text_search>"
 tags = [
@@ -47,11 +47,21 @@ def test_rows_labelled_by_hand(row: dict) -> None:
     assert row.pop("score") == pytest.approx(score(**row), abs=1e-9)
 
 
-@pytest.mark.skipif(not SHARED.exists(), reason="the rows scored by the original are not here (MMSR1_SHARED)")
 def test_identical_to_the_original_on_every_row() -> None:
-    golden = rows(SHARED)
+    golden = [json.loads(line) for line in gzip.decompress(ORIGINAL.read_bytes()).splitlines()]
     assert len(golden) == 1600
     assert [row.pop("score") for row in golden] == [score(**row) for row in golden]
+
+
+@pytest.mark.parametrize("stray", ["<answer>", "</answer>"])
+@pytest.mark.parametrize("action", ["<search><img></search>", "<text_search>q</text_search>"])
+def test_a_stray_tag_of_another_action_makes_a_turn_malformed(action: str, stray: str) -> None:
+    """As in the original (format_reward): a search turn holds neither tag of an answer, an answer neither tag of a search."""
+    end = f"{REASON}<answer>Lisbon</answer>"
+    assert is_well_formed([f"{REASON}{action}", end])
+    assert not is_well_formed([f"{REASON}{stray}{action}", end])
+    assert not is_well_formed([f"{REASON}<text_search><answer>Lisbon</answer>"])
+    assert score([f"{REASON}{stray}{action}", end], ["Lisbon"]) == pytest.approx(0.81)  # 0.9 * 0.9, and nothing for the form
 
 
 def test_the_papers_numbers() -> None:

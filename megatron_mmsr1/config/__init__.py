@@ -106,6 +106,10 @@ class RolloutConfig(Section):
     generate_timeout_s: Machine[float] = Field(default=300, gt=0, description="deadline of one turn")
     retries: Machine[int] = Field(default=2, ge=0, description="retries of a failed generate or tool call")
     tool_timeout_s: Machine[float] = Field(default=30, gt=0)
+    reward_workers: Machine[int] = Field(
+        default=2, gt=0, description="processes a rollout worker that run a reward of your own"
+    )
+    reward_timeout_s: float = Field(default=60, gt=0, description="deadline of one call of such a reward; then it has failed")
     tool_concurrency: Machine[int] = Field(
         default=128, gt=0, description="tool calls in flight a worker; more wait, under no deadline"
     )

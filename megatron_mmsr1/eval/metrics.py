@@ -65,8 +65,8 @@ def rollout_metrics(trajectories: Sequence[Trajectory], protocol: ProtocolConfig
     """Flat metrics of one step's rollouts.
 
     reward/{mean,std,acc,format}; search/{share,ratio} and the same under `category/NAME/` and `kind/NAME/` with acc and
-    reward; status/NAME and tool/NAME counts; infrastructure/{trajectories,calls,share}; turns/{1,2,...} counts and turns/mean;
-    tokens/{trajectory,sampled,observed} means; images/trajectory. Names whose count is zero are left out, but for
+    reward; status/NAME and tool/NAME counts; infrastructure/{trajectories,rewards,calls,share}; turns/{1,2,...} counts and
+    turns/mean; tokens/{trajectory,sampled,observed} means; images/trajectory. Names whose count is zero are left out, but for
     infrastructure. An empty batch gives {"trajectories": 0}.
     """
     if not trajectories:
@@ -123,6 +123,7 @@ def _counts(trajectories: Sequence[Trajectory]) -> dict[str, float]:
         out["tool/seconds"] = mean(c.seconds for c in calls)
         out["tool/cached"] = mean(float(c.cached) for c in calls)
     out["infrastructure/trajectories"] = len(failed)
+    out["infrastructure/rewards"] = sum("reward_error" in t.extra for t in trajectories)
     out["infrastructure/calls"] = len(broken)
     out["infrastructure/share"] = len(failed) / len(trajectories)
     out |= {f"turns/{n}": count for n, count in sorted(Counter(turns).items())}

@@ -2,7 +2,7 @@
 
     reward: {name: mmsearch, search_penalty: 0.2}
 
-`pool.py` runs them beside the rollout: a reward that hangs or dies costs its trajectory, never the run.
+`rollout/scoring.py` runs them beside the rollout: one that hangs or dies costs its trajectory the reward, never the run.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from megatron_mmsr1.trajectory import Trajectory
 
 REGISTRY: Registry[type[Reward]] = Registry("reward", __name__, "REWARD", key="reward.name", check=broken_rules)
 
-__all__ = ["REGISTRY", "Reward", "from_settings", "get", "keep", "score_trajectory"]
+__all__ = ["REGISTRY", "Reward", "from_settings", "get", "keep", "read_settings", "score_trajectory"]
 
 
 def get(name: str, **options: Any) -> Reward:
@@ -34,6 +34,11 @@ def get(name: str, **options: Any) -> Reward:
         said = "; ".join(f"{'.'.join(map(str, err['loc']))}: {err['msg']}" for err in e.errors())
         raise UsageError(f"reward {name}: {said}; its settings are {known or 'none'}") from None
     return from_settings(settings)
+
+
+def read_settings(plain: dict[str, Any]) -> Section:
+    """The settings from plain data that a config's `reward` section was written as. Raises UsageError as `get` does."""
+    return get(str(plain["name"]), **{k: v for k, v in plain.items() if k != "name"}).settings
 
 
 def from_settings(settings: Section) -> Reward:

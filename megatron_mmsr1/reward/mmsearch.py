@@ -131,7 +131,7 @@ def searches(turns: Sequence[str]) -> int:
 
     The last turn of several is the answer and does not count, as in the original; a lone turn does.
     """
-    return sum(_IMAGE in t or _has(t, *_TEXT) for t in (turns[:-1] or turns))
+    return sum(_IMAGE in t or all(tag in t for tag in _TEXT) for t in (turns[:-1] or turns))
 
 
 def is_well_formed(turns: Sequence[str]) -> bool:
@@ -144,19 +144,14 @@ def _shape(turn: str) -> str:
     if not turn.startswith(_REASON[0]) or not _once(turn, *_REASON):
         return ""
     rest = turn[turn.find(_REASON[1]) + len(_REASON[1]) :]
-    found = {"image": _IMAGE in turn, "text": _has(turn, *_TEXT), "answer": _has(turn, *_ANSWER)}
+    # A tag of another action makes the turn malformed, closed or not.
+    found = {"image": _IMAGE in turn, "text": any(t in turn for t in _TEXT), "answer": any(t in turn for t in _ANSWER)}
     if sum(found.values()) != 1:
         return ""
     if found["image"]:
         return "image" if rest.endswith(_IMAGE) and turn.count(_IMAGE) == 1 else ""
     name, tags = ("text", _TEXT) if found["text"] else ("answer", _ANSWER)
     return name if rest.endswith(tags[1]) and tags[0] in rest and _once(turn, *tags) else ""
-
-
-def _has(text: str, opening: str, closing: str) -> bool:
-    """Whether a complete element stands in the text."""
-    start = text.find(opening)
-    return start >= 0 and text.find(closing, start) >= 0
 
 
 def _once(text: str, opening: str, closing: str) -> bool:

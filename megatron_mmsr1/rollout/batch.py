@@ -11,11 +11,11 @@ from dataclasses import replace
 from megatron_mmsr1.config import RunConfig
 from megatron_mmsr1.data.images import ImageError
 from megatron_mmsr1.errors import RunError, UsageError
-from megatron_mmsr1.reward import score_trajectory
 from megatron_mmsr1.rollout.agent import Opening, Seeds, open_group, run_trajectory
 from megatron_mmsr1.rollout.context import Context
 from megatron_mmsr1.rollout.engine import EngineClient
 from megatron_mmsr1.rollout.jobs import Job, Progress
+from megatron_mmsr1.rollout.scoring import ERROR, Scoring
 from megatron_mmsr1.rollout.throttle import Throttle
 from megatron_mmsr1.trajectory import Status, Trajectory
 
@@ -32,8 +32,10 @@ class Batch:
         cfg: RunConfig,
         job: Job,
         report: Callable[[Progress], None],
+        scoring: Scoring,
         throttle: Throttle | None = None,
     ) -> None:
+        self._scoring, self._unscored = scoring, 0
         self._throttle = throttle
         if throttle is not None:
             throttle.on_change = lambda: self._tell(force=True)
@@ -85,8 +87,7 @@ class Batch:
             )
         trajectory.sample_index = sample
         self._check_version(trajectory)
-        # A reward may ask a judge; the event loop must not wait for it.
-        await asyncio.to_thread(score_trajectory, trajectory, cfg.reward)
+        await self._scoring.score(trajectory)
         self._count(trajectory)
         return trajectory
 
@@ -107,6 +108,10 @@ class Batch:
         self._statuses[str(t.status)] += 1
         if t.status is Status.ENGINE_ERROR and self._statuses[str(Status.ENGINE_ERROR)] == 1:
             print(f"step {self._job.step}: {t.extra.get('error')}", flush=True)
+        if ERROR in t.extra:
+            self._unscored += 1
+            if self._unscored == 1:
+                print(f"step {self._job.step}: a trajectory has no reward: {t.extra[ERROR]}", flush=True)
         self._tell()
 
     def _tell(self, *, force: bool = False) -> None:

@@ -16,6 +16,7 @@ from megatron_mmsr1.rollout.batch import Batch
 from megatron_mmsr1.rollout.context import Context, search_client
 from megatron_mmsr1.rollout.engine import EngineClient
 from megatron_mmsr1.rollout.jobs import Failed, Job, Ready
+from megatron_mmsr1.rollout.scoring import Scoring
 from megatron_mmsr1.rollout.throttle import Throttle
 
 
@@ -31,6 +32,7 @@ async def _serve(pipe: Connection, cfg: RunConfig, engine_urls: list[str], searc
         client = search_client(cfg, search_url)
         throttle = None if client is None else Throttle(client, cfg.rollout)
         context = Context.open(cfg, throttle, ImageStore(image_root))
+        scoring = Scoring(cfg.reward, workers=cfg.rollout.reward_workers, deadline_s=cfg.rollout.reward_timeout_s)
     except UsageError as e:
         pipe.send(Failed(str(e), usage=True))
         return
@@ -47,13 +49,14 @@ async def _serve(pipe: Connection, cfg: RunConfig, engine_urls: list[str], searc
             if client is not None:
                 client.step = job.step
             try:
-                answer = await Batch(context, engine, cfg, job, pipe.send, throttle).run()
+                answer = await Batch(context, engine, cfg, job, pipe.send, scoring, throttle).run()
             except (UsageError, RunError) as e:
                 answer = Failed(str(e), usage=isinstance(e, UsageError))
             except Exception:  # a bug of ours: the leader reports it, whatever it is
                 answer = Failed(f"the rollout worker failed:\n{traceback.format_exc()}")
             pipe.send(answer)
     finally:
+        await scoring.close()
         await engine.close()
         if client is not None:
             await client.close()

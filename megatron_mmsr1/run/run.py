@@ -80,6 +80,11 @@ class Run:
         self.spent = budget_reached(trajectories)
         if not good and self.spent:
             raise RunError(self._stopped())
+        unscored = [str(t.extra["reward_error"]) for t in trajectories if "reward_error" in t.extra]
+        if not good and unscored:
+            raise RunError(
+                f"no trajectory of step {self.step} has a reward; {len(unscored)} times the reward failed: {unscored[0]}"
+            )
         if not good:
             raise RunError(
                 f"all {len(trajectories)} trajectories of step {self.step} failed in the engine or the search server; "
