@@ -4,21 +4,19 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import importlib.util
-import os
 import signal
 import socket
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 from megatron_mmsr1.errors import RunError, UsageError
 from megatron_mmsr1.procs.ports import bind
 from megatron_mmsr1.procs.supervisor import Supervisor
-from serving.door import AppDoor
 from serving.keys import open_keys
+from serving.login import AppLogin
 from serving.services import Services
 from serving.settings import ServeConfig
 from serving.startup import Startup
@@ -27,10 +25,22 @@ if TYPE_CHECKING:
     from fastapi import FastAPI
     from starlette.types import ASGIApp
 
+    from serving.answering import Answerer
     from serving.stack import Stack
 
 WATCH_S = 0.5
-NO_GRADIO = "the app needs Gradio: pip install 'megatron-mmsr1[demo]'"
+
+
+class App(Protocol):
+    """What is mounted beside the API, at every path that is none of the API's; whoever calls `serve` brings it."""
+
+    def load(self) -> None:
+        """Import what it needs, while servers start."""
+        ...
+
+    def mount(self, gateway: FastAPI, cfg: ServeConfig, answerer: Answerer) -> FastAPI:
+        """`gateway` with the app. `answerer` belongs to the event loop that will serve it."""
+        ...
 
 
 def serve(
@@ -39,15 +49,15 @@ def serve(
     engines: Sequence[str] = (),
     search: str | None = None,
     no_search: bool = False,
-    demo: bool = True,
+    app: App | None = None,
     state: Path,
     opened: Callable[[str], object] | None = None,
 ) -> None:
     """Serve until SIGTERM or Ctrl-C, then let answers in the making end for a few seconds and stop all that was started.
 
-    `engines`, `search`: servers that run already, beside those that the config names. `demo`: with the app. `state`: a
-    directory for logs and the search's store. `opened` is told the gateway's URL once all is ready. Raises UsageError and
-    RunError before that; RunError after it if no engine can be kept running.
+    `engines`, `search`: servers that run already, beside those that the config names. `app`: mounted beside the API, behind
+    the same keys. `state`: a directory for logs and the search's store. `opened` is told the gateway's URL once all is ready.
+    Raises UsageError and RunError before that; RunError after it if no engine can be kept running.
     """
     open_keys(cfg.gateway)  # what is wrong with them is said now, not in half a minute
     try:
@@ -60,8 +70,8 @@ def serve(
         Services(cfg, engines=engines, search=search, no_search=no_search, state=state, say=_say) as services,
     ):
         with Startup() as shown:
-            if demo:
-                _import_gradio()
+            if app is not None:
+                app.load()  # which takes seconds that the engine's start hides
             while not services.check_start():
                 shown.waiting(services.waiting)
                 time.sleep(0.1)
@@ -69,23 +79,19 @@ def serve(
         url = f"http://{_reachable(cfg.gateway.host)}:{sock.getsockname()[1]}"
 
         def ready(_: int) -> None:
-            _announce(cfg, services, url, demo=demo)
+            _announce(cfg, services, url, app=app is not None)
             if opened is not None:
                 opened(url)
 
         import uvloop
 
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-            runner.run(_gateway(cfg, services, sock, demo=demo, ready=ready))
+            runner.run(_gateway(cfg, services, sock, app=app, ready=ready))
         _say("stopping")
 
 
-def has_gradio() -> bool:
-    return importlib.util.find_spec("gradio") is not None
-
-
 async def _gateway(
-    cfg: ServeConfig, services: Services, sock: socket.socket, *, demo: bool, ready: Callable[[int], object]
+    cfg: ServeConfig, services: Services, sock: socket.socket, *, app: App | None, ready: Callable[[int], object]
 ) -> None:
     from serving.gateway.access import log_to
     from serving.gateway.app import create_app
@@ -100,22 +106,20 @@ async def _gateway(
             log_to(sys.stderr)
         base = await stack.enter_async_context(open_stack(cfg, engines=services.engines, search=services.search))
         gateway = create_app(cfg, base)
-        app = _with_app(gateway, cfg, base) if demo else gateway
+        served = gateway if app is None else _with_app(app, gateway, cfg, base)
         watch = asyncio.create_task(_watch(services, stop))
         stack.callback(watch.cancel)
         with _quiet():
-            await serve_app(app, sock, ready=ready, stop=stop)
+            await serve_app(served, sock, ready=ready, stop=stop)
         if watch.done():
             watch.result()
 
 
-def _with_app(gateway: FastAPI, cfg: ServeConfig, stack: Stack) -> ASGIApp:
+def _with_app(app: App, gateway: FastAPI, cfg: ServeConfig, stack: Stack) -> ASGIApp:
     """The app beside the API, for whoever may use the API."""
-    from demo import mount
-
-    app = mount(gateway, cfg, stack.answerer)
+    mounted = app.mount(gateway, cfg, stack.answerer)
     keys = open_keys(cfg.gateway)
-    return app if keys is None else AppDoor(app, keys)
+    return mounted if keys is None else AppLogin(mounted, keys)
 
 
 async def _watch(services: Services, stop: asyncio.Event) -> None:
@@ -147,22 +151,15 @@ def _bound(cfg: ServeConfig) -> socket.socket:
         raise RunError(f"gateway.port={cfg.gateway.port}: {e}") from None
 
 
-def _import_gradio() -> None:
-    """Which takes seconds that the engine's start hides."""
-    os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # read when it is imported
-    os.environ.setdefault("HF_HUB_OFFLINE", "1")
-    importlib.import_module("gradio")
-
-
 def _reachable(host: str) -> str:
     if host in ("0.0.0.0", "::", ""):
         return socket.gethostname()
     return f"[{host}]" if ":" in host else host
 
 
-def _announce(cfg: ServeConfig, services: Services, url: str, *, demo: bool) -> None:
+def _announce(cfg: ServeConfig, services: Services, url: str, *, app: bool) -> None:
     asks = "   (asks for a password: an API key)" if cfg.gateway.keys else ""
-    lines = [f"  app   {url}/{asks}"] if demo else []
+    lines = [f"  app   {url}/{asks}"] if app else []
     lines += [f"  API   {url}/v1   models {cfg.name} and {cfg.name}:no-search", f"  logs  {services.logs}"]
     if len(services.engines) > 1:
         lines.append(f"  {len(services.engines)} engines; a conversation stays with the one that has its beginning cached")

@@ -1,22 +1,24 @@
-"""`mmsr1 serve` and `mmsr1 demo`, from the command's arguments. megatron_mmsr1/cli/serve.py declares them."""
+"""`mmsr1 serve` from the command's arguments. megatron_mmsr1/cli/serve.py declares them, and brings the app."""
 
 from __future__ import annotations
 
 import argparse
 import sys
-import webbrowser
+from collections.abc import Callable
 from pathlib import Path
 
 from megatron_mmsr1.errors import UsageError
 from serving import launch, settings
 from serving.keys import new_key
+from serving.launch import App
 from serving.settings import ServeConfig
 
 STATE = Path("build")  # git ignores it
 KEYS = "gateway.keys"
 
 
-def serve(args: argparse.Namespace) -> None:
+def serve(args: argparse.Namespace, app: Callable[[], App]) -> None:
+    """`app` makes what is mounted beside the API; where it raises UsageError the API is served alone, and that is said."""
     if args.model is not None and "=" in args.model and not Path(args.model).exists():
         args.model, args.override = None, [args.model, *args.override]
     if args.new_key is not None:
@@ -25,34 +27,22 @@ def serve(args: argparse.Namespace) -> None:
     if args.model is None and args.config is None:
         raise UsageError("serve: name a checkpoint, as in: mmsr1 serve runs/atlas/model")
     cfg = settings.load(args.model, args.config, args.override)
-    demo = not args.no_demo
-    if demo and not launch.has_gradio():
-        print(f"mmsr1: without the app: {launch.NO_GRADIO}", file=sys.stderr)
-        demo = False
     launch.serve(
         cfg,
         engines=[*cfg.engine.urls, *args.engine],
         search=args.search or cfg.search.url,
         no_search=args.no_search,
-        demo=demo,
+        app=None if args.no_demo else _found(app),
         state=Path(args.state or STATE / "serve" / cfg.name),
     )
 
 
-def demo(args: argparse.Namespace) -> None:
-    if not launch.has_gradio():
-        raise UsageError(launch.NO_GRADIO)
-    from demo.atlas import prepare
-
-    state = Path(args.state or STATE / "demo")
-    cfg = settings.override(prepare(state), args.override)
-    launch.serve(
-        cfg,
-        engines=cfg.engine.urls,
-        search=cfg.search.url,
-        state=state,
-        opened=webbrowser.open if args.open else None,
-    )
+def _found(app: Callable[[], App]) -> App | None:
+    try:
+        return app()
+    except UsageError as e:
+        print(f"mmsr1: without the app: {e}", file=sys.stderr)
+        return None
 
 
 def _new_key(args: argparse.Namespace) -> None:

@@ -1,5 +1,5 @@
-"""`mmsr1 serve` and `mmsr1 demo`: what they are told. What they do is in serving/, which stands above this package and is
-loaded only when they run."""
+"""`mmsr1 serve` and `mmsr1 demo`: what they are told. What they do is in serving/ and demo/, which stand above this package and
+are loaded only when they run; the app is brought to the server here, which so knows nothing of it."""
 
 from __future__ import annotations
 
@@ -32,8 +32,8 @@ def add(verbs: Verbs[argparse.ArgumentParser]) -> None:
 
 
 def _serve(args: argparse.Namespace) -> None:
-    importlib.import_module("serving.verbs").serve(args)
+    importlib.import_module("serving.verbs").serve(args, lambda: importlib.import_module("demo").DemoApp())
 
 
 def _demo(args: argparse.Namespace) -> None:
-    importlib.import_module("serving.verbs").demo(args)
+    importlib.import_module("demo.verbs").demo(args)

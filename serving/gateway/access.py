@@ -1,4 +1,4 @@
-"""The gateway's front door: an id for each request, one line of JSON in the log, and no callers under another's name.
+"""Access to the gateway: an id for each request, one line of JSON in the log, and no callers under another's name.
 
 The log has neither pictures nor keys nor a word of the conversation.
 """
@@ -82,7 +82,7 @@ def log_to(stream: TextIO = sys.stderr) -> None:
     _log.propagate = False
 
 
-class FrontDoor:
+class Access:
     """ASGI middleware. `hosts`: names beside this machine's own that a request may be for; None: any name.
 
     A web page whose name was made to lead to our loopback address can call us from the browser of whoever reads it; without

@@ -10,7 +10,7 @@ from starlette.exceptions import HTTPException
 
 from megatron_mmsr1.search.fetch import Fetcher
 from serving.gateway import openapi
-from serving.gateway.access import FrontDoor
+from serving.gateway.access import Access
 from serving.gateway.errors import ApiError, defect
 from serving.gateway.exchange import Exchange
 from serving.gateway.gateway import Gateway, no_model
@@ -30,7 +30,7 @@ def create_app(cfg: ServeConfig, stack: Stack, *, fetcher: Fetcher | None = None
     gateway = Gateway(cfg, stack, fetcher=fetcher)
     app = FastAPI(title="Megatron-MMSearch-R1", docs_url=None, redoc_url=None, openapi_url="/openapi.json")
     app.state.gateway = gateway
-    app.add_middleware(FrontDoor, metrics=gateway.metrics, hosts=cfg.gateway.hosts if gateway.keys is None else None)
+    app.add_middleware(Access, metrics=gateway.metrics, hosts=cfg.gateway.hosts if gateway.keys is None else None)
     app.add_exception_handler(ApiError, _api_error)
     app.add_exception_handler(HTTPException, _http_error)
     app.add_exception_handler(Exception, _defect)

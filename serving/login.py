@@ -1,6 +1,6 @@
-"""The app's door where the gateway has keys: a browser asks for a name, which may be anything, and a password, which is a key.
+"""The app's login where the gateway has keys: a browser asks for a name, which may be anything, and a password, which is a key.
 
-The API has its own check, of bearer keys. Everything else that is served beside it is the app's and behind this door.
+The API has its own check, of bearer keys. Everything else that is served beside it is the app's and needs this login.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from serving.keys import Keys
 OPEN = ("/v1/", "/health", "/metrics", "/openapi.json")
 
 
-class AppDoor:
+class AppLogin:
     """ASGI middleware around the gateway with its app."""
 
     def __init__(self, app: ASGIApp, keys: Keys):

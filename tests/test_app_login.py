@@ -7,8 +7,8 @@ import pytest
 from starlette.requests import Request
 from starlette.responses import PlainTextResponse
 
-from serving.door import AppDoor
 from serving.keys import Keys, new_key
+from serving.login import AppLogin
 
 
 @pytest.fixture
@@ -21,7 +21,7 @@ async def client(tmp_path, key):
     async def inside(scope, receive, send):
         await PlainTextResponse(f"inside {Request(scope).url.path}")(scope, receive, send)
 
-    transport = httpx.ASGITransport(AppDoor(inside, Keys(tmp_path / "keys")))
+    transport = httpx.ASGITransport(AppLogin(inside, Keys(tmp_path / "keys")))
     async with httpx.AsyncClient(transport=transport, base_url="http://localhost") as client:
         yield client
 
