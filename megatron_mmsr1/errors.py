@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import os
 import sys
@@ -13,6 +14,7 @@ from typing import NoReturn
 
 # Where a child process leaves its failure for whoever started it; unset, nobody asks.
 REPORT = "MMSR1_FAILURE"
+FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
 class UsageError(Exception):
@@ -21,6 +23,19 @@ class UsageError(Exception):
 
 class RunError(Exception):
     """The input was fine, the world was not (a dead engine, a torn file): the message names it and what to do. Exit code 1."""
+
+
+def is_full_disk(error: BaseException) -> bool:
+    """Whether a write failed for want of room or of quota. Libraries that write for us (torch, safetensors) say it in words."""
+    if isinstance(error, OSError) and error.errno in FULL:
+        return True
+    return any(os.strerror(number) in str(error) for number in FULL)
+
+
+def full_disk(error: BaseException) -> str:
+    """What a person is told of such an error."""
+    name = getattr(error, "filename", None)
+    return f"the disk is full, or the quota there is used up{f', writing {name}' if name else ''} ({error}): make room on it"
 
 
 def exit_with_message(main: Callable[[], None]) -> NoReturn:
@@ -43,7 +58,11 @@ def exit_with_message(main: Callable[[], None]) -> NoReturn:
     except BaseException as e:
         code = 1
         traceback.print_exc()
-        _leave(f"rank {os.environ.get('RANK', '0')} met what should not happen: {type(e).__name__}: {e}", code)
+        rank = f"rank {os.environ.get('RANK', '0')}"
+        if is_full_disk(e):
+            _leave(f"{rank}: {full_disk(e)}; the same command then resumes", code)
+        else:
+            _leave(f"{rank} met what should not happen: {type(e).__name__}: {e}", code)
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(code)
@@ -54,7 +73,8 @@ def _leave(message: str, code: int) -> None:
     print(f"mmsr1: {message}", file=sys.stderr)
     path = os.environ.get(REPORT)
     if path:
-        with contextlib.suppress(FileExistsError), open(path, "x", encoding="utf-8") as f:
+        # OSError: another rank was first, or the disk is full, which whoever started this sees for himself (procs.causes).
+        with contextlib.suppress(OSError), open(path, "x", encoding="utf-8") as f:
             json.dump({"message": message, "code": code}, f)
 
 

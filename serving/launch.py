@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Protocol
 
 from megatron_mmsr1.errors import RunError, UsageError
 from megatron_mmsr1.procs.ports import bind
-from megatron_mmsr1.procs.supervisor import Supervisor
+from megatron_mmsr1.procs.signals import exit_on_signals
 from serving.keys import open_keys
 from serving.login import AppLogin
 from serving.services import Services
@@ -66,7 +66,7 @@ def serve(
         raise UsageError(f"{state} cannot be written ({e.strerror}): name another directory with --state") from None
     with (
         _bound(cfg) as sock,
-        Supervisor(),  # SIGTERM during the start unwinds all of this, as Ctrl-C does
+        exit_on_signals(),  # SIGTERM during the start unwinds all of this, as Ctrl-C does
         Services(cfg, engines=engines, search=search, no_search=no_search, state=state, say=_say) as services,
     ):
         with Startup() as shown:

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import http.client
-import json
 import time
-import urllib.request
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import TracebackType
@@ -13,7 +10,9 @@ from typing import Any, Self
 
 from megatron_mmsr1.config import EngineConfig, RunConfig
 from megatron_mmsr1.errors import RunError, UsageError
-from megatron_mmsr1.procs.supervisor import HOST, free_port, require_port
+from megatron_mmsr1.procs import http
+from megatron_mmsr1.procs.ports import HOST, free_port, require_port
+from megatron_mmsr1.procs.service import Service as Started
 from megatron_mmsr1.run import preflight
 from serving import router
 from serving.keeper import Keeper, Service
@@ -142,12 +141,10 @@ class Services:
         return f"http://{c.engine.sglang.get('host', HOST)}:{port}"
 
     def _start_router(self, engines: list[str]) -> Callable[[Callable[[], None]], Service]:
-        port = free_port()
+        found = router.command(engines, self.logs / "router.log", timeout_s=self.cfg.engine.startup_timeout_s)
 
         def start(wanted: Callable[[], None]) -> Service:
-            _wait_for_port(port, wanted)
-            timeout_s = self.cfg.engine.startup_timeout_s
-            return router.launch(engines, port, self.logs / "router.log", timeout_s=timeout_s, wanted=wanted)
+            return Started(found).start(lambda _: wanted())
 
         return start
 
@@ -173,7 +170,7 @@ def _gpus_of(n: int, native: dict[str, Any]) -> dict[str, Any]:
 
 def _wait_for_port(port: int, wanted: Callable[[], None], seconds: float = 10.0) -> None:
     """What died a moment ago may hold it for a moment more."""
-    from megatron_mmsr1.procs.supervisor import port_is_free
+    from megatron_mmsr1.procs.ports import port_is_free
 
     until = time.monotonic() + seconds
     while not port_is_free(port, HOST) and time.monotonic() < until:
@@ -194,11 +191,9 @@ def check_engine(url: str, path: str) -> None:
             raise
         preflight.answers(url, "/readiness", "--engine", what)  # SGLang's router, whose engines cannot be asked through it
         return
-    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
     try:
-        with opener.open(f"{url}/model_info", timeout=5) as r:
-            said = json.loads(r.read())
-    except (OSError, ValueError, http.client.HTTPException) as e:
+        said = http.get(f"{url}/model_info").json()
+    except http.Unanswered as e:
         raise RunError(f"--engine: {url}/model_info cannot be read ({e}): is it an SGLang server?") from None
     held = str(said.get("tokenizer_path") or said.get("model_path") or "") if isinstance(said, dict) else ""
     theirs, ours = Path(held) / "tokenizer.json", Path(path) / "tokenizer.json"

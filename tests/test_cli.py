@@ -17,7 +17,9 @@ from PIL import Image
 
 import megatron_mmsr1.cli.entry as cli
 from megatron_mmsr1.errors import RunError, UsageError
-from megatron_mmsr1.procs.supervisor import Supervisor, free_port
+from megatron_mmsr1.procs.http import answers
+from megatron_mmsr1.procs.ports import free_port
+from megatron_mmsr1.procs.service import Command, Service
 
 MMSR1 = [sys.executable, "-m", "megatron_mmsr1.cli"]
 
@@ -174,9 +176,9 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_serve_and_query(corpus: Path, tmp_path: Path) -> None:
     port = free_port()
     url = f"http://127.0.0.1:{port}"
-    with Supervisor(grace_s=5) as s:
-        s.start("search", [*MMSR1, "search", "serve", f"corpus={corpus}", "--port", str(port)], log=tmp_path / "search.log")
-        s.wait_healthy("search", f"{url}/healthz", deadline_s=60)
+    argv = [*MMSR1, "search", "serve", f"corpus={corpus}", "--port", str(port)]
+    ready = {"url": url, "ready": lambda url: answers(f"{url}/healthz")}
+    with Service(Command(name="search", argv=argv, log=tmp_path / "search.log", grace_s=5, **ready)).start():
         found = run("search", "query", "Where does the Velo river end?", "--url", url)
         assert found.returncode == 0, found.stderr
         assert "https://atlas.test/velo" in found.stdout and "Marn" in found.stdout

@@ -17,7 +17,7 @@ from gateway_fixtures import engine_load, eventually, served
 
 from megatron_mmsr1.config import EngineConfig
 from megatron_mmsr1.procs.guard import descendants
-from megatron_mmsr1.procs.supervisor import free_port
+from megatron_mmsr1.procs.ports import free_port
 from megatron_mmsr1.rollout.sglang_server import launch
 from serving.gateway.replies import ErrorEnvelope
 from serving.settings import ServeConfig

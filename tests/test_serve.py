@@ -22,7 +22,7 @@ from loop_fixtures import COLD_START, ROOT
 
 import megatron_mmsr1.cli.entry as cli
 from megatron_mmsr1.procs.guard import descendants
-from megatron_mmsr1.procs.supervisor import port_is_free
+from megatron_mmsr1.procs.ports import port_is_free
 from serving import settings
 
 READY = re.compile(r"API +(http://[^ ]+)/v1")

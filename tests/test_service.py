@@ -196,3 +196,34 @@ def test_a_socket_is_bound_here_and_inherited(tmp_path: Path) -> None:
         with pytest.raises(RunError, match=f"port {port} on 127.0.0.1"):
             Service(Command(name="other", argv=argv, log=tmp_path / "log", listen=("127.0.0.1", port))).start()
     assert port_is_free(port)
+
+
+# ------------------------------------------------------------------------------------------------------- temporary files
+@pytest.mark.parametrize("how", ["stop", "kill", "owner"])
+def test_its_temporary_files_go_with_it(tmp_path: Path, how: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What it makes where temporary files go, and the shared memory that it has mapped, however it ends."""
+    temporary = tmp_path / "tmp"
+    temporary.mkdir()
+    monkeypatch.setenv("TMPDIR", str(temporary))
+    name = f"mmsr1_test_{os.getpid()}_{how}"
+    code = (
+        "import mmap, os, tempfile, time; from multiprocessing import shared_memory, resource_tracker\n"
+        f"shm = shared_memory.SharedMemory({name!r}, create=True, size=4096)\n"
+        "resource_tracker.unregister(shm._name, 'shared_memory')\n"
+        "tempfile.mkdtemp(); tempfile.mkstemp(); open('up', 'w').close(); time.sleep(300)"
+    )
+    it = Command(name="it", argv=[sys.executable, "-c", code], log=tmp_path / "log", cwd=tmp_path, shared=("mmsr1_test_",))
+    with Service(it).start() as s:
+        until((tmp_path / "up").exists)
+        made = os.listdir(temporary)
+        assert len(made) == 1 and len(os.listdir(temporary / made[0])) == 2 and Path("/dev/shm", name).exists()
+        if how == "kill":
+            os.kill(s.child.command_pid, signal.SIGKILL)
+            until(lambda: s.child.ended)
+        elif how == "owner":
+            s.child.ask_to_end()  # what the guard sees when this process dies
+            until(lambda: s.child.ended)
+    assert os.listdir(temporary) == []
+    if how != "kill":  # of what is gone at once nobody can say what it had mapped
+        assert not Path("/dev/shm", name).exists()
+    Path("/dev/shm", name).unlink(missing_ok=True)

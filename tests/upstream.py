@@ -10,7 +10,7 @@ import urllib.error
 import urllib.request
 from pathlib import Path
 
-from megatron_mmsr1.procs.supervisor import free_port
+from megatron_mmsr1.procs.ports import free_port
 from tests.loop_fixtures import ROOT
 
 

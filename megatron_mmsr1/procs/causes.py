@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import errno
 import os
 import signal
 from pathlib import Path
 
+from megatron_mmsr1.errors import FULL
+
 SHARED_MEMORY = Path("/dev/shm")
 FULL_BYTES = 2**20  # what is left on a disk on which nothing useful can be written any more
-_FULL = tuple(os.strerror(n) for n in (errno.ENOSPC, errno.EDQUOT))
+_FULL = tuple(os.strerror(n) for n in FULL)
 
 
 def memory_kills() -> int:

@@ -22,7 +22,8 @@ class Child:
     """Started when it is made. Nothing that it starts outlives it, or this process, however either ends.
 
     `env` is the whole environment; stdout and stderr are appended to `log`; `inherits` are descriptors that it keeps open;
-    `grace_s` is the time from SIGTERM to SIGKILL. A command that does not exist shows as an end with exit code 127.
+    `shared` are beginnings of names in /dev/shm that are removed after it; `grace_s` is the time from SIGTERM to SIGKILL. It
+    has a temporary directory of its own, which goes with it. A command that does not exist shows as an end with exit code 127.
     """
 
     def __init__(
@@ -34,6 +35,7 @@ class Child:
         env: Mapping[str, str],
         cwd: Path | None = None,
         inherits: Sequence[int] = (),
+        shared: Sequence[str] = (),
         grace_s: float = 10.0,
     ) -> None:
         self.name, self.log, self.grace_s = name, log, grace_s
@@ -44,11 +46,11 @@ class Child:
         try:
             with log.open("ab") as out:
                 self.process = subprocess.Popen(
-                    [sys.executable, "-I", "-S", str(GUARD), str(read), str(grace_s), numbers, *argv],
+                    [sys.executable, "-I", "-S", str(GUARD), str(read), str(grace_s), numbers, ",".join(shared) or "-", *argv],
                     stdin=subprocess.DEVNULL,
                     stdout=out,
                     stderr=subprocess.STDOUT,
-                    env=dict(env),
+                    env={"TORCHINDUCTOR_CACHE_DIR": str(_compiled()), **env},
                     cwd=cwd,
                     pass_fds=(read, *inherits),
                     start_new_session=True,
@@ -136,6 +138,11 @@ def _live(group: int) -> bool:
                 if int(found) == group and state != "Z":
                     return True
     return False
+
+
+def _compiled() -> Path:
+    """Where compiled kernels are kept for the next run: by default torch has them in the temporary directory."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "mmsr1" / "torchinductor"
 
 
 def tail(path: Path, lines: int = 20) -> str:

@@ -17,7 +17,7 @@ from importlib import metadata
 from typing import Any
 
 from megatron_mmsr1.procs.patches import PATCHES
-from megatron_mmsr1.procs.supervisor import port_is_free
+from megatron_mmsr1.procs.ports import port_is_free
 
 PACKAGES = (
     "torch",

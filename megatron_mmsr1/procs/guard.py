@@ -1,11 +1,14 @@
 """A small process that stands between a supervisor and one command, so that nothing the command started outlives either.
 
-Run by path with the standard library only (`python -I -S guard.py LIFELINE GRACE DESCRIPTORS COMMAND…`): it starts in
+Run by path with the standard library only (`python -I -S guard.py LIFELINE GRACE DESCRIPTORS SHARED COMMAND…`): it starts in
 milliseconds and never imports the package. It leads its own session, and as a subreaper it inherits every orphan below it,
 also those that moved to a session of their own (as torchrun's workers do). It ends the command when the lifeline (the read
 end of a pipe whose write end only the supervisor holds) closes, when its parent dies, or on SIGTERM: TERM to the group, then
 to the orphans, then KILL to every descendant left after GRACE seconds. Its exit code is the command's (128 + n for signal n).
 DESCRIPTORS: open files that the command inherits, as numbers joined by commas; - for none.
+
+The command gets a temporary directory of its own (TMPDIR), which is removed with it. SHARED: how names in /dev/shm begin,
+joined by commas, that the command leaves there when it is killed; those that it has mapped are removed too.
 """
 
 from __future__ import annotations
@@ -95,9 +98,29 @@ def end_all(main: int, grace: float) -> int | None:
         time.sleep(0.02)
 
 
+def shared(prefixes: tuple[str, ...]) -> set[str]:
+    """Files of /dev/shm that processes below this one have mapped and whose names begin so."""
+    found = set()
+    for pid in descendants(os.getpid()) if prefixes else []:
+        with contextlib.suppress(OSError), open(f"/proc/{pid}/maps") as f:  # it ended meanwhile
+            for line in f:
+                path = line.rstrip("\n").partition("/")[2]
+                if path.startswith(tuple(f"dev/shm/{p}" for p in prefixes)) and not path.endswith(" (deleted)"):
+                    found.add(f"/{path}")
+    return found
+
+
+def remove(directory: str) -> None:
+    """With all in it; nothing if it is not there."""
+    import shutil  # late: a guard starts in milliseconds
+
+    shutil.rmtree(directory, ignore_errors=True)
+
+
 def main() -> int:
-    lifeline, grace, command = int(sys.argv[1]), float(sys.argv[2]), sys.argv[4:]
+    lifeline, grace, command = int(sys.argv[1]), float(sys.argv[2]), sys.argv[5:]
     descriptors = [] if sys.argv[3] == "-" else [int(n) for n in sys.argv[3].split(",")]
+    prefixes = () if sys.argv[4] == "-" else tuple(sys.argv[4].split(","))
     parent = os.getppid()
     prctl(PR_SET_CHILD_SUBREAPER, 1)
     # SIGUSR1, because the kernel sends it when the *thread* that forked ends too: getppid() tells the two apart.
@@ -116,9 +139,18 @@ def main() -> int:
         signal.signal(signal.SIGINT, signal.default_int_handler)  # an ignored signal would stay ignored after exec
         prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
 
+    own = f"{os.environ.get('TMPDIR', '/tmp').rstrip('/')}/mmsr1.{os.getpid()}"
     try:
-        process = subprocess.Popen(command, preexec_fn=in_child, stdin=subprocess.DEVNULL, pass_fds=descriptors)
+        remove(own)  # of another machine's or an earlier boot's guard with this pid
+        os.mkdir(own, 0o700)
     except OSError as e:
+        print(f"cannot make a temporary directory for {command[0]}: {e}", file=sys.stderr, flush=True)
+        return 127
+    env = {**os.environ, "TMPDIR": own}
+    try:
+        process = subprocess.Popen(command, preexec_fn=in_child, stdin=subprocess.DEVNULL, pass_fds=descriptors, env=env)
+    except OSError as e:
+        remove(own)
         print(f"cannot start {command[0]}: {e}", file=sys.stderr, flush=True)
         return 127
     for number in descriptors:
@@ -132,7 +164,12 @@ def main() -> int:
             os.read(wake_read, 4096)
         code = reap(process.pid)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    left = shared(prefixes)
     late = end_all(process.pid, grace)
+    for path in left:
+        with contextlib.suppress(FileNotFoundError):  # its owner has removed it
+            os.unlink(path)
+    remove(own)
     return next((c for c in (code, late) if c is not None), 1)
 
 

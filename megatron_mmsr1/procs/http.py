@@ -44,7 +44,7 @@ class Answer:
         """The body as JSON. Raises Unanswered if it is none."""
         try:
             return json.loads(self.body)
-        except ValueError:
+        except (ValueError, RecursionError):
             raise Unanswered(f"{self.url} answered HTTP {self.status} with what is no JSON: {self.text[:200]!r}") from None
 
 
@@ -58,6 +58,15 @@ def post(url: str, body: Any, *, timeout_s: float = 5.0, max_bytes: int = MAX_BY
     return _exchange("POST", url, json.dumps(body).encode(), timeout_s, max_bytes)
 
 
+def is_url(url: str) -> bool:
+    """Whether it is an http or https URL with a host."""
+    try:
+        at = urlsplit(url)
+        return at.scheme in ("http", "https") and bool(at.hostname) and (at.port is None or at.port > 0)
+    except ValueError:
+        return False
+
+
 def answers(url: str, *, timeout_s: float = 1.0) -> bool:
     """Whether `url` is there with a 2xx. A redirect is none."""
     try:
@@ -67,16 +76,12 @@ def answers(url: str, *, timeout_s: float = 1.0) -> bool:
 
 
 def _exchange(method: str, url: str, body: bytes | None, timeout_s: float, max_bytes: int) -> Answer:
-    try:
-        at = urlsplit(url)
-        host, port = at.hostname, at.port
-    except ValueError as e:
-        raise Unanswered(f"{url!r} is no URL ({e})") from None
-    if at.scheme not in ("http", "https") or not host:
+    if not is_url(url):
         raise Unanswered(f"{url!r} is no http URL")
+    at = urlsplit(url)
     until = time.monotonic() + timeout_s
     kind = http.client.HTTPSConnection if at.scheme == "https" else http.client.HTTPConnection
-    connection = kind(host, port, timeout=timeout_s)
+    connection = kind(str(at.hostname), at.port, timeout=timeout_s)
     with contextlib.ExitStack() as stack:
         try:
             connection.connect()

@@ -91,7 +91,7 @@ def pace(per_step: float) -> str:
 
 
 class Follower:
-    """Shows the steps that another process writes to a metrics.jsonl; call `poll` now and then (`Supervisor.wait` does).
+    """Shows the steps that another process writes to a metrics.jsonl; call `poll` now and then (`Service.wait` does).
 
     `keys` maps what is shown to the metric's name: {"reward": "reward/mean"}. Lines that stand there already count as done.
     """

@@ -33,7 +33,8 @@ class Command:
     after `ready_within_s` seconds, and the message names `ready_setting` where that is a setting. `alive`: asked every
     `alive_every_s` seconds once it is ready; silent for `hung_after_s`, it counts as hung. `refusal`: what its exit with code 2
     means, where that is the person's error. `listen`: a host and a port (0: any) of a socket that is bound here and inherited
-    under the number that follows `--fd` in the arguments; the URL is then the socket's. `grace_s`: from SIGTERM to SIGKILL.
+    under the number that follows `--fd` in the arguments; the URL is then the socket's. `shared`: beginnings of names in
+    /dev/shm that it leaves there when it is killed. `grace_s`: from SIGTERM to SIGKILL.
     """
 
     name: str
@@ -51,6 +52,7 @@ class Command:
     alive_every_s: float = 5.0
     hung_after_s: float = 120.0
     refusal: str = ""
+    shared: Sequence[str] = ()
     grace_s: float = 10.0
 
 
@@ -153,7 +155,7 @@ class Service:
                 sock = stack.enter_context(bind(c.listen[0], self._port))
                 self._port = sock.getsockname()[1]
                 argv, inherits = [*argv, "--fd", str(sock.fileno())], [sock.fileno()]
-            return Child(c.name, argv, log=c.log, env=env, cwd=c.cwd, inherits=inherits, grace_s=c.grace_s)
+            return Child(c.name, argv, log=c.log, env=env, cwd=c.cwd, inherits=inherits, shared=c.shared, grace_s=c.grace_s)
 
     def _wait_for_port(self, host: str) -> None:
         until = time.monotonic() + PORT_WAIT_S

@@ -114,7 +114,7 @@ class Supervisor:
         try:
             with log.open("ab") as out:
                 process = subprocess.Popen(
-                    [sys.executable, "-I", "-S", str(GUARD), str(read), str(self.grace_s), "-", *argv],
+                    [sys.executable, "-I", "-S", str(GUARD), str(read), str(self.grace_s), "-", "sglang_loads_", *argv],
                     stdin=subprocess.DEVNULL,
                     stdout=out,
                     stderr=subprocess.STDOUT,

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from megatron_mmsr1 import config
 from megatron_mmsr1.errors import UsageError
-from megatron_mmsr1.procs.supervisor import Supervisor
+from megatron_mmsr1.procs.signals import exit_on_signals
 from megatron_mmsr1.run.directory import logged_steps, step_of
 from megatron_mmsr1.run.torchrun import run_ranks
 
@@ -84,6 +84,6 @@ def _convert(found: Source, target: Path) -> None:
     logs = Path(tempfile.mkdtemp(prefix="mmsr1-export-"))
     cfg = config.load(found.run / CONFIG)
     args = [str(found.run / CONFIG), str(found.directory), str(target), str(found.step)]
-    with Supervisor() as supervisor:
-        run_ranks(supervisor, cfg, "megatron_mmsr1.run.export_ranks", args, logs / "export.log")
+    with exit_on_signals():
+        run_ranks(cfg, "megatron_mmsr1.run.export_ranks", args, logs / "export.log")
     shutil.rmtree(logs)

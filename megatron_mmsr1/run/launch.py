@@ -7,7 +7,7 @@ from pathlib import Path
 
 from megatron_mmsr1.config import RunConfig
 from megatron_mmsr1.procs.progress import Follower, progress
-from megatron_mmsr1.procs.supervisor import Supervisor
+from megatron_mmsr1.procs.signals import exit_on_signals
 from megatron_mmsr1.run import preflight
 from megatron_mmsr1.run.directory import checkpointed_step, open_run
 from megatron_mmsr1.run.evaluations import rename_earlier_after
@@ -27,11 +27,11 @@ SHOWN = {
 
 def train(cfg: RunConfig) -> Path:
     """`mmsr1 train`: services, then the ranks; returns the run's directory. Resumes what is there."""
-    with open_run(cfg, preflight.train, "mmsr1 train") as lock, Supervisor() as supervisor:
+    with open_run(cfg, preflight.train, "mmsr1 train") as lock, exit_on_signals():
         out = Path(cfg.output)
         rename_earlier_after(out, cfg.train.steps)
         if cfg.train.mode == "train-only":
-            _ranks(cfg, out, supervisor, Services([], None), lock)
+            _ranks(cfg, out, Services([], None), lock)
             return out
         with services(cfg) as found:
             if cfg.train.mode == "rollout-only":
@@ -39,19 +39,19 @@ def train(cfg: RunConfig) -> Path:
 
                 rollout_only(cfg, found.engines, found.search)
             else:
-                _ranks(cfg, out, supervisor, found, lock)
+                _ranks(cfg, out, found, lock)
     return out
 
 
 def sft(cfg: RunConfig) -> Path:
     """`mmsr1 sft`: the ranks alone."""
     out = Path(cfg.output)
-    with open_run(cfg, preflight.sft, "mmsr1 sft") as lock, Supervisor() as supervisor:
-        _ranks(cfg, out, supervisor, Services([], None), lock)
+    with open_run(cfg, preflight.sft, "mmsr1 sft") as lock, exit_on_signals():
+        _ranks(cfg, out, Services([], None), lock)
     return out
 
 
-def _ranks(cfg: RunConfig, out: Path, supervisor: Supervisor, found: Services, lock: RunLock) -> None:
+def _ranks(cfg: RunConfig, out: Path, found: Services, lock: RunLock) -> None:
     """The loop on its ranks, with what they do shown meanwhile."""
     args = [str(out / "config.yaml"), *(arg for url in found.engines for arg in ("--engine", url))]
     args += ["--search", found.search] if found.search else []
@@ -67,7 +67,7 @@ def _ranks(cfg: RunConfig, out: Path, supervisor: Supervisor, found: Services, l
             lock.check()
 
         log = out / "logs" / "ranks.log"
-        run_ranks(supervisor, cfg, "megatron_mmsr1.train", args, log, env={TOKEN: lock.holder.token}, poll=poll)
+        run_ranks(cfg, "megatron_mmsr1.train", args, log, env={TOKEN: lock.holder.token}, poll=poll)
 
 
 def evaluate(cfg: RunConfig, policies: bool) -> Path:
@@ -79,7 +79,7 @@ def evaluate(cfg: RunConfig, policies: bool) -> Path:
     preflight.evaluate(cfg, engine=not policies)
     out = Path(cfg.output)
     out.mkdir(parents=True, exist_ok=True)
-    with Supervisor(), services(cfg, engine=not policies) as found:
+    with exit_on_signals(), services(cfg, engine=not policies) as found:
         if policies:
             evaluate_policies(cfg, found.search)
         else:

@@ -8,14 +8,12 @@ from __future__ import annotations
 
 import sys
 import time
-import urllib.error
-import urllib.request
 from collections.abc import Sequence
 from pathlib import Path
-from urllib.parse import urlsplit
 
 from megatron_mmsr1.config import RunConfig
 from megatron_mmsr1.errors import RunError, UsageError
+from megatron_mmsr1.procs import http
 
 MANY_ROWS = 500  # from here on, the person is told what is being waited for
 TRIES, PAUSE_S, TIMEOUT_S = 3, 1.0, 5.0  # of a server that should run already
@@ -125,7 +123,7 @@ def replay(cfg: RunConfig) -> None:
 
 def local_services(cfg: RunConfig, *, engine: bool = True) -> None:
     """What the search server and the engine of our own would stumble over."""
-    from megatron_mmsr1.procs.supervisor import require_port
+    from megatron_mmsr1.procs.ports import require_port
     from megatron_mmsr1.protocol import Prompts
 
     Prompts.load(cfg.protocol.prompts)
@@ -193,21 +191,17 @@ def servers(cfg: RunConfig, *, engine: bool = True) -> None:
 
 def answers(url: str, path: str, key: str, what: str) -> None:
     """Return once `url` + `path` gives 2xx; RunError after a few tries, UsageError for what is no http URL."""
-    at = urlsplit(url)
-    if at.scheme not in ("http", "https") or not at.hostname:
+    if not http.is_url(url):
         raise UsageError(f"{key}: {url!r} is no URL of a server; write it as http://HOST:PORT")
-    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
     reason = ""
     for attempt in range(TRIES):
         if attempt:
             time.sleep(PAUSE_S)
         try:
-            with opener.open(url.rstrip("/") + path, timeout=TIMEOUT_S):
+            answer = http.get(url.rstrip("/") + path, timeout_s=TIMEOUT_S)
+            if answer.ok:
                 return
-        except urllib.error.HTTPError as e:
-            reason = f"HTTP {e.code} from {path}"
-        except urllib.error.URLError as e:
-            reason = str(e.reason)
-        except (OSError, ValueError) as e:
-            reason = str(e) or type(e).__name__
+            reason = f"HTTP {answer.status} from {path}"
+        except http.Unanswered as e:
+            reason = str(e)
     raise RunError(f"{key}: {url} does not answer ({reason}): no {what}")

@@ -11,12 +11,13 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from megatron_mmsr1.config import RunConfig
-from megatron_mmsr1.errors import REPORT, RunError, left_by_child
-from megatron_mmsr1.procs.supervisor import Supervisor, free_port, tail
+from megatron_mmsr1.errors import REPORT, RunError, UsageError, left_by_child
+from megatron_mmsr1.procs.child import tail
+from megatron_mmsr1.procs.ports import HOST, free_port
+from megatron_mmsr1.procs.service import Command, Service
 
 
 def run_ranks(
-    supervisor: Supervisor,
     cfg: RunConfig,
     module: str,
     args: Sequence[str],
@@ -31,20 +32,25 @@ def run_ranks(
     """
     threads = cfg.train.threads_per_rank or max(1, (os.cpu_count() or 1) // cfg.train.ranks)
     argv = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", str(cfg.train.ranks)]
-    argv += ["--master-addr", "127.0.0.1", "--master-port", str(free_port()), "-m", module, *args]
+    argv += ["--master-addr", HOST, "--master-port", str(free_port()), "-m", module, *args]
     report = log.with_name("failure.json")
     report.unlink(missing_ok=True)
     ours = {"OMP_NUM_THREADS": str(threads), "PYTHONUNBUFFERED": "1", REPORT: str(report.resolve())}
-    child = supervisor.start("ranks", argv, log=log, env={**ours, **(env or {})})
-    try:
-        supervisor.wait("ranks", poll=poll)
-    except RunError:
-        if child.process.poll() is None:
-            raise  # not the ranks: a server ended
-        said = left_by_child(report)
-        if said is None:
-            raise RunError(
-                f"the ranks ended with exit code {child.process.returncode} and none said why; one that was killed (for memory "
-                f"perhaps) cannot. The same command resumes. The log {log} ends:\n{tail(log, 6)}"
-            ) from None
-        raise type(said)(f"{said} (the ranks' log: {log})") from None
+    with Service(Command(name="ranks", argv=argv, log=log, env={**ours, **(env or {})})).start() as ranks:
+        try:
+            ranks.wait(poll=poll)
+        except RunError:
+            if not ranks.child.ended:
+                raise  # not the ranks: a server ended
+            raise _failure(ranks, left_by_child(report)) from None
+
+
+def _failure(ranks: Service, said: UsageError | RunError | None) -> UsageError | RunError:
+    """Of ranks that have ended: what one of them said, or what can be told from outside."""
+    if said is not None:
+        return type(said)(f"{said} (the ranks' log: {ranks.log})")
+    why = ranks.child.why() or "One that is killed cannot say why."
+    return RunError(
+        f"the ranks ended with exit code {ranks.child.returncode} and none said why. {why} The same command resumes. The log "
+        f"{ranks.log} ends:\n{tail(ranks.log, 6)}"
+    )

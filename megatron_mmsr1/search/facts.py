@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import http.client
-import urllib.request
 from typing import Any
 
-import orjson
+from megatron_mmsr1.procs import http
 
 TIMEOUT_S = 5.0
-MAX_BYTES = 16 * 2**20
 
 
 def identity(url: str | None) -> dict[str, Any]:
@@ -23,10 +20,8 @@ def ask(url: str | None, path: str) -> dict[str, Any]:
     """A page of the search server's as JSON; {} where there is none."""
     if url is None:
         return {}
-    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
     try:
-        with opener.open(url.rstrip("/") + path, timeout=TIMEOUT_S) as r:
-            said = orjson.loads(r.read(MAX_BYTES))
-    except (OSError, http.client.HTTPException, ValueError):  # a server of another make, or one that is down: nothing to tell
+        said = http.get(url.rstrip("/") + path, timeout_s=TIMEOUT_S).json()
+    except http.Unanswered:  # a server of another make, or one that is down: nothing to tell
         return {}
     return said if isinstance(said, dict) else {}

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from megatron_mmsr1.errors import RunError
+from megatron_mmsr1.procs import http
 from megatron_mmsr1.search import store_entries, store_file
 
 if TYPE_CHECKING:
@@ -55,18 +56,16 @@ def from_store(path: Path) -> dict[str, Any]:
 
 def from_server(url: str) -> dict[str, Any]:
     """What GET /v1/stats says."""
-    import httpx
-
     try:
-        answer = httpx.get(f"{url}/v1/stats", timeout=TIMEOUT_S, trust_env=False)
-    except (httpx.HTTPError, httpx.InvalidURL) as e:
-        raise RunError(f"no search server answers at {url} ({type(e).__name__}: {e}): start one with mmsr1 search serve") from e
+        answer = http.get(f"{url}/v1/stats", timeout_s=TIMEOUT_S)
+    except http.Unanswered as e:
+        raise RunError(f"no search server answers at {url} ({e}): start one with mmsr1 search serve") from e
     try:
         found = answer.json()
-    except ValueError:
+    except http.Unanswered:
         found = None
-    if answer.status_code != 200 or not isinstance(found, dict):
-        raise RunError(f"{url}/v1/stats answered HTTP {answer.status_code} without statistics: is it a search server of ours?")
+    if answer.status != 200 or not isinstance(found, dict):
+        raise RunError(f"{url}/v1/stats answered HTTP {answer.status} without statistics: is it a search server of ours?")
     return found
 
 

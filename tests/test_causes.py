@@ -1,0 +1,111 @@
+"""Why a process ended: what a full disk, a lack of memory and a plain kill are told as. Real processes, real full devices."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from process_fixtures import command, until
+
+from megatron_mmsr1.errors import RunError, full_disk, is_full_disk, left_by_child
+from megatron_mmsr1.procs.causes import cause, is_full, memory_kills
+from megatron_mmsr1.procs.service import Command, Service
+
+WRITES = "open('/dev/full', 'w').write('x' * 100_000)"
+
+
+def ended(script: list[str], tmp_path: Path) -> str:
+    with Service(Command(name="ranks", argv=script, log=tmp_path / "log")).start() as s:
+        until(lambda: s.child.ended)
+        with pytest.raises(RunError) as e:
+            s.check()
+    return str(e.value)
+
+
+def test_a_full_disk_is_told_as_one_not_as_a_kill(tmp_path: Path) -> None:
+    said = ended([sys.executable, "-c", WRITES], tmp_path)
+    assert "is full" in said and "make room" in said and "memory" not in said
+
+
+def test_a_kill_is_told_as_one_where_the_kernel_counts_no_lack_of_memory(tmp_path: Path) -> None:
+    said = ended(["bash", "-c", "kill -9 $$"], tmp_path)
+    assert "SIGKILL" in said and "kill -9" in said and "full" not in said
+
+
+def test_lack_of_memory_is_what_the_kernel_counted(tmp_path: Path) -> None:
+    log = tmp_path / "log"
+    log.touch()
+    assert "for lack of memory" in cause(137, log, memory_kills() - 1)
+    assert cause(1, log, memory_kills()) == ""
+
+
+ON_A_FULL_DISK = """
+import sys
+from pathlib import Path
+from megatron_mmsr1.procs.causes import cause, is_full, memory_kills
+here = Path(sys.argv[1])
+assert not is_full(here)
+try:
+    (here / "big").write_bytes(bytes(8 << 20))
+except OSError as e:
+    pass
+assert is_full(here)
+print(cause(1, here / "log", memory_kills()))
+"""
+
+
+def test_the_disk_of_the_log_is_looked_at(tmp_path: Path) -> None:
+    """A file system of 4 MiB, in a mount namespace of its own. What fills it could not even write why it died."""
+    script = f'mount -t tmpfs -o size=4m none {tmp_path} && exec "$0" "$@"'
+    argv = ["unshare", "-rm", "bash", "-c", script, sys.executable, "-c", ON_A_FULL_DISK, str(tmp_path)]
+    done = subprocess.run(argv, capture_output=True, text=True, check=False)
+    if "Operation not permitted" in done.stderr or "unshare failed" in done.stderr:
+        pytest.skip("no mount namespaces here")
+    assert done.returncode == 0, done.stderr
+    assert f"disk that holds {tmp_path} is full" in done.stdout
+    assert not is_full(tmp_path)
+
+
+RANK = """
+import os
+from megatron_mmsr1.errors import exit_with_message
+def main():
+    {0}
+exit_with_message(main)
+"""
+
+
+def test_a_rank_that_meets_a_full_disk_says_so(tmp_path: Path) -> None:
+    report = tmp_path / "failure.json"
+    env = {**os.environ, "MMSR1_FAILURE": str(report), "RANK": "1"}
+    done = subprocess.run([sys.executable, "-c", RANK.format(WRITES)], env=env, capture_output=True, text=True, check=False)
+    said = left_by_child(report)
+    assert done.returncode == 1 and isinstance(said, RunError)
+    assert "rank 1" in str(said) and "disk is full" in str(said) and "should not" not in str(said)
+
+
+@pytest.mark.parametrize(
+    ("error", "full"),
+    [
+        (OSError(28, "No space left on device"), True),
+        (OSError(122, "Disk quota exceeded"), True),
+        (RuntimeError("PytorchStreamWriter failed writing file data/3: No space left on device"), True),
+        (OSError(13, "Permission denied"), False),
+        (ValueError("x"), False),
+    ],
+)
+def test_errors_of_a_full_disk_whoever_raises_them(error: BaseException, full: bool) -> None:
+    assert is_full_disk(error) is full
+    assert "make room" in full_disk(error)
+
+
+def test_a_signal_sent_to_the_guard_ends_the_command(tmp_path: Path) -> None:
+    with Service(command("sleep 300", tmp_path / "log")).start() as s:
+        os.kill(s.child.pid, signal.SIGTERM)
+        until(lambda: s.child.ended)
+        with pytest.raises(RunError, match="SIGTERM"):
+            s.check()
