@@ -14,7 +14,11 @@ from serving.answering import Ask
 from serving.settings import ServeConfig
 
 FREE, ALWAYS, OFF = "As the model decides", "Always", "Off"
-TOOL_NAMES = {"Image search": "image", "Text search": "text"}
+
+
+def tool_names(cfg: ServeConfig) -> dict[str, str]:
+    """The tools' names for a person -> their kinds."""
+    return {"Image search": "image", "Text search": "text"} | {n.replace("_", " ").capitalize(): n for n in cfg.tools}
 
 
 @dataclass(slots=True)
@@ -28,10 +32,11 @@ class Options:
 
     @classmethod
     def draw(cls, cfg: ServeConfig) -> Options:
-        most = cfg.protocol.image_searches + cfg.protocol.text_searches
+        extra = sum(getattr(s, "limit", 0) for s in cfg.tools.values())
+        most = cfg.protocol.image_searches + cfg.protocol.text_searches + extra
         with gr.Accordion("Options", open=False, elem_id="options"), gr.Row():
             search = gr.Radio([FREE, ALWAYS, OFF], value=FREE, label="Search", elem_id="search-mode")
-            tools = gr.CheckboxGroup(list(TOOL_NAMES), value=list(TOOL_NAMES), label="Tools")
+            tools = gr.CheckboxGroup(list(tool_names(cfg)), value=list(tool_names(cfg)), label="Tools")
             searches = gr.Slider(0, max(most, 1), value=most, step=1, label="Searches at most", buttons=[])
             temperature = gr.Slider(0, 1.5, value=cfg.temperature, step=0.1, label="Temperature (0: the likeliest)", buttons=[])
         return cls(search, tools, searches, temperature)
@@ -44,7 +49,7 @@ class Options:
 def ask(cfg: ServeConfig, talk: Talk, search: str, tools: list[str], searches: float, temperature: float) -> Ask:
     """An Ask from the controls' values. What a page sends is not trusted: unknown tools are dropped, numbers brought within
     their limits by the answerer."""
-    wanted = tuple(t for name, t in TOOL_NAMES.items() if name in tools)
+    wanted = tuple(t for name, t in tool_names(cfg).items() if name in tools)
     if search == OFF:
         wanted = ()
     most = max(0, int(searches))

@@ -70,7 +70,8 @@ def _searching(r: Reply) -> bool:
 def _doing(r: Reply) -> str:
     last = r.steps[-1] if r.steps else None
     if isinstance(last, Lookup) and last.ended is None:
-        return "Searching by the picture…" if last.kind == "image" else "Searching the text index…"
+        doing = {"image": "Searching by the picture…", "text": "Searching the text index…"}
+        return doing.get(last.kind, f"{verb(last.kind)}…")
     if r.text:
         return "Answering…"
     return "Reading what was found…" if isinstance(last, Lookup) else "Thinking…"
@@ -81,12 +82,17 @@ def _work(r: Reply) -> str:
     searches = {0: "No search", 1: "1 search"}.get(n, f"{n} searches")
     # The words first: what the line says stays readable where the pictures do not fit.
     took = f'<span class="meta">{r.outcome.seconds:.2f} s</span>' if r.outcome is not None else ""
-    strip = "".join(f'<span class="chip {s.kind}">{_title(s)}</span>' for s in r.lookups)
+    strip = "".join(f'<span class="chip {esc(s.kind)}">{_title(s)}</span>' for s in r.lookups)
     return f"<span>{searches}</span>{took}{strip}"
 
 
 def _title(s: Lookup) -> str:
-    return "picture" if s.kind == "image" else esc(s.query)
+    return "picture" if s.kind == "image" else esc(s.query if s.kind == "text" else verb(s.kind))
+
+
+def verb(kind: str) -> str:
+    """What a tool of this kind does, as a person reads it."""
+    return {"image": "Image search", "text": "Text search"}.get(kind, kind.replace("_", " ").capitalize())
 
 
 def _step(s: Thought | Lookup, name: str, running: bool) -> str:
@@ -94,22 +100,21 @@ def _step(s: Thought | Lookup, name: str, running: bool) -> str:
         return (
             f'<div class="thought"><span class="mark think"></span><span class="sr">Reason:</span>{esc(s.text.strip())}</div>'
         )
-    verb = "Image search" if s.kind == "image" else "Text search"
     query = f'<span class="query">{esc(s.query)}</span>' if s.query else ""
     if s.ended is None:
         meta = '<span class="meta">running…</span>'
-        return f'<div class="lookup running"><span class="mark busy"></span><b>{verb}</b>{query}{meta}</div>'
+        return f'<div class="lookup running"><span class="mark busy"></span><b>{esc(verb(s.kind))}</b>{query}{meta}</div>'
     good = "good" if s.ended.status == "ok" else "bad"
     words = outcome_words(s.ended)
     meta = f'<span class="meta {good}">{" · ".join(map(esc, words))}</span>'
-    head = f'<summary><span class="mark {s.kind}"></span><b>{verb}</b>{query}{meta}</summary>'
+    head = f'<summary><span class="mark {esc(s.kind)}"></span><b>{esc(verb(s.kind))}</b>{query}{meta}</summary>'
     return f'<details class="lookup" id="{esc(name)}" open>{head}{_found(s)}</details>'
 
 
 def _found(s: Lookup) -> str:
     assert s.ended is not None
     detail = f'<p class="note">{esc(s.ended.detail)}</p>' if s.ended.detail else ""
-    if s.kind == "image":
+    if any(x.image is not None for x in s.ended.sources):
         hits = "".join(f"<li>{img(x.image, x.title)}<span>{esc(x.title)}</span></li>" for x in s.ended.sources)
         return f'{detail}<ul class="thumbs">{hits}</ul>' if hits else detail
     hits = "".join(
@@ -139,11 +144,11 @@ def _sources(sources: Sequence[Source], name: str) -> str:
 
 
 def _card(s: Source) -> str:
-    picture = img(s.image, "", 96) if s.kind == "image" and s.image is not None else ""
+    picture = img(s.image, "", 96) if s.image is not None else ""
     title = s.title or host(s.url) or "untitled"
     badge = '<span class="badge">has the answer</span>' if s.supports else ""
     text = f'<p class="snippet">{esc(_short(s.text))}</p>' if s.text else ""
-    kind = "image search" if s.kind == "image" else "text search"
+    kind = verb(s.kind).lower()
     where = host(s.url) or "no address"
     return (
         f'{picture}<div><span class="n">{s.n}</span><b>{link(s.url, title)}</b>{badge}'

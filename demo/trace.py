@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from demo.escape import esc
 from demo.pictures import img
+from demo.render import verb
 from megatron_mmsr1.trajectory import ImageRef, Trajectory, Turn
 
 Decode = Callable[[list[int]], str]
@@ -91,7 +92,7 @@ def label(turn: Turn) -> str:
         asked = f" for “{c.query}”" if c.query else ""
         found = f"{c.results} result{'' if c.results == 1 else 's'}" if c.status == "ok" else c.status.replace("_", " ")
         more = [f"{c.seconds:.2f} s", *(["cached"] if c.cached else []), *(["incomplete"] if c.degraded else [])]
-        return f"Tool: {c.kind} search{asked}, {found}, {', '.join(more)}"
+        return f"Tool: {verb(c.kind).lower()}{asked}, {found}, {', '.join(more)}"
     who = {"assistant": "Model", "prompt": "Prompt", "tool": "Tool"}[turn.role]
     return f"{who}: {turn.action.replace('_', ' ')}" if turn.action else who
 

@@ -115,6 +115,7 @@ class Trajectory:
     # Calls whose observation is not in the tokens: those of tries that were given up, one that ended the trajectory, and one
     # whose observation did not fit. They were made, and paid.
     unobserved: list[ToolCall] = field(default_factory=list)
+    calls_allowed: int = 0  # calls that this conversation might have made, all tools together; 0: not known
 
     def __post_init__(self) -> None:
         for name in BUFFERS:
@@ -243,6 +244,7 @@ class Trajectory:
         out = {f.name: getattr(self, f.name) for f in fields(self) if f.name not in BUFFERS}
         out["images"] = [{"sha256": i.sha256, "grid_thw": list(i.grid_thw)} for i in self.images]
         out["turns"] = [_as_dict(t) | {"tool": _as_dict(t.tool) if t.tool else None} for t in self.turns]
+        out["unobserved"] = [_as_dict(c) for c in self.unobserved]
         return out
 
     @classmethod

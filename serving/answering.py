@@ -10,7 +10,7 @@ import asyncio
 import dataclasses
 import hashlib
 import time
-from collections.abc import AsyncGenerator, Callable, Iterable, Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from megatron_mmsr1 import protocol
@@ -21,11 +21,11 @@ from megatron_mmsr1.rollout.context import Context, Engine, Search
 from megatron_mmsr1.rollout.engine import EngineClient, EngineError, Generation
 from megatron_mmsr1.rollout.forced_answer import ForcedAnswer, force_answer
 from megatron_mmsr1.search.words import words as plain_words
-from megatron_mmsr1.trajectory import Status, Trajectory
+from megatron_mmsr1.tools import Tool
+from megatron_mmsr1.trajectory import NOT_CALLS, Status, Trajectory
 from serving.chat import open_chat
-from serving.split import ANSWER, Decoder, Splitter, words
+from serving.split import ANSWER, Decoder, Markup, Splitter, words
 from serving.steps import (
-    TOOLS,
     Answered,
     Ask,
     AskError,
@@ -38,7 +38,6 @@ from serving.steps import (
 )
 
 __all__ = [
-    "TOOLS",
     "Answered",
     "Answerer",
     "Ask",
@@ -51,8 +50,8 @@ __all__ = [
     "Usage",
 ]
 
-QUERY_CHARS = 300  # of a question that is searched for as it is
-_SEARCHES = ("image_search", "text_search")
+# Parts of a required call: the begun one that the model completes, and the whole one that is made for it.
+_Required = tuple[str, str]
 
 
 class Answerer:
@@ -99,34 +98,42 @@ class Answerer:
     def _context(self, ask: Ask) -> Context:
         c = self.context
         limits = c.limits.model_copy()
-        limits.image_searches = c.limits.image_searches if "image" in ask.tools else 0
-        limits.text_searches = c.limits.text_searches if "text" in ask.tools else 0
-        total = min(limits.image_searches + limits.text_searches, limits.max_rounds - 1)
+        wanted = {name for name, tool in c.tools.items() if ask.tools is None or tool.kind in ask.tools}
+        total = min(sum(n for name, n in c.allowed.items() if name in wanted), limits.max_rounds - 1)
         if ask.max_searches is not None:
             total = min(total, ask.max_searches)
-        limits.image_searches = min(limits.image_searches, total)
-        limits.text_searches = min(limits.text_searches, total)
+        allowed = {name: min(n, total) if name in wanted else 0 for name, n in c.allowed.items()}
         limits.max_rounds = total + 1
         if ask.max_tokens is not None:
             limits.max_turn_tokens = min(limits.max_turn_tokens, ask.max_tokens)
         # Each question of a conversation is a first prompt of its own, and each earlier answer a turn.
         earlier = len(ask.chat.questions) - 1
         limits.max_prompt_tokens += earlier * (limits.max_prompt_tokens + c.limits.max_turn_tokens)
-        search = self.searches[ask.server] if total or ask.server else None
+        searching = any(n and c.tools[name].price == "search" for name, n in allowed.items())
+        search = self.searches[ask.server] if searching or ask.server else None
         # A store of its own, which goes with the answer: nobody's pictures stay.
-        return dataclasses.replace(c, limits=limits, search=search, store=ImageStore(None))
+        return dataclasses.replace(c, limits=limits, allowed=allowed, search=search, store=ImageStore(None))
 
-    def _required(self, ask: Ask, context: Context) -> tuple[str, str]:
-        """(prefix, forced) of a required search: by the picture where there is one, else by a query of the model's own
-        making."""
+    def _required(self, ask: Ask, context: Context) -> _Required:
+        """(prefix, forced) of a required call: the first tool that can make one. Where its argument is the model's to write
+        (`Tool.opens`), the call is begun for it."""
         if not ask.require_search:
             return "", ""
-        reason = f"<reason>{self._forced_reason}</reason>"
-        if context.limits.image_searches and any(q.images for q in ask.chat.questions):
-            return "", reason + protocol.IMAGE_SEARCH
-        if context.limits.text_searches and protocol.clean(ask.chat.questions[-1].text).strip():
-            return reason + "<text_search>", ""
+        reason = context.protocol.write_reason(self._forced_reason)
+        for tool, arguments in required(ask, context):
+            if tool.opens:
+                return reason + context.protocol.open_call(tool.name), ""
+            return "", reason + context.protocol.write_call(protocol.call(tool.name, arguments))
         raise AskError("a search is required, but none is allowed that could be made: see the tools, and how many searches")
+
+
+def required(ask: Ask, context: Context) -> Iterator[tuple[Tool, Mapping[str, Any]]]:
+    """The calls that could be made for a question that must be searched for, with their arguments, in the tools' order."""
+    pictured = any(q.images for q in ask.chat.questions)
+    for name, tool in context.tools.items():
+        arguments = tool.required(ask.chat.questions[-1].text, pictured) if context.allowed[name] else None
+        if arguments is not None:
+            yield tool, arguments
 
 
 class _Work:
@@ -141,7 +148,8 @@ class _Work:
         # Of the turn that is being sampled, and of the answer as it was told so far.
         self._round = 0
         self._decoder = Decoder(context.decode)
-        self._splitter = Splitter()
+        self._markup = Markup.of(context.protocol)
+        self._splitter = Splitter(self._markup)
         self._answering = False
         self._space = ""
         self._text = ""
@@ -164,7 +172,7 @@ class _Work:
             status, error = Status.ENGINE_ERROR, str(e)
         self._end_turn()
         if not error and not self._text:
-            self._answer_at_once(_answer(trajectory, insisted, self._opening))
+            self._answer_at_once(self._answer(trajectory, insisted))
         cut = insisted.generation.finish == "length" if insisted is not None else status is Status.OUT_OF_TOKENS
         self._tell(
             Answered(
@@ -193,19 +201,20 @@ class _Work:
 
     async def _search_by_question(self) -> Trajectory:
         """A search was required, and the model made no query: the question is one."""
-        query = " ".join(protocol.clean(self._ask.chat.questions[-1].text).split())[:QUERY_CHARS]
+        p = self._context.protocol
+        tool, arguments = next((t, a) for t, a in required(self._ask, self._context) if t.opens)
+        begun = self._opening.prefix.removesuffix(p.open_call(tool.name))
         opening = await open_chat(self._context, self._ask.chat)
-        self._opening = dataclasses.replace(opening, forced=f"{self._opening.prefix}{query}</text_search>")
+        self._opening = dataclasses.replace(opening, forced=begun + p.write_call(protocol.call(tool.name, arguments)))
         return await self._converse()
 
-    @staticmethod
-    def _unanswered(t: Trajectory) -> bool:
+    def _unanswered(self, t: Trajectory) -> bool:
         """The last turn asks for a search that is not allowed or for whose results there is no room, or says nothing."""
         last = t.turns[-1]
         if last.role != "assistant":
             return False
-        silent = t.status is Status.INVALID and not words(last.text)
-        return silent or (t.status in (Status.OUT_OF_ROUNDS, Status.OUT_OF_TOKENS) and last.action in _SEARCHES)
+        silent = t.status is Status.INVALID and not words(last.text, self._markup)
+        return silent or (t.status in (Status.OUT_OF_ROUNDS, Status.OUT_OF_TOKENS) and last.action not in NOT_CALLS)
 
     async def _insist(self, t: Trajectory) -> ForcedAnswer:
         """An answer from what was found so far."""
@@ -229,13 +238,13 @@ class _Work:
         elif e.name == "turn_ended":
             self._end_turn()
         elif e.name == "tool_started":
-            kind = "image" if e.action == "image_search" else "text"
             self._usage = dataclasses.replace(self._usage, searches=self._usage.searches + 1)
-            self._tell(SearchStarted(kind, e.text, e.round))
+            self._tell(SearchStarted(e.kind, e.text, e.round))
         elif e.name == "tool_ended" and e.call is not None:
             c = e.call
             found = tuple(self._source(n, c.kind, h) for n, h in enumerate(e.hits, len(self._sources) + 1))
-            self._sources += found
+            # What is no source of an answer (a closer look at a picture) is shown with its call only.
+            self._sources += found if self._context.tools[e.action].cites else ()
             self._tell(
                 SearchEnded(c.kind, c.query, e.round, c.status, c.seconds, c.cached, c.degraded, c.backend, c.detail, found)
             )
@@ -243,7 +252,7 @@ class _Work:
     def _begin(self, number: int, *, inside: bool) -> None:
         self._round = number
         self._decoder = Decoder(self._context.decode)
-        self._splitter = Splitter(inside=inside, query=number == 1 and self._opening.prefix.endswith("<text_search>"))
+        self._splitter = Splitter(self._markup, inside=inside, query=number == 1 and bool(self._opening.prefix))
         self._answering = False
         self._space = ""
 
@@ -283,6 +292,20 @@ class _Work:
         self._answering, self._space = False, ""
         self._show([(ANSWER, text)])
 
+    def _answer(self, t: Trajectory | None, insisted: ForcedAnswer | None) -> str:
+        """What was answered by a model that showed no answer while it spoke: the sentence that gives up, or its own words."""
+        if insisted is not None:
+            return words(insisted.text, self._markup)
+        if t is None or t.turns[-1].role != "assistant":
+            return ""
+        last = t.turns[-1].text
+        action = self._context.protocol.parse((self._opening.prefix if len(t.assistant_texts) == 1 else "") + last)
+        if isinstance(action, protocol.Answer):
+            return action.text
+        if isinstance(action, protocol.GiveUp):
+            return protocol.GIVE_UP
+        return words(last, self._markup) if t.status is Status.INVALID else ""
+
     def _count(self, g: Generation) -> None:
         u = self._usage
         self._usage = dataclasses.replace(
@@ -314,21 +337,6 @@ def _group(ask: Ask, opening: Opening) -> str:
     picture = opening.message.images[0].sha256 if opening.message.images else ""
     said = f"{ask.chat.system}\0{ask.chat.questions[0].text}\0{picture}"
     return hashlib.blake2b(said.encode("utf-8", "surrogatepass"), digest_size=16).hexdigest()
-
-
-def _answer(t: Trajectory | None, insisted: ForcedAnswer | None, opening: Opening) -> str:
-    """What was answered by a model that showed no answer while it spoke: the sentence that gives up, or its own words."""
-    if insisted is not None:
-        return words(insisted.text)
-    if t is None or t.turns[-1].role != "assistant":
-        return ""
-    last = t.turns[-1].text
-    action = protocol.parse_action((opening.prefix if len(t.assistant_texts) == 1 else "") + last)
-    if isinstance(action, protocol.Answer):
-        return action.text
-    if isinstance(action, protocol.GiveUp):
-        return protocol.GIVE_UP
-    return words(last) if t.status is Status.INVALID else ""
 
 
 class _Counting:

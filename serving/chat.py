@@ -7,7 +7,7 @@ prompt, and pictures stay where they were shown.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 from megatron_mmsr1 import protocol
 from megatron_mmsr1.data.dataset import Prompt
@@ -34,31 +34,26 @@ class Chat:
 
 async def open_chat(context: Context, chat: Chat, prefix: str = "") -> Opening:
     """The conversation as an opening for the agent. Image search looks for the latest picture. Raises ImageError."""
-    segments: list[Segment] = []
-    images: list[CanonicalImage] = []
+    p, prompts = context.protocol, context.prompts
     # A system prompt of the caller's takes the place of none: the trained prompt's own, if any, stays.
-    prompts = context.prompts
-    for n, q in enumerate(chat.questions):
+    segments = _system(chat.system, p.system(prompts))
+    images: list[CanonicalImage] = []
+    for q in chat.questions:
         shown = [await context.canonical(data) for data in q.images]
         images += shown
-        p = prompts if n == 0 else replace(prompts, system="")
-        segments += _system(chat.system, p.system) if n == 0 else []
-        segments += _question(p if n else replace(p, system="" if chat.system else p.system), q.text, len(shown))
+        segments += p.question(prompts, q.text, len(shown))
         if q.answer is not None:
-            segments += [protocol.text("<answer>"), protocol.data(q.answer), protocol.text(f"</answer>{IM_END}\n")]
+            segments += [*p.write_answer(protocol.data(q.answer)), protocol.text(f"{IM_END}\n")]
     if prefix:
         segments.append(protocol.text(prefix))
     last = chat.questions[-1]
     pictures = [data for q in reversed(chat.questions) for data in q.images]
-    return Opening(Prompt("chat", last.text, pictures, []), context.message(segments, images), prefix)
+    originals = [data for q in chat.questions for data in q.images]
+    return Opening(Prompt("chat", last.text, pictures, []), context.message(segments, images, originals), prefix)
 
 
 def _system(ours: str, trained: str) -> list[Segment]:
     if not ours:
-        return []
+        return [protocol.text(f"<|im_start|>system\n{trained}{IM_END}\n")] if trained else []
     above = f"{trained}\n" if trained else ""
     return [protocol.text(f"<|im_start|>system\n{above}"), protocol.data(ours), protocol.text(f"{IM_END}\n")]
-
-
-def _question(prompts: protocol.Prompts, text: str, images: int) -> list[Segment]:
-    return protocol.first_message(prompts, text, images)

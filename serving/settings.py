@@ -14,6 +14,7 @@ from megatron_mmsr1.config.explain import explain_all
 from megatron_mmsr1.config.reading import override as apply_override
 from megatron_mmsr1.config.reading import read_mapping
 from megatron_mmsr1.config.section import Section
+from megatron_mmsr1.config.tools import ToolsConfig
 from megatron_mmsr1.errors import UsageError
 
 FILE = "serving.yaml"
@@ -56,6 +57,7 @@ class GatewaySection(Section):
 class ServeConfig(Section):
     model: ModelConfig
     protocol: ProtocolConfig = ProtocolConfig()
+    tools: ToolsConfig = Field(default_factory=dict, description="as in a run's config")
     rollout: RolloutConfig = RolloutConfig()
     engine: EngineConfig = EngineConfig()
     replicas: int = Field(default=1, gt=0, description="engines to start, each with engine.sglang's own tp_size and dp_size")

@@ -42,6 +42,7 @@ class Stack:
             store=ImageStore(None),
             family=files.family,
             pictures=files.pictures,
+            tools=cfg.tools,
         )
         self.cfg = cfg
         self._engines = [u.rstrip("/") for u in engines]

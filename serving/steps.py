@@ -7,8 +7,6 @@ from dataclasses import dataclass
 from megatron_mmsr1.trajectory import Status, ToolStatus, Trajectory
 from serving.chat import Chat
 
-TOOLS = ("image", "text")
-
 
 class AskError(ValueError):
     """The question cannot be answered as it was asked: the message says why. `code`: "context_length_exceeded" |
@@ -25,11 +23,12 @@ class Ask:
 
     `require_search`: the first turn is a search, whatever the model would have done. `server`: the NAME of a configured search
     server. `seed` makes the sampling repeatable where the engine can: it is `Seeds.run` of a rollout's first
-    prompt of step 0.
+    prompt of step 0. `tools`: the kinds of the tools that may be called; None: all that there are. `max_searches` counts the
+    calls of all of them.
     """
 
     chat: Chat
-    tools: tuple[str, ...] = TOOLS
+    tools: tuple[str, ...] | None = None
     max_searches: int | None = None
     deadline_s: float | None = None
     server: str = ""
@@ -44,7 +43,7 @@ class Source:
     """Something that was found. `n` counts from 1 over all searches of the answer; `supports`: the answer occurs in it."""
 
     n: int
-    kind: str  # "image" | "text"
+    kind: str  # the kind of the tool that found it: "image", "text"
     title: str
     url: str
     text: str = ""

@@ -12,13 +12,15 @@ from hypothesis import strategies as st
 from rollout_fixtures import PROMPTS, ScriptedEngine, ScriptedSearch, context, picture, prompt
 
 from megatron_mmsr1 import protocol
-from megatron_mmsr1.config import RolloutConfig
+from megatron_mmsr1.config import ProtocolConfig, RolloutConfig
 from megatron_mmsr1.errors import RunError
+from megatron_mmsr1.eval.metrics import rollout_metrics
 from megatron_mmsr1.protocol import ImageHit
 from megatron_mmsr1.rollout.agent import Event, Seeds, open_group, run_trajectory
 from megatron_mmsr1.rollout.engine import EngineError, Generation
+from megatron_mmsr1.run.search_watch import budget_reached
 from megatron_mmsr1.search.replies import ImageReply
-from megatron_mmsr1.trajectory import Status, ToolStatus
+from megatron_mmsr1.trajectory import Status, ToolStatus, Trajectory
 
 TOKENIZER = tiny_checkpoint.tokenizer()
 IMAGE, TEXT = "<reason>r</reason><search><img></search><|im_end|>", "<reason>r</reason><text_search>q w</text_search><|im_end|>"
@@ -213,6 +215,42 @@ async def test_the_failure_policy(policy, failures, status, calls):
     assert (t.status, len(search.calls)) == (status, calls)
     assert t.infrastructure_failure is (status is Status.TOOL_ERROR or policy == "neutral_observation")
     assert set(seeds) <= {SEEDS.turn(0), SEEDS.turn(1)}
+
+
+@pytest.mark.parametrize("policy", ["drop_trajectory", "retry_trajectory", "neutral_observation"])
+async def test_a_failed_call_is_counted_whatever_the_policy(policy):
+    """A refused budget on the first call: the run must see it (`budget_reached`) and count it, also where the trajectory was
+    dropped, or a later try ended without a call at all. Before, the calls were gone with the tokens."""
+    search = ScriptedSearch(status=ToolStatus.BUDGET)
+
+    def say(turn, seed):
+        return TEXT if turn == 0 else ANSWER
+
+    rollout = RolloutConfig(retries=2, tool_failure=policy)
+    t = await run(ScriptedEngine(TOKENIZER, say), context(search, tokenizer=TOKENIZER, rollout=rollout))
+    assert [c.status for c in t.tool_calls] == [ToolStatus.BUDGET] * len(search.calls) == [ToolStatus.BUDGET]
+    assert budget_reached([t]) == "scripted"
+    metrics = rollout_metrics([t], ProtocolConfig())
+    assert metrics["infrastructure/calls"] == metrics["tool/calls_text"] == metrics["tool/budget"] == 1
+    # A later try that met no failure is whole: its tokens hold nothing of the outage.
+    assert t.infrastructure_failure is (policy != "retry_trajectory")
+    assert Trajectory.from_dict(t.to_dict()).tool_calls == t.tool_calls
+
+
+async def test_every_given_up_try_is_counted():
+    search = ScriptedSearch(status=ToolStatus.TIMEOUT)
+    rollout = RolloutConfig(retries=2, tool_failure="retry_trajectory")
+    ctx = context(search, tokenizer=TOKENIZER, rollout=rollout)
+    t = await run(ScriptedEngine(TOKENIZER, lambda turn, seed: TEXT), ctx)
+    assert t.status is Status.TOOL_ERROR and len(t.tool_calls) == len(search.calls) == 3
+
+
+async def test_a_call_whose_observation_does_not_fit_is_counted():
+    search = ScriptedSearch()
+    t, _, _ = await play(TEXT, search=search, max_response_tokens=len(TOKENIZER.encode(TEXT)) + 5)
+    assert t.status is Status.OUT_OF_TOKENS and len(search.calls) == 1
+    assert [(c.kind, c.status) for c in t.tool_calls] == [("text", ToolStatus.OK)]
+    assert t.observed_calls == [] and rollout_metrics([t], ProtocolConfig())["tool/calls_text"] == 1
 
 
 async def test_an_engine_failure_keeps_what_was_there():

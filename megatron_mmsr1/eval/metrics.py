@@ -36,7 +36,7 @@ def summary(scored: Sequence[Trajectory], protocol: ProtocolConfig) -> dict[str,
         "accuracy": mean(t.reward_parts.get("acc", 0.0) for t in scored),
         "format": mean(t.reward_parts.get("format", 0.0) for t in scored),
         "search_share": mean(float(t.searched) for t in scored),
-        "search_ratio": mean(len(t.tool_calls) / calls_allowed(protocol) for t in scored),
+        "search_ratio": mean(len(t.observed_calls) / (t.calls_allowed or calls_allowed(protocol)) for t in scored),
     }
 
 
@@ -65,9 +65,10 @@ def rollout_metrics(trajectories: Sequence[Trajectory], protocol: ProtocolConfig
     """Flat metrics of one step's rollouts.
 
     reward/{mean,std,acc,format}; search/{share,ratio} and the same under `category/NAME/` and `kind/NAME/` with acc and
-    reward; status/NAME and tool/NAME counts; infrastructure/{trajectories,rewards,calls,share}; turns/{1,2,...} counts and
-    turns/mean; tokens/{trajectory,sampled,observed} means; images/trajectory. Names whose count is zero are left out, but for
-    infrastructure. An empty batch gives {"trajectories": 0}.
+    reward; status/NAME and tool/NAME counts; tool/calls_KIND counts and tool/share_NAME, the share of trajectories that ask for
+    that tool; infrastructure/{trajectories,rewards,calls,share}; turns/{1,2,...} counts and turns/mean;
+    tokens/{trajectory,sampled,observed} means; images/trajectory. Names whose count is zero are left out, but for
+    infrastructure. Calls without an observation count as calls. An empty batch gives {"trajectories": 0}.
     """
     if not trajectories:
         return {"trajectories": 0}
@@ -118,6 +119,8 @@ def _counts(trajectories: Sequence[Trajectory]) -> dict[str, float]:
     out: dict[str, float] = {}
     out |= {f"status/{s.value}": n for s, n in sorted(Counter(t.status for t in trajectories).items())}
     out |= {f"tool/{s.value}": n for s, n in sorted(Counter(c.status for c in calls).items())}
+    asked = Counter(name for t in trajectories for name in set(t.called))
+    out |= {f"tool/share_{name}": n / len(trajectories) for name, n in sorted(asked.items())}
     out |= {f"tool/calls_{k}": n for k, n in sorted(Counter(c.kind for c in calls).items())}
     if calls:
         out["tool/seconds"] = mean(c.seconds for c in calls)

@@ -47,6 +47,7 @@ def plain(cfg: RunConfig) -> dict[str, Any]:
     out: dict[str, Any] = {
         "model": {"dtype": m.dtype, "min_pixels": m.min_pixels, "max_pixels": m.max_pixels},
         "protocol": cfg.protocol.model_dump(mode="json"),
+        **({"tools": tools} if (tools := cfg.model_dump(mode="json", include={"tools"})["tools"]) else {}),
         "search": search(cfg),
     }
     reason = _REASONS.get(cfg.protocol.prompts)

@@ -139,6 +139,7 @@ class _Run:
             category=p.category,
             data_source=p.data_source,
             extra=dict(p.extra),
+            calls_allowed=max(1, min(sum(self.context.allowed.values()), self.context.limits.max_rounds - 1)),
         )
 
     async def go(self) -> None:

@@ -14,9 +14,6 @@ from megatron_mmsr1.rollout.context import Context, Engine
 from megatron_mmsr1.rollout.engine import Generation
 from megatron_mmsr1.trajectory import Trajectory, collapse_pads
 
-OPEN = "<answer>"
-_SEARCHES = ("<search>", "<text_search>")
-
 
 @dataclass(slots=True, frozen=True)
 class ForcedAnswer:
@@ -43,8 +40,10 @@ async def force_answer(
     `images`: the encoded pictures of the trajectory, in order. The trajectory is not changed.
     """
     last = trajectory.turns[-1]
-    begun = last.text[: min((at for s in _SEARCHES if (at := last.text.find(s)) >= 0), default=len(last.text))]
-    prefix = begun + OPEN
+    begun = last.text[
+        : min((at for s in context.protocol.call_opens if (at := last.text.find(s)) >= 0), default=len(last.text))
+    ]
+    prefix = begun + context.protocol.answer_open
     pads = [context.pictures.tokens(i.grid_thw) for i in trajectory.images]
     ids = collapse_pads(trajectory.token_ids[: last.start], context.pad_id, pads)
     ids += context.tokenizer.encode(prefix, add_special_tokens=False)

@@ -9,7 +9,7 @@ from typing import Any
 from starlette.types import Scope
 
 from megatron_mmsr1.search.fetch import Fetcher
-from serving.answering import TOOLS, Ask
+from serving.answering import Ask
 from serving.chat import Chat
 from serving.gateway.errors import ApiError
 from serving.gateway.limits import Limits
@@ -61,7 +61,7 @@ class Gateway:
         if server and server not in self.stack.searches:
             named = ", ".join(sorted(n for n in self.stack.searches if n)) or "none"
             raise ApiError(400, f"no such search server; there are: {named}", param="search.server", code="invalid_value")
-        tools = TOOLS if s.tools is None else tuple(t for t in TOOLS if t in s.tools)
+        tools = self._tools(s)
         if r.model.endswith(NO_SEARCH) or server not in self.stack.searches:
             tools = ()
         if s.require and not tools:
@@ -79,11 +79,21 @@ class Gateway:
             seed=secrets.randbits(63) if r.seed is None else r.seed,
         )
 
+    def _tools(self, s: SearchOptions) -> tuple[str, ...]:
+        """The kinds of tools that the request may call. Raises ApiError 400 for one that there is not."""
+        known = tuple(t.kind for t in self.stack.answerer.context.tools.values())
+        unknown = [t for t in s.tools or () if t not in known]
+        if unknown:
+            shown = unknown[0].encode("ascii", "backslashreplace").decode()
+            why = f"no such tool: {shown!r}; there are: {', '.join(known)}"
+            raise ApiError(400, why, param="search.tools", code="invalid_value")
+        return known if s.tools is None else tuple(t for t in known if t in s.tools)
+
     def most_searches(self, ask: Ask) -> int:
         """How many searches an answer may make."""
-        p = self.cfg.protocol
-        allowed = ("image" in ask.tools) * p.image_searches + ("text" in ask.tools) * p.text_searches
-        allowed = min(allowed, p.max_rounds - 1)
+        c = self.stack.answerer.context
+        allowed = sum(n for name, n in c.allowed.items() if ask.tools is None or c.tools[name].kind in ask.tools)
+        allowed = min(allowed, c.limits.max_rounds - 1)
         return allowed if ask.max_searches is None else min(allowed, ask.max_searches)
 
     async def health(self) -> dict[str, Any]:

@@ -77,10 +77,10 @@ class ResponseFormat(Body):
 class SearchOptions(Body):
     """Not OpenAI's (`extra_body={"search": {...}}`). What is left out is as the gateway is configured, whose limits hold."""
 
-    tools: Annotated[list[Literal["image", "text"]], Field(max_length=2)] | None = Field(
-        default=None, description="which searches the model may make; [] for none"
+    tools: Annotated[list[Label], Field(max_length=32)] | None = Field(
+        default=None, description="which tools the model may call: image, text, and those configured by name; [] for none"
     )
-    max_searches: Annotated[int, Field(ge=0, le=1000)] | None = Field(default=None, description="of both kinds together")
+    max_searches: Annotated[int, Field(ge=0, le=1000)] | None = Field(default=None, description="of all kinds together")
     deadline_s: Annotated[float, Field(gt=0, le=86400)] | None = Field(default=None, description="seconds for the whole answer")
     server: Label | None = Field(default=None, description="the name of a configured search server")
     require: bool | None = Field(default=None, description="the first turn is a search, whatever the model would do")
