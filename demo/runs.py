@@ -18,7 +18,10 @@ ROLLOUTS = "rollouts"
 DEEP = 3  # directories below the root that are looked into
 RUNS, POINTS = 200, 240
 INDEX_BYTES = 256_000_000  # of compressed dumps that are read for an overview; from more, evenly chosen ones
-_DUMP = re.compile(r"(?P<name>step_(?P<step>\d+)|eval_before|eval_after|eval_(?:step_)?(?P<eval>\d+))\.jsonl\.zst")
+# Of a dump that several leaders wrote, the first file stands for all.
+_DUMP = re.compile(
+    r"(?P<name>step_(?P<step>\d+)|eval_before|eval_after|eval_(?:step_)?(?P<eval>\d+))(?:\.part0+of\d+)?\.jsonl\.zst"
+)
 _SHA = re.compile(r"[0-9a-f]{64}")
 
 

@@ -19,7 +19,7 @@ def train(run: Run) -> None:
     for step in range(run.step, run.cfg.train.steps):
         trajectories = run.rollout(step)
         kept, advantages = run.advantages(trajectories)
-        metrics = run.actor.train_step(kept, advantages)
+        metrics = run.actor.train_step(run.shares(kept), advantages)
         run.log(step, metrics, trajectories, kept)
         run.publish(step + 1)
         run.save_if_due(step + 1)

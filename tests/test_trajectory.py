@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from megatron_mmsr1.rollout import flat
+from megatron_mmsr1.data import flat
 from megatron_mmsr1.trajectory import (
     BUFFERS,
     UNSAMPLED,

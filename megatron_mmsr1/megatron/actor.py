@@ -68,7 +68,8 @@ class MegatronActor:
 
     # ------------------------------------------------------------------------------------------------------- training
     def train_step(self, trajectories: Sequence[Trajectory], advantages: Sequence[float] | None) -> dict[str, float]:
-        """One step over the global batch, the same list on every rank: `updates_per_step` optimizer updates, or one (SFT).
+        """One step over the global batch, a list as long on every rank: `updates_per_step` optimizer updates, or one (SFT).
+        A rank needs whole only what `owners` gives to its replica; of the others outlines will do.
 
         `advantages` has a value a trajectory (None for SFT). Metrics are means over the step's updates, the same on every rank.
         An update in which nothing was sampled is left out; a step of which nothing is left trains nothing but counts. Raises
@@ -82,7 +83,7 @@ class MegatronActor:
         rate = learning_rate(self.cfg.optimizer, self.step, self.total_steps)
         values = np.zeros(len(trajectories)) if advantages is None else np.asarray(advantages, dtype=np.float64)
         updates = 1 if supervised else self.cfg.algorithm.updates_per_step
-        parts = [p.tolist() for p in np.array_split(np.arange(len(trajectories)), updates) if len(p)]
+        parts = batches.update_parts(len(trajectories), updates)
         work = [u for part in parts if not (u := Update(self, [trajectories[i] for i in part], values[part])).empty]
         old = len(work) > 1 and "old" in self.algorithm.needs
         for update in work:
@@ -179,6 +180,11 @@ class MegatronActor:
         if path == Path(self.cfg.model.path) and self.cfg.model.vision_frozen:
             runner.vision = self.policy.vision  # the same tower: encode each image once
         return runner
+
+    def owners(self, lengths: Sequence[int]) -> list[int]:
+        """The data-parallel rank that `train_step` gives each trajectory of these lengths to. Others need its outline only."""
+        updates = 1 if self.algorithm.supervised else self.cfg.algorithm.updates_per_step
+        return batches.owners(lengths, updates, self.parallel.dp_size, self.packing.budget, self.packing.hidden)
 
     def micro_batches(self, trajectories: Sequence[Trajectory], *, every_token: bool = False) -> list[MicroBatch]:
         """This data-parallel rank's share."""

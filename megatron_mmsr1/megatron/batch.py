@@ -61,6 +61,22 @@ def plan(lengths: Sequence[int], dp_size: int, budget: int, hidden: int) -> list
     return [_split_to(p, count) for p in packs]
 
 
+def update_parts(n: int, updates: int) -> list[list[int]]:
+    """The indices of each of a step's optimizer updates; none is empty."""
+    return [p.tolist() for p in np.array_split(np.arange(n), updates) if len(p)]
+
+
+def owners(lengths: Sequence[int], updates: int, dp_size: int, budget: int, hidden: int) -> list[int]:
+    """The data-parallel rank that `plan` gives each trajectory to, over all of the step's updates."""
+    out = [-1] * len(lengths)
+    for part in update_parts(len(lengths), updates):
+        for rank, packs in enumerate(plan([lengths[i] for i in part], dp_size, budget, hidden)):
+            for members in packs:
+                for m in members:
+                    out[part[m]] = rank
+    return out
+
+
 def _split_to(packs: list[list[int]], count: int) -> list[list[int]]:
     while len(packs) < count:
         largest = max(range(len(packs)), key=lambda i: len(packs[i]), default=-1)
@@ -77,10 +93,20 @@ def token_weights(t: Trajectory) -> np.ndarray:
     return np.asarray(t.loss_mask if t.loss_weights is None else t.loss_weights, dtype=np.float32)
 
 
+def scored(t: Trajectory) -> tuple[int, float]:
+    """How many tokens the loss covers and the sum of their weights, of an outline too. Position 0 is never scored."""
+    if not len(t.token_ids):
+        return t.sampled_tokens, float(t.sampled_tokens)
+    weights = token_weights(t)[1:]
+    return int(np.count_nonzero(weights)), float(weights.sum(dtype=np.float64))
+
+
 def check(trajectories: Sequence[Trajectory], g: PackingSpec, vocabulary: int) -> None:
     """Raise UsageError for a trajectory that cannot be trained on: broken invariants, ids outside the vocabulary, a loss on
-    tokens that may not be sampled."""
+    tokens that may not be sampled. Outlines, which another replica trains on, are left to its check."""
     for t in trajectories:
+        if not len(t.token_ids) and t.turns:
+            continue
         where = f"trajectory {t.prompt_id}#{t.sample_index}"
         try:
             t.check(g.image_pad_id, g.merge)

@@ -12,13 +12,13 @@ from torch import Tensor
 
 from megatron_mmsr1.algorithm.composition import Composition, Scored
 from megatron_mmsr1.algorithm.parts import Totals
-from megatron_mmsr1.megatron.batch import MicroBatch, token_weights
+from megatron_mmsr1.megatron.batch import MicroBatch, scored, token_weights
 from megatron_mmsr1.trajectory import Trajectory
 
 
 @dataclass
 class Objective:
-    """The loss of one update over `trajectories`, a micro-batch at a time.
+    """The loss of one update over `trajectories`, a micro-batch at a time. Those of other replicas may be outlines.
 
     `old` and `ref` are log-probs of the micro-batches' scored tokens, float32 [T] each, or empty: the policy's own, and none.
     """
@@ -34,11 +34,11 @@ class Objective:
 
     def __post_init__(self) -> None:
         self.weights = [token_weights(t) for t in self.trajectories]
-        scored = [w[1:] for w in self.weights]  # position 0 is never scored, whatever its weight
+        counts = [scored(t) for t in self.trajectories]
         self.totals = Totals(
-            tokens=float(sum(np.count_nonzero(w) for w in scored)),
-            weight=float(sum(w.sum(dtype=np.float64) for w in scored)),
-            sequences=float(sum(bool(w.any()) for w in scored)),
+            tokens=float(sum(tokens for tokens, _ in counts)),
+            weight=sum(weight for _, weight in counts),
+            sequences=float(sum(tokens > 0 for tokens, _ in counts)),
         )
 
     def share(self, i: int, scores: Tensor) -> tuple[Tensor, np.ndarray]:

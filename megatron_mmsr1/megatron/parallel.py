@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import pickle
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import Any, TypeVar
@@ -14,13 +15,17 @@ from megatron.core import parallel_state
 from megatron.core.tensor_parallel import model_parallel_cuda_manual_seed
 
 from megatron_mmsr1.config import RunConfig
+from megatron_mmsr1.data import flat
 from megatron_mmsr1.errors import UsageError
 from megatron_mmsr1.megatron import platform
+from megatron_mmsr1.trajectory import Trajectory
 
 T = TypeVar("T")
 
 # Ranks wait here for the leaders' rollouts, so it must outlast the longest one; finite, so that a lost rank ends the job.
 TIMEOUT = timedelta(hours=2)
+PIECE_BYTES = 1 << 28
+ROUND = 64  # trajectories that a leader sends to another at a time
 
 
 @dataclass(frozen=True)
@@ -68,6 +73,59 @@ class Parallel:
         last = (self.pp_size - 1) * (self.world // self.pp_size)
         return [x for part in self._from_ranks(local, [r + last for r in self.leaders]) for x in part]
 
+    def distribute(self, local: Sequence[Trajectory], counts: Sequence[int], owners: Sequence[int]) -> list[Trajectory]:
+        """Send every trajectory to the replica that trains on it, and to no other: whole trajectories never meet on one host.
+
+        `local`: a leader's own (what others pass is ignored); `counts`: how many each leader has; `owners`: the data-parallel
+        rank that wants each of all trajectories, in the leaders' order, -1 for none. Returns this replica's, in that order, on
+        each of its ranks; the texts of those that travelled, which no trainer reads, are empty. Collective.
+        """
+        first = sum(counts[: self.dp_rank])
+        mine = list(zip(local, owners[first : first + len(local)], strict=True)) if self.is_leader else []
+        wanted = [[t for t, owner in mine if owner == d] for d in range(self.dp_size)]
+        most = int(self.max([float(max(map(len, wanted)))])[0])
+        got: list[list[Trajectory]] = [[] for _ in range(self.dp_size)]
+        for at in range(0, most, ROUND):  # a few at a time: what is on its way exists twice
+            for source, part in enumerate(self._round([w[at : at + ROUND] for w in wanted])):
+                got[source] += part
+        return [t for part in got for t in part]
+
+    def _round(self, wanted: list[list[Trajectory]]) -> list[list[Trajectory]]:
+        """From each leader, what this replica wants of it: one message from leader to leader, and on to its replica."""
+        me, peers = self.dp_rank, [r for r in self.replica(self.dp_rank) if r != self.rank]
+        everyone = range(self.dp_size)
+        # What a leader keeps for itself is packed for its peers only.
+        outgoing = [flat.pack(wanted[d], texts=False) if wanted[d] and (d != me or peers) else bytearray() for d in everyone]
+        sizes = torch.zeros(self.dp_size, self.dp_size, dtype=torch.int64)  # from, to
+        if self.is_leader:
+            sizes[me] = torch.tensor([len(m) for m in outgoing])
+        if self.world > 1:
+            dist.all_reduce(sizes, group=self.objects)
+        incoming = [bytearray(int(sizes[d, me])) for d in everyone]
+        if self.is_leader:
+            incoming[me] = outgoing[me]
+            _wait(
+                *(w for d in everyone if d != me for w in self._transfer(dist.irecv, incoming[d], self.leaders[d])),
+                *(w for d in everyone if d != me for w in self._transfer(dist.isend, outgoing[d], self.leaders[d])),
+            )
+            _wait(*(w for r in peers for m in incoming for w in self._transfer(dist.isend, m, r)))
+        else:
+            _wait(*(w for m in incoming for w in self._transfer(dist.irecv, m, self.leaders[me])))
+        own = wanted[me] if self.is_leader else None
+        return [own if d == me and own is not None else flat.unpack(incoming[d]) if incoming[d] else [] for d in everyone]
+
+    def replica(self, dp_rank: int) -> list[int]:
+        """The global ranks of a data-parallel replica; megatron-core's order is tp, dp, pp."""
+        stages = range(self.pp_size)
+        return [tp + self.tp_size * (dp_rank + self.dp_size * pp) for pp in stages for tp in range(self.tp_size)]
+
+    def _transfer(self, act: Any, message: bytearray, rank: int) -> list[Any]:
+        """Begin to send or receive a message in pieces that every transport takes."""
+        if not message:
+            return []
+        whole = torch.frombuffer(message, dtype=torch.uint8)
+        return [act(piece, rank, group=self.objects) for piece in whole.split(PIECE_BYTES)]
+
     def sum(self, values: list[float]) -> list[float]:
         """Elementwise sum over all ranks, in float64."""
         return self._reduce(values, dist.ReduceOp.SUM)
@@ -98,6 +156,11 @@ class Parallel:
             dist.broadcast(buffer, src=r, group=self.objects)
             out.append(value if r == self.rank else pickle.loads(buffer.numpy().tobytes()))
         return out
+
+
+def _wait(*work: Any) -> None:
+    for w in work:
+        w.wait()
 
 
 def leave() -> None:

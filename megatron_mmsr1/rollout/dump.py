@@ -17,8 +17,8 @@ from typing import Any
 import orjson
 import zstandard
 
+from megatron_mmsr1.data import flat
 from megatron_mmsr1.errors import RunError
-from megatron_mmsr1.rollout import flat
 from megatron_mmsr1.trajectory import Trajectory
 
 FORMAT = 2
@@ -97,6 +97,16 @@ def read_dump(directory: str | Path, step: int | str) -> tuple[list[Trajectory],
         raise RunError(f"no rollouts at {path}: was the run killed before it wrote them, or is this another run's directory?")
     found = [read_file(f) for f in files]
     return [t for trajectories, _ in found for t in trajectories], found[0][1]
+
+
+def read_share(directory: str | Path, step: int | str, part: int, parts: int) -> list[Trajectory]:
+    """What leader `part` of `parts` has to do with a step's rollouts: its own file, or its share of what other leaders wrote.
+    Raises RunError as `read_dump` does."""
+    files = dump_files(directory, step)
+    if len(files) == parts:
+        return read_file(files[part])[0]
+    every, _ = read_dump(directory, step)
+    return every[part * len(every) // parts : (part + 1) * len(every) // parts]
 
 
 def read_file(path: Path) -> tuple[list[Trajectory], dict[str, Any]]:

@@ -114,10 +114,10 @@ def checkpoint(out: Path) -> bool:
 
 
 def replay(cfg: RunConfig) -> None:
-    from megatron_mmsr1.rollout.dump import dump_path
+    from megatron_mmsr1.rollout.dump import dump_files, dump_path
 
     first = dump_path(cfg.train.replay or ".", 0)
-    if not first.is_file():
+    if not dump_files(cfg.train.replay or ".", 0):
         raise UsageError(f"train.replay: no rollouts at {first}: name the rollouts/ directory of a run")
 
 

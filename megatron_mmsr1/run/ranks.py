@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Protocol, TypeVar
+
+from megatron_mmsr1.trajectory import Trajectory
 
 T = TypeVar("T")
 
@@ -21,3 +24,4 @@ class Ranks(Protocol):
     def barrier(self) -> None: ...
     def broadcast_object(self, value: T, source: int = 0) -> T: ...
     def gather_from_leaders(self, local: list[T]) -> list[T]: ...
+    def distribute(self, local: Sequence[Trajectory], counts: Sequence[int], owners: Sequence[int]) -> list[Trajectory]: ...

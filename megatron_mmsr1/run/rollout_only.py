@@ -11,7 +11,7 @@ from megatron_mmsr1.data.sampler import ResumableSampler
 from megatron_mmsr1.errors import RunError
 from megatron_mmsr1.eval.metrics import rollout_metrics, throughput
 from megatron_mmsr1.procs.progress import progress
-from megatron_mmsr1.rollout.dump import dump_path, read_dump, write_dump
+from megatron_mmsr1.rollout.dump import dump_files, read_dump, write_dump
 from megatron_mmsr1.rollout.worker import RolloutWorker
 from megatron_mmsr1.run.logs import RunLog
 from megatron_mmsr1.run.search_watch import SearchWatch, budget_reached
@@ -23,7 +23,7 @@ def rollout_only(cfg: RunConfig, engines: list[str], search: str | None) -> None
     data = PromptDataset(cfg.data.train, bad_rows=cfg.data.bad_rows)
     sampler = ResumableSampler(len(data), seed=cfg.seed, shuffle=cfg.data.shuffle)
     worker = RolloutWorker(cfg, engines, search, out / "images")
-    done = {step for step in range(cfg.train.steps) if dump_path(out / "rollouts", step).exists()}
+    done = {step for step in range(cfg.train.steps) if dump_files(out / "rollouts", step)}
     first = next((step for step in range(cfg.train.steps) if step not in done), cfg.train.steps)
     log = RunLog(out, cfg, resume_step=first, done=done)
     watch = SearchWatch(search, cfg, log.warn, log.info)

@@ -1,4 +1,8 @@
-"""Which trajectories a step trains on: those of a dump that fits, else new ones, dumped before anything is trained."""
+"""Which trajectories a step trains on: those of a dump that fits, else new ones, dumped before anything is trained.
+
+Whole trajectories stay with the leader that rolled them out, which writes them to a dump of its own. All ranks get their
+outlines, and then each replica the trajectories that it trains on.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +14,7 @@ from megatron_mmsr1.config import RunConfig
 from megatron_mmsr1.config.affects import fingerprint
 from megatron_mmsr1.data.dataset import PromptDataset
 from megatron_mmsr1.data.sampler import ResumableSampler
-from megatron_mmsr1.rollout.dump import dump_path, read_dump, write_dump
+from megatron_mmsr1.rollout.dump import dump_files, read_meta, read_share, write_dump
 from megatron_mmsr1.rollout.worker import RolloutWorker
 from megatron_mmsr1.run.ranks import Ranks
 from megatron_mmsr1.run.search_watch import SearchWatch
@@ -18,9 +22,10 @@ from megatron_mmsr1.trajectory import Trajectory
 
 
 class Rollouts:
-    """A step's trajectories, the same on every rank. `worker`: None on ranks that do not lead, and where nothing is generated.
+    """A step's trajectories. `worker`: None on ranks that do not lead, and where nothing is generated.
 
     `generated` and `seconds` tell of the last step: whether its rollouts were made here or found, and how long that took.
+    `local` holds this leader's own of that step, whole.
     """
 
     def __init__(
@@ -37,20 +42,51 @@ class Rollouts:
         self.directory = Path(cfg.output) / "rollouts"
         self.generated = False
         self.seconds = 0.0
+        self.local: list[Trajectory] = []
+        self._outlines: list[Trajectory] = []
+        self._counts: list[int] = []
 
     def take(self, step: int) -> list[Trajectory]:
-        """Collective. All ranks' finished trajectories of this step, in the order of its prompts."""
+        """Collective. The outlines of all finished trajectories of this step, in the order of its prompts, on every rank."""
         started = time.monotonic()
         indices = self.sampler.take(self.cfg.data.prompts_per_step)
-        lead = self.ranks.rank == 0
-        stored = self.ranks.broadcast_object(self._stored(step) if lead else [])
-        self.generated = not stored
-        trajectories = stored or self.ranks.gather_from_leaders(self._generate(indices, step))
-        if self.generated and lead and self.cfg.logging.dump_rollouts:
-            meta = {"weights": step, "config": fingerprint(self.cfg), "search": self.watch.identity()}
-            write_dump(self.directory, step, trajectories, meta)
+        ranks, leads = self.ranks, self.ranks.is_leader
+        source = ranks.broadcast_object(self._source(step) if ranks.rank == 0 else None)
+        self.generated = False
+        if source is not None:
+            self.local = read_share(source, step, ranks.dp_rank, ranks.dp_size) if leads else []
+            self._outline()
+            replayed = self.cfg.train.mode == "train-only"
+            # No reward at all is an outage's or a used-up budget's: roll out again.
+            self.generated = not replayed and all(t.reward is None for t in self._outlines)
+        if source is None or self.generated:
+            self.generated = True
+            self.local = self._generate(indices, step)
+            self._outline()
+            if leads and self.cfg.logging.dump_rollouts:
+                meta = {"weights": step, "config": fingerprint(self.cfg), "search": self.watch.identity()}
+                write_dump(self.directory, step, self.local, meta, part=ranks.dp_rank, parts=ranks.dp_size)
+            ranks.barrier()  # nobody trains on what a crash of another leader could still lose
         self.seconds = time.monotonic() - started
-        return trajectories
+        return self._outlines
+
+    def shares(self, kept: Sequence[Trajectory], owners: Sequence[int]) -> list[Trajectory]:
+        """Collective. `kept`, some of the last step's outlines, with those that this replica owns whole. `owners`: the
+        data-parallel rank that trains on each of `kept`."""
+        place = {id(t): i for i, t in enumerate(self._outlines)}
+        places = [place[id(t)] for t in kept]
+        wanted = [-1] * len(self._outlines)
+        for i, owner in zip(places, owners, strict=True):
+            wanted[i] = owner
+        whole = self.ranks.distribute(self.local, self._counts, wanted)
+        mine = [i for i, owner in enumerate(wanted) if owner == self.ranks.dp_rank]
+        held = dict(zip(mine, whole, strict=True))
+        return [held.get(i, t) for i, t in zip(places, kept, strict=True)]
+
+    def _outline(self) -> None:
+        per_leader = self.ranks.gather_from_leaders([[t.outline() for t in self.local]])
+        self._counts = [len(part) for part in per_leader]
+        self._outlines = [t for part in per_leader for t in part]
 
     def _generate(self, indices: list[int], step: int) -> list[Trajectory]:
         """This leader's share; nothing on the other ranks."""
@@ -67,15 +103,14 @@ class Rollouts:
             progress=self.watch.heard,
         )
 
-    def _stored(self, step: int) -> list[Trajectory]:
-        """Rollouts already paid for: of the run being replayed, or of this run's own life before it was killed."""
+    def _source(self, step: int) -> Path | None:
+        """Where rollouts of this step are that were paid for already: those of the run being replayed, or of this run's own
+        life before it was killed. None if there are none that fit."""
         if self.cfg.train.mode == "train-only":
-            return read_dump(Path(self.cfg.train.replay or "."), step)[0]
-        if not dump_path(self.directory, step).exists():
-            return []
-        trajectories, meta = read_dump(self.directory, step)
-        whole = any(t.reward is not None for t in trajectories)  # else an outage's or a used-up budget's: roll out again
-        return trajectories if whole and meta.get("config") == fingerprint(self.cfg) else []
+            return Path(self.cfg.train.replay or ".")
+        files = dump_files(self.directory, step)
+        fits = bool(files) and all(read_meta(f).get("config") == fingerprint(self.cfg) for f in files)
+        return self.directory if fits else None
 
 
 def share(indices: Sequence[int], dp_rank: int, dp_size: int) -> tuple[list[int], list[int]]:

@@ -67,9 +67,14 @@ class Run:
 
     # ------------------------------------------------------------------------------------------------------- the steps
     def rollout(self, step: int) -> list[Trajectory]:
-        """All ranks' finished trajectories of this step, the same list on every rank."""
+        """The outlines of all ranks' finished trajectories of this step, the same list on every rank."""
         assert self.rollouts is not None
         return self.rollouts.take(step)
+
+    def shares(self, kept: list[Trajectory]) -> list[Trajectory]:
+        """The same list, in which those that this rank trains on are whole; the others stay outlines."""
+        assert self.rollouts is not None
+        return self.rollouts.shares(kept, self.actor.owners([len(t) for t in kept]))
 
     def advantages(self, trajectories: list[Trajectory]) -> tuple[list[Trajectory], list[float]]:
         """What the step trains on. Infrastructure failures are left out before the group is normalised, so that an outage
@@ -111,7 +116,8 @@ class Run:
         made = self.rollouts is not None and self.rollouts.generated
         seconds = {"rollout": self.rollouts.seconds} if self.rollouts else {}
         seconds |= {"sync": self.weights.seconds} if self.weights.seconds else {}  # of the publication before this step
-        self.step_log.write(step, metrics, trajectories, trained=len(trained), seconds=seconds, generated=made)
+        shown = self.rollouts.local if self.rollouts else []
+        self.step_log.write(step, metrics, trajectories, trained=len(trained), seconds=seconds, generated=made, shown=shown)
 
     def evaluate(self, name: str, *, at: int) -> None:
         """Held-out questions, if the run stands at step `at`."""

@@ -29,9 +29,11 @@ class StepLog:
         trained: int,
         seconds: dict[str, float],
         generated: bool,
+        shown: Sequence[Trajectory] = (),
     ) -> None:
         """`trained`: how many of the trajectories had a part in the update. `generated`: whether this life of the run rolled
-        them out; throughput is told of those only. `seconds` go to seconds/NAME."""
+        them out; throughput is told of those only. `seconds` go to seconds/NAME. `trajectories` may be outlines; a few of
+        `shown`, which are whole, go into the table of samples."""
         if self.logger is None:
             return
         grpo = not self.cfg.algorithm.supervised
@@ -47,7 +49,7 @@ class StepLog:
             row["logprob_alarm"] = self._alarm(step, metrics.get("logprob_diff_mean", 0.0), self.logger)
         self.logger.write(step, row)
         if grpo:
-            self.logger.samples(step, [_sample(t) for t in trajectories[:: max(1, len(trajectories) // SAMPLES)][:SAMPLES]])
+            self.logger.samples(step, [_sample(t) for t in shown[:: max(1, len(shown) // SAMPLES)][:SAMPLES]])
 
     def _alarm(self, step: int, gap: float, logger: RunLog) -> float:
         limit = self.cfg.algorithm.logprob_alarm

@@ -58,7 +58,7 @@ CASES: dict[int, dict[str, Case]] = {
     },
     2: {
         "log_prob_of_a_split_vocabulary": units.log_prob,
-        "objects_travel": units.objects,
+        "objects_and_shares_travel": units.objects,
         **{
             f"{name}_{what}": partial(getattr(layouts, what), layout=name)
             for name in ("tp2", "tp2_sp", "pp2", "dp2")
@@ -71,6 +71,7 @@ CASES: dict[int, dict[str, Case]] = {
         },
         "qwen2_vl_export_every_weight_tp2": second(persistence.export_every_weight, layout="tp2"),
         "qwen2_vl_export_every_weight_pp2": second(persistence.export_every_weight, layout="pp2"),
+        "dp2_shares": partial(layouts.shares, layout="dp2"),
         "plain_optimizer_tp2_sp": partial(layouts.plain_optimizer, layout="tp2_sp"),
         "plain_optimizer_dp2": partial(layouts.plain_optimizer, layout="dp2"),
         "tied_embeddings_tp2": partial(layouts.tied, layout="tp2"),
@@ -85,6 +86,7 @@ CASES: dict[int, dict[str, Case]] = {
         "load_tp2_sp_checkpoint_as_dp2": partial(persistence.load_elsewhere, source="tp2_sp", layout="dp2"),
     },
     4: {
+        "shares_travel_in_replicas": units.shares,
         **{
             f"{name}_{what}": partial(getattr(layouts, what), layout=name)
             for name in ("tp2_pp2", "tp2_pp2_sp", "tp2_dp2_sp")
@@ -97,6 +99,7 @@ CASES: dict[int, dict[str, Case]] = {
         },
         "qwen2_vl_export_every_weight_tp2_pp2": second(persistence.export_every_weight, layout="tp2_pp2"),
         "fewer_sequences_than_ranks": partial(layouts.one_sequence, layout="tp2_dp2_sp"),
+        "tp2_dp2_sp_shares": partial(layouts.shares, layout="tp2_dp2_sp"),
         "export_every_weight_tp2_pp2": partial(persistence.export_every_weight, layout="tp2_pp2"),
         "load_tp2_sp_checkpoint_as_tp2_pp2": partial(persistence.load_elsewhere, source="tp2_sp", layout="tp2_pp2_sp"),
         "bfloat16_tp2_pp2_sp": partial(behaviour.bfloat16, layout="tp2_pp2_sp"),

@@ -125,6 +125,15 @@ def gradients(lab: Lab, layout: str) -> None:
     same_gradients(lab.gradients(actor), lab.kept("gradients"))
 
 
+def shares(lab: Lab, layout: str) -> None:
+    """A rank that holds whole trajectories of its own share only, and outlines of the others, computes the same step."""
+    actor = lab.actor(megatron=LAYOUTS[layout], model={"freeze_vision": False}, optimizer=READABLE)
+    owners = actor.owners([len(t) for t in lab.trajectories])
+    mine = [t if owner == actor.parallel.dp_rank else t.outline() for t, owner in zip(lab.trajectories, owners, strict=True)]
+    assert set(owners) == set(range(actor.parallel.dp_size))
+    same_gradients(lab.gradients(actor, mine), lab.kept("gradients"))
+
+
 def steps(lab: Lab, layout: str) -> None:
     """Three steps of Adam with a KL term: Adam divides by the gradient's size, so rounding is enlarged where it is near 0."""
     _compare_steps(_steps(lab, LAYOUTS[layout]), lab.kept("steps"))

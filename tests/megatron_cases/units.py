@@ -9,6 +9,9 @@ import torch.distributed as dist
 import torch.nn.functional as F
 
 from megatron_cases.harness import Lab, close
+from megatron_cases.tiny import ID
+
+ID_OF_PAD = ID["<|image_pad|>"]
 
 
 def log_prob(lab: Lab) -> None:
@@ -116,9 +119,37 @@ def objects(lab: Lab) -> None:
     assert p.gather_from_leaders([{"big": b"x" * 100_000}] if lab.rank else []) == [{"big": b"x" * 100_000}]
     assert p.broadcast_object({"a": lab.rank}) == {"a": 0}
     assert p.sum([1.0, float(lab.rank)]) == [2.0, 1.0] and p.max([float(lab.rank)]) == [1.0]
+    _shares(p, lab)
     p = parallel.init(lab.config(megatron={"tensor_parallel": 2}))
     assert p.is_leader == (lab.rank == 0)
     assert p.gather_from_leaders([lab.rank]) == [0]
     p = parallel.init(lab.config(megatron={"pipeline_parallel": 2}))
     assert p.gather_from_leaders([lab.rank]) == [0] and p.gather_from_speakers([lab.rank]) == [1]
     assert dist.get_world_size() == 2
+
+
+def shares(lab: Lab) -> None:
+    """With four ranks: two replicas of two, in either order of tensor and pipeline parallelism."""
+    from megatron_mmsr1.megatron import parallel
+
+    for layout in ({"tensor_parallel": 2}, {"pipeline_parallel": 2}):
+        p = parallel.init(lab.config(megatron=layout))
+        everyone = p.gather_from_leaders([p.rank])
+        assert everyone == p.leaders and sorted(r for d in range(2) for r in p.replica(d)) == [0, 1, 2, 3]
+        assert p.rank in p.replica(p.dp_rank)
+        _shares(p, lab)
+
+
+def _shares(p: Any, lab: Lab) -> None:
+    """Whatever a leader has, each trajectory reaches the replica that wants it, whole, in the global order, and no other."""
+    every = lab.trajectories
+    for cut, owners in ((3, [0, 1, 0, 1, 1, 0]), (0, [1, 1, 1, 1, 1, 1]), (6, [0, 0, -1, 1, 0, -1]), (2, [1, 1, 0, 0, 0, 0])):
+        counts = [cut, len(every) - cut]
+        local = (every[:cut], every[cut:])[p.dp_rank] if p.is_leader else []
+        wanted = [t for t, owner in zip(every, owners, strict=True) if owner == p.dp_rank]
+        got = p.distribute(local, counts, owners)
+        assert [(t.prompt_id, t.sample_index, t.token_ids, t.logprobs, t.images) for t in got] == [
+            (t.prompt_id, t.sample_index, t.token_ids, t.logprobs, t.images) for t in wanted
+        ]
+        for t in got:
+            t.check(ID_OF_PAD)

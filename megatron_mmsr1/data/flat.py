@@ -17,11 +17,15 @@ from megatron_mmsr1.trajectory import BUFFERS, Trajectory
 _OPTIONS = orjson.OPT_SERIALIZE_NUMPY
 
 
-def described(trajectories: Sequence[Trajectory]) -> Iterator[bytes]:
-    """One line of JSON a trajectory, with the length of each of its buffers (null for one that it has not)."""
+def described(trajectories: Sequence[Trajectory], *, texts: bool = True) -> Iterator[bytes]:
+    """One line of JSON a trajectory, with the length of each of its buffers (null for one that it has not). `texts` false: the
+    turns' texts are left empty."""
     for t in trajectories:
         sizes = {name: None if getattr(t, name) is None else len(getattr(t, name)) for name in BUFFERS}
-        yield orjson.dumps(t.described() | {"buffers": sizes}, option=_OPTIONS)
+        row: dict[str, Any] = t.described() | {"buffers": sizes}
+        if not texts:
+            row["turns"] = [turn | {"text": ""} for turn in row["turns"]]
+        yield orjson.dumps(row, option=_OPTIONS)
 
 
 def buffers(trajectories: Sequence[Trajectory]) -> Iterator[memoryview]:
@@ -54,9 +58,9 @@ def read(descriptions: Sequence[bytes], data: bytes | bytearray | memoryview) ->
     return [Trajectory.from_dict(row) for row in rows]
 
 
-def pack(trajectories: Sequence[Trajectory]) -> bytearray:
+def pack(trajectories: Sequence[Trajectory], *, texts: bool = True) -> bytearray:
     """One message: the descriptions' number and bytes, then the buffers. `unpack` gives equal trajectories back."""
-    lines = list(described(trajectories))
+    lines = list(described(trajectories, texts=texts))
     text = b"\n".join(lines)
     out = bytearray()
     out += len(lines).to_bytes(8, "little") + len(text).to_bytes(8, "little") + text
