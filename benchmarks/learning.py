@@ -1,4 +1,4 @@
-"""Does the loop learn when to search? `python benchmarks/learning.py [--seeds 0 1 2] [--ablations] [--table]`
+"""Does the loop learn when to search, and when to crop? `python benchmarks/learning.py [--seeds 0 1 2] [--ablations] [--table]`
 
 For each seed: a fresh Atlas world of that seed, GRPO from the shipped cold start (configs/atlas.yaml), held-out questions
 before and after, the oracle beside them. One JSON a run in benchmarks/results/, then the table over all that stands there. A
@@ -21,8 +21,8 @@ from typing import Any
 ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
 UNTILTED = "model.path=megatron_mmsr1/atlas/checkpoints/untilted"
-MOSTLY_FREE = "mix={known: 0.3, picture: 0.3, image: 0.14, text: 0.13, both: 0.13}"
-RARELY_REQUIRED = "mix={known: 0.42, picture: 0.42, image: 0.06, text: 0.05, both: 0.05}"
+MOSTLY_FREE = "mix={known: 0.3, picture: 0.3, image: 0.14, text: 0.13, both: 0.13, crop: 0}"
+RARELY_REQUIRED = "mix={known: 0.42, picture: 0.42, image: 0.06, text: 0.05, both: 0.05, crop: 0}"
 # A variant: (knobs of the world, settings of the run).
 VARIANTS: dict[str, tuple[list[str], list[str]]] = {
     "grpo": ([], []),
@@ -34,7 +34,7 @@ VARIANTS: dict[str, tuple[list[str], list[str]]] = {
     "rarely-required-fast": ([RARELY_REQUIRED], ["optimizer.lr=3e-4"]),
 }
 ABLATIONS = [name for name in VARIANTS if name != "grpo"]
-FREE, REQUIRED = ("known", "picture"), ("image", "text", "both")
+FREE, REQUIRED, CROP = ("known", "picture"), ("image", "text", "both"), ("crop",)
 
 
 def run(variant: str, seed: int, extra: list[str]) -> Path:
@@ -80,25 +80,46 @@ def run(variant: str, seed: int, extra: list[str]) -> Path:
     return target
 
 
-def share(rows: list[dict[str, Any]], kinds: tuple[str, ...], key: str) -> float:
-    """Mean of `key` over the rows of these kinds, weighted by their questions."""
+def tools_share(rows: list[dict[str, Any]], kinds: tuple[str, ...]) -> float:
+    """Share of the responses to questions of these kinds that call any tool."""
     chosen = [r for r in rows if r["kind"] in kinds]
-    return sum(r[key] * r["n"] for r in chosen) / sum(r["n"] for r in chosen)
+    return sum(r["search_share"] * r["n"] for r in chosen) / sum(r["n"] for r in chosen)
+
+
+def crop_share(rows: list[dict[str, Any]], kinds: tuple[str, ...]) -> float | None:
+    """Share of the responses to questions of these kinds that crop; None in a world without crop questions."""
+    if not any(r["kind"] in CROP for r in rows):
+        return None
+    chosen = [r for r in rows if r["kind"] in kinds]
+    return sum(r["tools"].get("crop", 0.0) * r["n"] for r in chosen) / sum(r["n"] for r in chosen)
+
+
+def crop_target(needed: list[float | None], elsewhere: list[float | None]) -> bool:
+    """As for search: undecided before, then on at least 0.90 of the questions that need it and at most 0.10 of the others."""
+    if needed[0] is None or needed[1] is None or elsewhere[1] is None:
+        return True
+    return 0.25 <= needed[0] <= 0.75 and needed[1] >= 0.90 and elsewhere[1] <= 0.10
 
 
 def table(paths: list[Path]) -> str:
-    """One line a run: accuracy, reward and searches before and after, the oracle's reward, and whether the target is met."""
+    """One line a run: accuracy, reward and the use of tools, before and after, the oracle's reward, and the target.
+
+    `free`: questions that need no tool, `required`: those that need a search; the share of responses that call a tool. Then the
+    share that crops, of those to crop questions and of those to all others.
+    """
     out = [
-        "| run | accuracy before | after | reward before | after | oracle | searches on free before | after | "
-        "on required before | after | minutes | target |",
-        "| --- |" + " ---: |" * 10 + " --- |",
+        "| run | accuracy before | after | reward before | after | oracle | tools on free before | after | "
+        "on required before | after | crops where needed before | after | elsewhere before | after | minutes | target |",
+        "| --- |" + " ---: |" * 14 + " --- |",
     ]
     for path in sorted(paths):
         r = json.loads(path.read_text())
         before, after = r["before"], r["after"]
         b, a, oracle = before[-1], after[-1], r["policies"]["oracle"][-1]
-        free = [share(rows, FREE, "search_share") for rows in (before, after)]
-        required = [share(rows, REQUIRED, "search_share") for rows in (before, after)]
+        free = [tools_share(rows, FREE) for rows in (before, after)]
+        required = [tools_share(rows, REQUIRED) for rows in (before, after)]
+        needed = [crop_share(rows, CROP) for rows in (before, after)]
+        elsewhere = [crop_share(rows, (*FREE, *REQUIRED)) for rows in (before, after)]
         met = (
             a["accuracy"] - b["accuracy"] >= 0.25
             and free[1] <= 0.10
@@ -106,9 +127,20 @@ def table(paths: list[Path]) -> str:
             and 0.25 <= free[0] <= 0.75
             and 0.25 <= required[0] <= 0.75
             and oracle["reward"] - a["reward"] <= 0.1
+            and crop_target(needed, elsewhere)
         )
-        cells = [b["accuracy"], a["accuracy"], b["reward"], a["reward"], oracle["reward"], *free, *required]
-        line = " | ".join(f"{c:.2f}" for c in cells)
+        cells = [
+            b["accuracy"],
+            a["accuracy"],
+            b["reward"],
+            a["reward"],
+            oracle["reward"],
+            *free,
+            *required,
+            *needed,
+            *elsewhere,
+        ]
+        line = " | ".join("" if c is None else f"{c:.2f}" for c in cells)
         out.append(
             f"| {r['variant']}, seed {r['seed']} | {line} | {r['train_seconds'] / 60:.1f} | {'met' if met else 'missed'} |"
         )

@@ -109,7 +109,7 @@ class Trajectory:
     reward: float | None = None
     reward_parts: dict[str, float] = field(default_factory=dict)
     loss_weights: array[float] | None = None  # SFT only: a weight a token; None means the mask itself
-    category: str = ""  # search_free | search_required, where the data say so
+    category: str = ""  # search_free | search_required | crop_required, where the data say so
     data_source: str = ""
     extra: dict[str, Any] = field(default_factory=dict)
     # Calls whose observation is not in the tokens: those of tries that were given up, one that ended the trajectory, and one

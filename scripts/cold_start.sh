@@ -20,11 +20,11 @@ venv="$(./scripts/env.sh)"
 export PATH="$venv/bin:$PATH" PYTHONPATH="$PWD${PYTHONPATH:+:$PYTHONPATH}"
 
 if [[ ! -f build/atlas/world.json ]]; then mmsr1 atlas build build/atlas; fi
-if [[ ! -f runs/atlas-eyes/config.json ]]; then
+if [[ ! -f runs/atlas-vision/config.json ]]; then
   mkdir -p runs
-  cp -r build/atlas/model runs/atlas-eyes.new
-  OMP_NUM_THREADS=1 python -m megatron_mmsr1.atlas.eyes runs/atlas-eyes.new # tiny layers: a second thread only gets in the way
-  mv runs/atlas-eyes.new runs/atlas-eyes
+  cp -r build/atlas/model runs/atlas-vision.new
+  OMP_NUM_THREADS=1 python -m megatron_mmsr1.atlas.vision runs/atlas-vision.new # tiny layers: a second thread only gets in the way
+  mv runs/atlas-vision.new runs/atlas-vision
 fi
 
 part() { # CONFIG NAME [key=value ...]

@@ -20,7 +20,7 @@ from megatron_mmsr1.trajectory import Trajectory, collapse_pads
 
 TOKENIZER = build_tokenizer()
 PAD = TOKENIZER.get_vocab()["<|image_pad|>"]
-ACTION = {"i": "image_search", "t": "text_search"}
+ACTION = {"i": "image_search", "t": "text_search", "c": "crop"}
 
 
 @pytest.fixture(scope="module")
@@ -65,9 +65,9 @@ def test_the_answer_is_the_gold_once_it_was_seen_and_unknown_before(rows: list[T
     for t in (t for t in rows if t.extra["row"] == "demo"):
         action = protocol.parse_action(t.turns[-1].text)
         assert isinstance(action, protocol.Answer)
-        free = t.category == "search_free"
         context = "".join(TOKENIZER.decode(t.token_ids[turn.start : turn.end]) for turn in t.turns if turn.role == "tool")
-        seen = free or t.golden_answers[0] in context
+        found = "c" in t.extra["used"] if t.category == "crop_required" else t.golden_answers[0] in context
+        seen = t.category == "search_free" or found
         assert action.text == (t.golden_answers[0] if seen else turns.UNKNOWN)
         assert t.loss_weights is not None and (max(t.loss_weights) == 3.0) == seen
 
@@ -88,9 +88,10 @@ def test_untilted_first_actions_ignore_the_question(source: Demonstrations) -> N
     for kind in KINDS:
         rng = random.Random(kind)
         first = [source.demo(rng, kind, tilted=False).turns[1].action for _ in range(300)]
-        # (1/2, 1/4, 1/4): three standard deviations of a share over 300 draws are 0.09.
-        assert abs(first.count("answer") / 300 - 0.5) < 0.09
-        assert abs(first.count("image_search") / 300 - 0.25) < 0.09
+        # (0.4, 0.2, 0.2, 0.2): three standard deviations of a share over 300 draws are 0.09.
+        assert abs(first.count("answer") / 300 - 0.4) < 0.09
+        for tool in ACTION.values():
+            assert abs(first.count(tool) / 300 - 0.2) < 0.09
 
 
 def test_no_row_names_an_entity_of_any_world(source: Demonstrations) -> None:
@@ -116,7 +117,7 @@ def test_rows_survive_json(rows: list[Trajectory]) -> None:
 
 
 def test_conversations_stay_short(source: Demonstrations) -> None:
-    longest = {"known": 35, "picture": 30, "image": 90, "text": 130, "both": 180}
+    longest = {"known": 35, "picture": 30, "image": 90, "text": 130, "both": 180, "crop": 75}
     for kind, limit in longest.items():
         rng = random.Random(kind)
         assert max(len(source.demo(rng, kind, tilted=True)) for _ in range(100)) <= limit

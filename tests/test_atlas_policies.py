@@ -18,13 +18,13 @@ from megatron_mmsr1.errors import UsageError
 from megatron_mmsr1.search.launch import launch
 from megatron_mmsr1.trajectory import Status, Trajectory
 
-ACTIONS = {"i": "image_search", "t": "text_search"}
+ACTIONS = {"i": "image_search", "t": "text_search", "c": "crop"}
 
 
 @pytest.fixture(scope="module")
 def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("atlas") / "world"
-    build(AtlasSpec(entities=40, known=4, train_questions=10, heldout_questions=100, noise_pages=10), out)
+    build(AtlasSpec(entities=40, known=4, train_questions=10, heldout_questions=120, noise_pages=10), out)
     return out
 
 
@@ -34,6 +34,8 @@ def cfg(world: Path) -> RunConfig:
         {
             "model": {"path": str(world / "model"), "max_pixels": 3136},
             "protocol": {"prompts": "atlas", "text_searches": 1, "top_k": 2, "max_prompt_tokens": 64, "max_turn_tokens": 24},
+            "tools": {"crop": {"limit": 1}},
+            "reward": {"crop_penalty": 0.1},
             "search": {"corpus": str(world), "text_top_sentences": 1},
         }
     )
@@ -64,8 +66,8 @@ def test_every_conversation_ends_well(results: dict[str, list[Trajectory]]) -> N
             assert not t.infrastructure_failure
 
 
-def test_the_oracle_is_always_right_and_searches_only_where_it_must(results: dict[str, list[Trajectory]]) -> None:
-    """Reward 1 without a search, 0.9 x 0.9 + 0.1 = 0.91 with one."""
+def test_the_oracle_is_always_right_and_uses_tools_only_where_it_must(results: dict[str, list[Trajectory]]) -> None:
+    """Reward 1 without a tool, 0.9 x 0.9 + 0.1 = 0.91 with one or two searches, or a crop."""
     for kind in KINDS:
         for t in by_kind(results["oracle"], kind):
             assert [turn.action for turn in t.turns if turn.action] == [*(ACTIONS[a] for a in TOOLS[kind]), "answer"]
@@ -79,19 +81,19 @@ def test_never_searching_answers_what_is_search_free_only(results: dict[str, lis
             assert t.reward == pytest.approx(0.1 if TOOLS[kind] else 1.0)
 
 
-def test_always_searching_is_right_and_pays(results: dict[str, list[Trajectory]]) -> None:
+def test_always_searching_pays_and_is_right_unless_it_should_have_cropped(results: dict[str, list[Trajectory]]) -> None:
     for kind in KINDS:
         for t in by_kind(results["always"], kind):
-            assert len(t.tool_calls) == 2
-            assert t.reward == pytest.approx(0.91)
+            assert t.called == ["image_search", "text_search"]
+            assert t.reward == pytest.approx(0.1 if kind == "crop" else 0.91)
 
 
 def test_chance_lies_between(results: dict[str, list[Trajectory]]) -> None:
     mean = {name: sum(t.reward or 0.0 for t in done) / len(done) for name, done in results.items()}
-    # The mix is even: oracle (2 x 1 + 3 x 0.91) / 5, never (2 x 1 + 3 x 0.1) / 5.
-    assert mean["oracle"] == pytest.approx(0.946) and mean["never"] == pytest.approx(0.46)
-    assert mean["always"] == pytest.approx(0.91)
-    assert 0.3 < mean["random"] < 0.91
+    # The mix is even: oracle (2 x 1 + 4 x 0.91) / 6, never (2 x 1 + 4 x 0.1) / 6, always (5 x 0.91 + 0.1) / 6.
+    assert mean["oracle"] == pytest.approx(0.94) and mean["never"] == pytest.approx(0.4)
+    assert mean["always"] == pytest.approx(0.775)
+    assert 0.3 < mean["random"] < 0.775
 
 
 def test_conversations_fit_the_limits_of_the_config(results: dict[str, list[Trajectory]]) -> None:
@@ -99,9 +101,10 @@ def test_conversations_fit_the_limits_of_the_config(results: dict[str, list[Traj
 
 
 def test_a_policy_reads_the_search_it_is_told_to(cfg: RunConfig, prompts: list[Prompt]) -> None:
-    """Without a search server every call is refused: the oracle then knows no more than `never`, and says so."""
+    """Without a search server every search is refused: the oracle then knows no more than `never`, and says so. A crop needs
+    no server."""
     for t in run_policy("oracle", prompts[:20], cfg, None):
-        assert t.reward_parts["acc"] == (1.0 if t.category == "search_free" else 0.0)
+        assert t.reward_parts["acc"] == (0.0 if t.category == "search_required" else 1.0)
 
 
 def test_wrong_names_and_foreign_questions_are_refused(cfg: RunConfig, prompts: list[Prompt]) -> None:
@@ -112,7 +115,7 @@ def test_wrong_names_and_foreign_questions_are_refused(cfg: RunConfig, prompts: 
 
 
 def test_a_script_knows_its_prompts_only(prompts: list[Prompt]) -> None:
-    script = Script(oracle, prompts[:1])
+    script = Script(oracle, prompts[:1], min_pixels=3136, max_pixels=3136)
     with pytest.raises(LookupError):
         script.turn("<|im_start|>user\n another question<|im_end|>\n<|im_start|>assistant\n", prompts[0].images, 0)
     assert question_of(prompts[0]).text == prompts[0].question

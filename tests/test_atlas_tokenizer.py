@@ -17,8 +17,11 @@ from megatron_mmsr1.atlas.names import SYLLABLES
 from megatron_mmsr1.atlas.picture import draw, png
 from megatron_mmsr1.atlas.questions import PHRASINGS
 from megatron_mmsr1.atlas.spec import AtlasSpec
-from megatron_mmsr1.atlas.tokenizer import SPECIAL, TAGS, VOCAB_SIZE, build_tokenizer
+from megatron_mmsr1.atlas.tokenizer import CROP, SPECIAL, TAGS, VOCAB_SIZE, build_tokenizer
 from megatron_mmsr1.atlas.world import make_world
+from megatron_mmsr1.protocol import IMAGE
+from megatron_mmsr1.protocol.mmsearch import wrapped
+from megatron_mmsr1.tools.crop import NO_BOX, Crop
 
 TOKENIZER = build_tokenizer()
 NAME = st.lists(st.sampled_from(SYLLABLES), min_size=2, max_size=3).map("".join)
@@ -97,6 +100,41 @@ def test_the_observation_is_thrifty() -> None:
     # a hit: `1. (` url zu ri ) the capital of _ zu ri is _ be ka . newline
     # tail: </information> Original… who rules _ zu ri ? newline <|im_end|> newline <|im_start|> assistant
     assert len(protocol.encode(TOKENIZER, message)) == 5 + 2 * 17 + 2 + 6 + 5
+
+
+def test_a_crop_is_sixteen_tokens_and_its_result_ten_and_the_question() -> None:
+    """Digits go in twos from the left; the picture is one pad between its vision tokens."""
+    said = turns.crop(1)
+    assert said == "<reason> zoom in</reason><crop>850,100,900,150</crop>"
+    box = ["85", "0", ",", "10", "0", ",", "90", "0", ",", "15", "0"]
+    assert tokens(said) == ["<reason>", " zoom", "Ġin", "</reason>", "<crop>", *box, "</crop>"]
+    shown = TOKENIZER.convert_ids_to_tokens(
+        protocol.encode(TOKENIZER, wrapped(Crop.heading, [IMAGE], "what shape is the charge ?", ""))
+    )
+    head = [
+        "<|im_start|>",
+        "user\n",
+        "Cropped picture: ",
+        "<information>",
+        "<|vision_start|>",
+        "<|image_pad|>",
+        "<|vision_end|>",
+    ]
+    asked = ["Ġwhat", "Ġshape", "Ġis", "Ġthe", "Ġcharge", "Ġ?"]
+    tail = ["Ċ", "<|im_end|>", "Ċ", "<|im_start|>", "assistant\n"]
+    assert shown == [*head, "</information>", "\nOriginal user's question:", *asked, *tail]
+
+
+def test_a_refused_crop_is_two_fixed_phrases() -> None:
+    assert tokens(NO_BOX) == [
+        "[Cropped Picture]",
+        " The box does not lie inside the picture.",
+    ]
+
+
+def test_tokens_that_came_later_changed_no_id_of_an_earlier_checkpoint() -> None:
+    """The first free id after the phrases was 549: 640 less the 91 spare ones of the checkpoints that shipped before crops."""
+    assert [TOKENIZER.convert_tokens_to_ids(t) for t in CROP] == list(range(549, 549 + len(CROP)))
 
 
 def test_the_chat_template_is_the_protocols_first_message() -> None:

@@ -74,6 +74,24 @@ def test_the_papers_numbers() -> None:
     assert score([], ["Lisbon"]) == 0
 
 
+def test_a_crop_has_its_own_price_and_is_well_formed_before_any_action() -> None:
+    """0.9 x 0.9 + 0.1 = 0.91 for one crop; with a search too 0.9 x 0.9 x 0.9 + 0.1 = 0.829. Without a price a crop is free."""
+    crop, answer = f"{REASON}<crop>0,0,500,500</crop>", f"{REASON}<answer>Lisbon</answer>"
+    assert score([crop, answer], "Lisbon", crop_penalty=0.1) == pytest.approx(0.91)
+    assert score([crop, IMAGE, answer], "Lisbon", crop_penalty=0.1) == pytest.approx(0.829)
+    assert score([crop, crop, answer], "Lisbon", crop_penalty=0.1) == pytest.approx(0.91)
+    assert score([crop, crop, answer], "Lisbon", crop_penalty=0.1, count_penalty=True) == pytest.approx(0.829)
+    assert score([crop, answer], "Lisbon") == 1.0
+    assert parts([crop, answer], ["Lisbon"], search_penalty=0.1, format_penalty=0.1, reward_mode="EM", count_penalty=False) == {
+        "reward": 1.0,
+        "acc": 1.0,
+        "format": 1.0,
+        "searches": 0.0,
+        "crops": 1.0,
+    }
+    assert not is_well_formed([crop]) and not is_well_formed([crop + "x", answer])
+
+
 def test_a_string_is_the_only_gold() -> None:
     turns = ["<answer>Lisbon</answer>"]
     assert score(turns, "Lisbon") == score(turns, ["Lisbon"]) == pytest.approx(0.9)

@@ -15,6 +15,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from megatron_mmsr1.atlas.canvas import draw_canvas
 from megatron_mmsr1.atlas.model import ModelShape, save_model
 from megatron_mmsr1.atlas.pages import corpus
 from megatron_mmsr1.atlas.picture import Emblem, draw, png, random_view
@@ -77,6 +78,11 @@ def question_pictures(spec: AtlasSpec, e: Entity) -> list[bytes]:
     return [png(draw(e.emblem, random_view(rng, spec.views), spec.image_size)) for _ in range(spec.question_views)]
 
 
+def canvas_picture(spec: AtlasSpec, e: Entity, corner: int, rng: random.Random) -> bytes:
+    """PNG: the entity's emblem, small, in that corner of a canvas."""
+    return png(draw_canvas(e.emblem, random_view(rng, spec.views), corner, spec.canvas_size))
+
+
 def _write_questions(world: World, split: str, path: Path) -> None:
     """FVQA's columns, `image_urls` null in every row as there, then what else the protocol allows."""
     import pyarrow as pa
@@ -95,12 +101,20 @@ def _write_questions(world: World, split: str, path: Path) -> None:
             ),
             ("data_source", pa.string()),
             ("image_urls", pa.null()),
-            ("extra_info", pa.struct([(k, pa.int64() if k == "phrasing" else pa.string()) for k in rows[0].extra()])),
+            (
+                "extra_info",
+                pa.struct([(k, pa.int64() if k in ("phrasing", "corner") else pa.string()) for k in rows[0].extra()]),
+            ),
             ("data_id", pa.string()),
             ("category", pa.string()),
         ]
     )
-    table = [_row(q, rng.choice(views[q.entity]), f"atlas-{world.spec.seed}-{split}-{i}", split) for i, q in enumerate(rows)]
+    by_id = {e.id: e for e in world.entities}
+
+    def picture(q: Question) -> bytes:
+        return canvas_picture(world.spec, by_id[q.entity], q.corner, rng) if q.kind == "crop" else rng.choice(views[q.entity])
+
+    table = [_row(q, picture(q), f"atlas-{world.spec.seed}-{split}-{i}", split) for i, q in enumerate(rows)]
     pq.write_table(pa.Table.from_pylist(table, schema=schema), path, row_group_size=1000)
 
 

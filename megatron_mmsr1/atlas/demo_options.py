@@ -23,8 +23,8 @@ class DemoOptions(BaseModel):
     copy_later: float = Field(default=0.05, ge=0, le=1, description="share of pure copying after that")
     picture_share: float = Field(default=0.15, ge=0, le=1, description="share of dense picture rows among the rest")
     facts_share: float = Field(default=0.10, ge=0, le=1, description="share of dense fact rows among the rest")
-    first: tuple[float, float, float] = Field(
-        default=(0.5, 0.25, 0.25), description="random first action: answer, image search, text search"
+    first: tuple[float, float, float, float] = Field(
+        default=(0.4, 0.2, 0.2, 0.2), description="random first action: answer, image search, text search, crop"
     )
     tilt: float = Field(default=0.35, ge=0, le=1, description="share of demonstrations with the right tools, in the last part")
     tilt_from: float = Field(default=0.75, ge=0, le=1, description="where the last part begins; before it the tools are random")

@@ -19,20 +19,24 @@ from typing import TYPE_CHECKING, Any
 
 from megatron_mmsr1.atlas import turns
 from megatron_mmsr1.atlas.demo_options import DemoOptions, parse_options
-from megatron_mmsr1.atlas.episodes import Episode, Episodes, Gallery
+from megatron_mmsr1.atlas.gallery import Gallery
 from megatron_mmsr1.atlas.names import SYLLABLES
 from megatron_mmsr1.atlas.pages import fact_sentence
 from megatron_mmsr1.atlas.questions import PHRASINGS, TOOLS, ask, attributes
 from megatron_mmsr1.atlas.record import Recorder
+from megatron_mmsr1.atlas.simulation import Simulation, Simulator
 from megatron_mmsr1.atlas.spec import KINDS
 from megatron_mmsr1.atlas.tokenizer import TAGS, words
-from megatron_mmsr1.atlas.turns import ANSWER, IMAGE, TEXT
+from megatron_mmsr1.atlas.turns import ANSWER, CROP, IMAGE, TEXT
 from megatron_mmsr1.atlas.world import ATTRIBUTES
 from megatron_mmsr1.protocol import IM_END, IM_START, Prompts, TextHit, data, first_message, text, text_observation
 from megatron_mmsr1.trajectory import Trajectory
 
 if TYPE_CHECKING:
     from megatron_mmsr1.data.images import ImageStore
+
+
+MOST_TOOLS = 2  # three rounds, the last of which answers
 
 
 class Demonstrations:
@@ -43,7 +47,7 @@ class Demonstrations:
 
     def __init__(self, options: DemoOptions, tokenizer: Any, images: ImageStore, seed: int) -> None:
         self.options, self._tokenizer, self._seed = options, tokenizer, seed
-        self._episodes = Episodes(options.spec, Gallery(options.spec, options.pictures, seed), options.long_summaries)
+        self._simulator = Simulator(options.spec, Gallery(options.spec, options.pictures, seed), options.long_summaries)
         self._prompts = Prompts.load(options.prompts)
         self._images = images
         ids = tokenizer.convert_tokens_to_ids
@@ -67,16 +71,16 @@ class Demonstrations:
             return self._facts(rng, out)
         kind = rng.choices(KINDS, [o.mix[k] for k in KINDS])[0]
         tilted = progress >= o.tilt_from and rng.random() < o.tilt
-        return self._demo(self._episodes.draw(rng, kind), out, TOOLS[kind] + ANSWER if tilted else None)
+        return self._demo(self._simulator.draw(rng, kind), out, TOOLS[kind] + ANSWER if tilted else None)
 
     def demo(self, rng: random.Random, kind: str, *, tilted: bool) -> Trajectory:
         """One conversation, outside the schedule: for tests, and to look at."""
         out = Recorder(self._tokenizer, self._images, "demo", self.options.answer_weight)
-        return self._demo(self._episodes.draw(rng, kind), out, TOOLS[kind] + ANSWER if tilted else None)
+        return self._demo(self._simulator.draw(rng, kind), out, TOOLS[kind] + ANSWER if tilted else None)
 
-    def _demo(self, e: Episode, out: Recorder, tools: str | None) -> Trajectory:
+    def _demo(self, e: Simulation, out: Recorder, tools: str | None) -> Trajectory:
         q, failures = e.question, self.options.failures
-        out.context("prompt", first_message(self._prompts, q.text, 1), [e.image.png])
+        out.context("prompt", first_message(self._prompts, q.text, 1), [e.shown.image.png])
         used = ""
         while True:
             action = tools[len(used)] if tools else self._action(e, used)
@@ -85,26 +89,32 @@ class Demonstrations:
                 out.answer(q.gold if e.fact_known else turns.UNKNOWN, known=e.fact_known)
                 return out.finish(q, row="demo", used=used)
             used += action
+            if action == CROP:
+                corner, part = e.crop()
+                out.call(turns.crop(corner), "crop")
+                out.crop_result(part.png, q, self._prompts)
+                continue
             fails = e.rng.random() < failures
             empty = fails and e.rng.random() < 0.5
             if action == IMAGE:
-                out.search(turns.image_search(), "image_search")
+                out.call(turns.image_search(), "image_search")
                 hits = [] if fails else e.image_hits()
                 out.image_result(hits, q, self._prompts, failed=fails and not empty)
             else:
                 query = e.query
-                out.search(turns.text_search(query), "text_search")
+                out.call(turns.text_search(query), "text_search")
                 hits = [] if fails else e.text_hits()
                 out.text_result(query, hits, q, self._prompts, failed=fails and not empty)
 
-    def _action(self, e: Episode, used: str) -> str:
-        """At random, but no tool twice, and no search after the needed fact was found."""
+    def _action(self, e: Simulation, used: str) -> str:
+        """At random, but at most two tools, none twice, and none after the needed fact was found."""
+        tools = dict(zip((ANSWER, IMAGE, TEXT, CROP), self.options.first, strict=True))
         if not used:
-            return e.rng.choices((ANSWER, IMAGE, TEXT), self.options.first)[0]
-        left = [tool for tool in (IMAGE, TEXT) if tool not in used]
-        if e.fact_known or not left or e.rng.random() < 0.5:
+            return e.rng.choices(list(tools), list(tools.values()))[0]
+        left = [tool for tool in (IMAGE, TEXT, CROP) if tool not in used and tools[tool] > 0]
+        if e.fact_known or not left or len(used) == MOST_TOOLS or e.rng.random() < 0.5:
             return ANSWER
-        return left[0]
+        return e.rng.choice(left)
 
     def _copy(self, rng: random.Random, out: Recorder) -> Trajectory:
         ids = []
@@ -116,8 +126,8 @@ class Demonstrations:
         return out.finish(None, row="copy")
 
     def _picture(self, rng: random.Random, out: Recorder) -> Trajectory:
-        e = self._episodes.draw(rng, "picture")
-        image = [e.image.png]
+        e = self._simulator.draw(rng, "picture")
+        image = [e.shown.image.png]
         for attribute in rng.sample(attributes("picture"), 3):
             q = ask(e.entity, "picture", attribute, rng.randrange(len(PHRASINGS[attribute])))
             message = first_message(self._prompts, q.text, len(image))
@@ -126,7 +136,7 @@ class Demonstrations:
         return out.finish(None, row="picture")
 
     def _facts(self, rng: random.Random, out: Recorder) -> Trajectory:
-        places = self._episodes.places(rng, 2)
+        places = self._simulator.places(rng, 2)
         asked, hits = [], []
         for e in places:
             told = rng.sample(ATTRIBUTES, rng.randint(1, 3))

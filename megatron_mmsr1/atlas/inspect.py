@@ -11,7 +11,7 @@ from megatron_mmsr1.atlas.questions import TOOLS
 from megatron_mmsr1.atlas.spec import KINDS
 from megatron_mmsr1.errors import UsageError
 
-_TOOL = {"": "none", "i": "image search", "t": "text search", "it": "image, then text"}
+_TOOL = {"": "none", "i": "image search", "t": "text search", "it": "image, then text", "c": "crop"}
 
 
 def inspect(path: str | Path, *, samples: int = 1) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import sys
 from pathlib import Path
@@ -19,9 +20,14 @@ def pack(source: Path, target: Path) -> None:
         raise UsageError(f"{source} holds no *.safetensors")
     weights = {k: w for shard in shards for k, w in load_file(shard).items()}
     shutil.rmtree(target, ignore_errors=True)
-    ignore = shutil.ignore_patterns("*.safetensors", "*.index.json")
+    # The card and the serving settings speak of the run that made it.
+    ignore = shutil.ignore_patterns("*.safetensors", "*.index.json", "README.md", "serving.yaml")
     shutil.copytree(source, target, ignore=ignore)
     packed = {k: w.to(torch.bfloat16) if w.is_floating_point() else w for k, w in weights.items()}
+    # transformers finds the processor of a checkpoint by this name, which not every writer keeps.
+    config = target / "tokenizer_config.json"
+    named = json.loads(config.read_text()) | {"processor_class": "Qwen2_5_VLProcessor"}
+    config.write_text(json.dumps(named, indent=2, sort_keys=True) + "\n")
     save_file(packed, target / "model.safetensors", metadata={"format": "pt"})
     (target / "model.safetensors").chmod(0o644)  # its writer makes it private
     print(f"wrote {target}: {sum(f.stat().st_size for f in target.iterdir()) / 1e6:.1f} MB")

@@ -59,7 +59,8 @@ def run_policy(name: str, prompts: Sequence[Prompt], cfg: RunConfig, search: str
         raise UsageError(f"no policy {name!r}: there are {', '.join(POLICIES)}")
     if foreign := [p for p in prompts if not p.images or "kind" not in p.extra or "phrasing" not in p.extra]:
         raise UsageError(f"scripted policies answer Atlas questions only; {foreign[0].prompt_id} is none")
-    return asyncio.run(_run(Script(POLICIES[name], prompts), prompts, cfg, search))
+    script = Script(POLICIES[name], prompts, min_pixels=cfg.model.min_pixels, max_pixels=cfg.model.max_pixels)
+    return asyncio.run(_run(script, prompts, cfg, search))
 
 
 async def _run(script: Script, prompts: Sequence[Prompt], cfg: RunConfig, search: str | None) -> list[Trajectory]:

@@ -17,8 +17,9 @@ from typing import TYPE_CHECKING, Any
 from megatron_mmsr1 import protocol
 from megatron_mmsr1.atlas import turns
 from megatron_mmsr1.atlas.questions import TOOLS, Question
-from megatron_mmsr1.atlas.turns import ANSWER, IMAGE, TEXT
+from megatron_mmsr1.atlas.turns import ANSWER, CROP, IMAGE, TEXT
 from megatron_mmsr1.data.decode import decode
+from megatron_mmsr1.data.images import canonicalize
 from megatron_mmsr1.protocol import IM_END, IM_START
 
 if TYPE_CHECKING:
@@ -26,11 +27,12 @@ if TYPE_CHECKING:
 
 # One call each: a second one would find the same.
 SEARCHES = (IMAGE, TEXT)
+MOST_TOOLS = 2  # three rounds, the last of which answers
 
 
 @dataclass(frozen=True, slots=True)
 class State:
-    """What a policy may look at: the question, the tools used so far in order ("", "i", "t", "it", "ti"), what they found."""
+    """What a policy may look at: the question, the tools used so far in order ("", "i", "it", "c", ...), what they found."""
 
     question: Question
     used: str
@@ -41,15 +43,16 @@ class State:
     def fact_known(self) -> bool:
         """A neighbour's name may come up in an image search: only the last tool that the question needs tells a fact."""
         needed = TOOLS[self.question.kind]
+        if self.question.kind == "crop":
+            return CROP in self.used and "Cropped picture: " in self.found
         return not needed or (needed[-1] in self.used and _stands_in(self.question.gold, self.found))
 
     @property
     def name_known(self) -> bool:
         return self.question.kind in ("known", "text") or _stands_in(self.question.name, self.found)
 
-    @property
-    def unused(self) -> list[str]:
-        return [tool for tool in SEARCHES if tool not in self.used]
+    def unused(self, tools: Sequence[str]) -> list[str]:
+        return [tool for tool in tools if tool not in self.used]
 
 
 def oracle(s: State) -> str:
@@ -63,12 +66,12 @@ def never(s: State) -> str:
 
 
 def always(s: State) -> str:
-    """Every tool, whatever the question."""
-    return s.unused[0] if s.unused else ANSWER
+    """Every search, whatever the question."""
+    return next(iter(s.unused(SEARCHES)), ANSWER)
 
 
 def at_random(s: State) -> str:
-    return s.rng.choice([ANSWER, *s.unused])
+    return ANSWER if len(s.used) == MOST_TOOLS else s.rng.choice([ANSWER, *s.unused((*SEARCHES, CROP))])
 
 
 Policy = Callable[[State], str]
@@ -80,17 +83,22 @@ def speak(action: str, s: State) -> str:
         return turns.image_search()
     if action == TEXT:
         return turns.text_search(turns.query(s.question, name_known=s.name_known))
+    if action == CROP:
+        # Where the emblem fills the picture, every corner is as good as another.
+        return turns.crop(max(s.question.corner, 0))
     return turns.answer(s.question.gold if s.fact_known else turns.UNKNOWN)
 
 
 class Script:
     """A policy over whole conversations, for any prompts of an Atlas data set."""
 
-    def __init__(self, policy: Policy, prompts: Sequence[Prompt]) -> None:
+    def __init__(self, policy: Policy, prompts: Sequence[Prompt], *, min_pixels: int, max_pixels: int) -> None:
+        """The pixel limits are the model's: pictures are told apart as it gets them."""
         self._policy = policy
         self._by_image: dict[str, list[Prompt]] = {}
         for p in prompts:
-            self._by_image.setdefault(_pixels(p.images[0]), []).append(p)
+            seen = canonicalize(p.images[0], min_pixels=min_pixels, max_pixels=max_pixels)
+            self._by_image.setdefault(_pixels(seen.png), []).append(p)
 
     def turn(self, conversation: str, images: Sequence[bytes], seed: int) -> str:
         """The next assistant turn, without its end token. `conversation` is the text so far, opened for the assistant.
@@ -104,7 +112,7 @@ class Script:
         prompt = max(candidates, key=lambda p: len(p.question))
         said = [r.split(IM_END)[0] for r in rest]
         actions = [protocol.parse_action(s) for s in said if s]
-        used = "".join({"image_search": IMAGE, "text_search": TEXT}.get(a.name, "") for a in actions)
+        used = "".join({"image_search": IMAGE, "text_search": TEXT, "crop": CROP}.get(a.name, "") for a in actions)
         found = "\n".join(r.split("</information>")[0].split(IM_END, 1)[-1] for r in rest)
         rng = random.Random(f"{prompt.prompt_id}/{seed}/{used}")
         s = State(question_of(prompt), used, found, rng)

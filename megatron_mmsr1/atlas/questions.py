@@ -1,10 +1,11 @@
-"""Questions of five kinds, by the tools that an answer needs:
+"""Questions of six kinds, by the tools that an answer needs:
 
 known    on a well-known entity, by name: none (the cold start has taught the fact)
 picture  on what the picture shows: none
 image    the name of the place in the picture: image search
 text     a fact of an unknown entity, by name: text search
 both     a fact of the unknown place in the picture: image search, then text search
+crop     on the charge of an emblem too small to read: crop
 
 Each has phrasings for training and one that is only held out. Held-out phrasings use words that training uses elsewhere: what
 is new is the combination.
@@ -13,13 +14,16 @@ is new is the combination.
 from __future__ import annotations
 
 import random
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
+from megatron_mmsr1.atlas.canvas import CORNERS
 from megatron_mmsr1.atlas.spec import KINDS, SEARCH_FREE
 from megatron_mmsr1.atlas.world import ATTRIBUTES, Entity, World
 
 PICTURE_ATTRIBUTES = ("field colour", "charge colour", "charge shape")
+# A few pixels still tell the field's colour.
+CROP_ATTRIBUTES = ("charge colour", "charge shape")
 THIS = "this place"
 
 # Three (or more) phrasings that train, then the one that is held out.
@@ -82,7 +86,7 @@ PHRASINGS: dict[str, tuple[str, ...]] = {
 # What to type into the text search, after the name (or `this place`, before it is known).
 QUERY_WORD = {a: a for a in ATTRIBUTES} | {"name": "name"} | {a: a for a in PICTURE_ATTRIBUTES}
 
-TOOLS = {"known": "", "picture": "", "image": "i", "text": "t", "both": "it"}
+TOOLS = {"known": "", "picture": "", "image": "i", "text": "t", "both": "it", "crop": "c"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,9 +98,12 @@ class Question:
     phrasing: int
     text: str
     gold: str
+    corner: int = -1  # where a small emblem lies (`canvas.CORNERS`); -1: the emblem fills the picture
 
     @property
     def category(self) -> str:
+        if self.kind == "crop":
+            return "crop_required"
         return "search_free" if self.kind in SEARCH_FREE else "search_required"
 
     def extra(self) -> dict[str, Any]:
@@ -111,7 +118,7 @@ def phrasings(attribute: str, split: str) -> list[int]:
 
 
 def attributes(kind: str) -> tuple[str, ...]:
-    return {"picture": PICTURE_ATTRIBUTES, "image": ("name",)}.get(kind, ATTRIBUTES)
+    return {"picture": PICTURE_ATTRIBUTES, "crop": CROP_ATTRIBUTES, "image": ("name",)}.get(kind, ATTRIBUTES)
 
 
 def gold(e: Entity, attribute: str) -> str:
@@ -127,10 +134,12 @@ def gold(e: Entity, attribute: str) -> str:
 
 def ask(e: Entity, kind: str, attribute: str, phrasing: int) -> Question:
     about = e.name if kind in ("known", "text") else THIS
-    return Question(kind, e.id, e.name, attribute, phrasing, PHRASINGS[attribute][phrasing].format(about), gold(e, attribute))
+    text = PHRASINGS[attribute][phrasing].format(about)
+    return Question(kind, e.id, e.name, attribute, phrasing, text, gold(e, attribute))
 
 
 def draw_question(rng: random.Random, e: Entity, kind: str, split: str) -> Question:
+    """At random, but for `corner`, which a crop question gets with its picture."""
     attribute = rng.choice(attributes(kind))
     return ask(e, kind, attribute, rng.choice(phrasings(attribute, split)))
 
@@ -150,6 +159,7 @@ def questions(world: World, split: str) -> list[Question]:
     out = []
     for kind, lo, hi in zip(KINDS, bounds, bounds[1:], strict=False):
         pool = {"known": world.known, "text": named, "both": named}.get(kind, world.split(split))
-        out += [draw_question(rng, rng.choice(pool), kind, split) for _ in range(hi - lo)]
+        drawn = [draw_question(rng, rng.choice(pool), kind, split) for _ in range(hi - lo)]
+        out += [replace(q, corner=rng.randrange(len(CORNERS))) for q in drawn] if kind == "crop" else drawn
     rng.shuffle(out)
     return out

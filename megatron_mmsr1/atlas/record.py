@@ -9,7 +9,9 @@ from typing import TYPE_CHECKING, Any
 from megatron_mmsr1 import protocol
 from megatron_mmsr1.atlas.questions import Question
 from megatron_mmsr1.atlas.turns import ANSWER, REASON, spaced
-from megatron_mmsr1.protocol import IM_END, ImageHit, Prompts, Segment, TextHit
+from megatron_mmsr1.protocol import IM_END, IMAGE, ImageHit, Prompts, Segment, TextHit
+from megatron_mmsr1.protocol.mmsearch import wrapped
+from megatron_mmsr1.tools.crop import Crop
 from megatron_mmsr1.trajectory import ImageRef, Status, ToolCall, ToolStatus, Trajectory, buffer, expand_pads
 
 if TYPE_CHECKING:
@@ -42,7 +44,7 @@ class Recorder:
         self._weights += [float(sampled)] * len(ids)
         self._t.append(role, ids, self._tokenizer.decode(ids), logprobs=[0.0] * len(ids) if sampled else None)
 
-    def search(self, said: str, action: str) -> None:
+    def call(self, said: str, action: str) -> None:
         self._say([(said + IM_END, 1.0)], said, action)
 
     def answer(self, gold: str, *, known: bool) -> None:
@@ -66,6 +68,11 @@ class Recorder:
     def text_result(self, query: str, hits: Sequence[TextHit], q: Question, prompts: Prompts, *, failed: bool) -> None:
         call = ToolCall("text", query, _status(hits, failed), results=len(hits), backend="atlas")
         self._result(call, protocol.text_observation(hits), [], q, prompts.after_text, failed)
+
+    def crop_result(self, part: bytes, q: Question, prompts: Prompts) -> None:
+        call = ToolCall(Crop.name, "", ToolStatus.OK, results=1, backend=Crop.name)
+        message = wrapped(Crop.heading, [IMAGE], q.text, prompts.after_call(Crop.name))
+        self.context("tool", message, [part], call)
 
     def finish(self, q: Question | None, **extra: Any) -> Trajectory:
         t = self._t

@@ -11,8 +11,9 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from megatron_mmsr1.errors import UsageError
 
-KINDS = ("known", "picture", "image", "text", "both")
+KINDS = ("known", "picture", "image", "text", "both", "crop")
 SEARCH_FREE = ("known", "picture")
+CANVAS_MULTIPLE = 80  # pixels: sizes of which `canvas` makes whole ones of emblem, plate and box
 
 
 class Views(BaseModel):
@@ -40,6 +41,7 @@ class AtlasSpec(BaseModel):
         default_factory=lambda: dict.fromkeys(KINDS, 0.2), description="share of each kind of question"
     )
     image_size: int = Field(default=56, ge=56, description="pixels a side, a multiple of 28: 56 is four image tokens")
+    canvas_size: int = Field(default=560, ge=560, description="pixels a side of the picture of a crop question")
     views: Views = Views()
     question_views: int = Field(default=4, gt=0, description="different views of an entity that its questions show")
     noise_pages: int = Field(default=100, ge=0, description="pages on nothing that is asked")
@@ -53,6 +55,8 @@ class AtlasSpec(BaseModel):
     def _consistent(self) -> AtlasSpec:
         if self.image_size % 28:
             raise ValueError(f"image_size={self.image_size} is not a multiple of 28 (patch 14 x merge 2)")
+        if self.canvas_size % CANVAS_MULTIPLE:
+            raise ValueError(f"canvas_size={self.canvas_size} is not a multiple of {CANVAS_MULTIPLE}")
         if set(self.mix) != set(KINDS) or min(self.mix.values()) < 0 or sum(self.mix.values()) <= 0:
             raise ValueError(f"mix must give a share >= 0 to each of {', '.join(KINDS)}, and one above 0")
         for knob in ("near_duplicate_pictures", "homonyms", "stale", "contradictory", "injected"):

@@ -58,6 +58,8 @@ PHRASES = (
     *(f"{n}. (" for n in range(1, 6)),
     protocol.SEARCH_FAILED,
 )
+# What came after the first checkpoints: at the end, so that every token before keeps its id in them.
+CROP = ("<crop>", "</crop>", " zoom", "Cropped picture: ", "[Cropped Picture]", " The box does not lie inside the picture.")
 # Letters with the space before them, digits in twos from the left, punctuation, white space.
 PATTERN = r" ?\p{L}+|\p{N}{1,2}| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
 
@@ -79,7 +81,12 @@ def words() -> list[str]:
     """Every pre-token of the templates that is a word or punctuation, with its leading space where it has one; sorted."""
     texts = [f for forms in questions.PHRASINGS.values() for f in forms]
     texts += [*pages.FACT.values(), pages.IS_A, pages.STALE, pages.CONTRADICTION, *pages.NOISE]
-    texts += [pages.INJECTION.split("<")[0], *turns.REASON.values(), turns.UNKNOWN, questions.THIS]
+    texts += [
+        pages.INJECTION.split("<")[0],
+        *(turns.REASON[a] for a in (turns.ANSWER, turns.IMAGE, turns.TEXT)),
+        turns.UNKNOWN,
+        questions.THIS,
+    ]
     texts += [*questions.QUERY_WORD.values(), *PLACES, *COLOURS, *SHAPES]
     found: set[str] = set()
     for t in texts:
@@ -110,7 +117,7 @@ def build_tokenizer() -> PreTrainedTokenizerFast:
     )
     tok.decoder = decoders.ByteLevel()
     tok.add_special_tokens([AddedToken(t, special=True, normalized=False) for t in SPECIAL])
-    tok.add_tokens([AddedToken(t, special=False, normalized=False) for t in TAGS + PHRASES])
+    tok.add_tokens([AddedToken(t, special=False, normalized=False) for t in TAGS + PHRASES + CROP])
     # The model's embedding has VOCAB_SIZE rows; naming the spare ones keeps every id that it may sample decodable.
     spare = VOCAB_SIZE - tok.get_vocab_size()
     if spare < 0:

@@ -40,13 +40,19 @@ def summary(scored: Sequence[Trajectory], protocol: ProtocolConfig) -> dict[str,
     }
 
 
+def tool_shares(scored: Sequence[Trajectory]) -> dict[str, float]:
+    """Share of responses that call each tool, by its name, over at least one trajectory. A tool that none calls is left out."""
+    counts = Counter(name for t in scored for name in set(t.called))
+    return {name: n / len(scored) for name, n in sorted(counts.items())}
+
+
 def kind(t: Trajectory) -> str:
     """The finest label that the data give: Atlas's kind, else the category, else "all"."""
     return str(t.extra.get("kind") or t.category or "all")
 
 
-# Atlas's kinds as a person reads them, from no search to two; a name that is not here comes after, in the alphabet's order.
-ORDER = ("known", "picture", "search_free", "image", "text", "both", "search_required")
+# Atlas's kinds as a person reads them, from no tool to two; a name that is not here comes after, in the alphabet's order.
+ORDER = ("known", "picture", "search_free", "crop", "crop_required", "image", "text", "both", "search_required")
 
 
 def by_kind(trajectories: Iterable[Trajectory]) -> dict[str, list[Trajectory]]:
@@ -108,6 +114,7 @@ def _parts(prefix: str, groups: dict[str, list[Trajectory]], protocol: ProtocolC
             f"{prefix}/{name}/search_share": s["search_share"],
             f"{prefix}/{name}/search_ratio": s["search_ratio"],
         }
+        out |= {f"{prefix}/{name}/{tool}_share": share for tool, share in tool_shares(members).items()}
     return out
 
 

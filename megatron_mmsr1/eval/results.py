@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from megatron_mmsr1.config import ProtocolConfig
 from megatron_mmsr1.errors import RunError
-from megatron_mmsr1.eval.metrics import by_kind, scored, summary
+from megatron_mmsr1.eval.metrics import by_kind, scored, summary, tool_shares
 from megatron_mmsr1.trajectory import Trajectory
 
 if TYPE_CHECKING:
@@ -34,9 +34,10 @@ class Row:
     accuracy: float
     reward: float
     format: float
-    search_share: float  # of responses that search at all
+    search_share: float  # of responses that call any tool
     search_ratio: float  # calls made / calls allowed
     failed: int = 0
+    tools: dict[str, float] = field(default_factory=dict)  # share of responses that call each tool, by its name
 
 
 @dataclass(slots=True)
@@ -102,7 +103,7 @@ def _row(kind: str, members: Sequence[Trajectory], protocol: ProtocolConfig) -> 
     ok = scored(members)
     s = summary(ok, protocol)
     n = int(s.pop("n"))
-    return Row(kind, n, **s, failed=len(members) - len(ok))
+    return Row(kind, n, **s, failed=len(members) - len(ok), tools=tool_shares(ok))
 
 
 def save_all(results: Sequence[EvalResult], path: Path) -> None:

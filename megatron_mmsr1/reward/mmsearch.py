@@ -19,12 +19,13 @@ from megatron_mmsr1.trajectory import Trajectory
 
 _IMAGE = "<search><img></search>"
 _TEXT = ("<text_search>", "</text_search>")
+_CROP = ("<crop>", "</crop>")
 _ANSWER = ("<answer>", "</answer>")
 _REASON = ("<reason>", "</reason>")
 _DROP = str.maketrans("", "", string.punctuation)
 _ARTICLES = re.compile(r"\b(?:a|an|the)\b")
 
-# The well-formed trajectories, by the action of each turn.
+# The well-formed trajectories, by the action of each turn. Crops, which the original does not know, may stand before any.
 SHAPES = (("answer",), ("image", "answer"), ("text", "answer"), ("image", "text", "answer"))
 
 
@@ -33,7 +34,8 @@ class Settings(Section):
     search_penalty: float = Field(default=0.1, ge=0, le=1, description="what a right answer loses for having searched")
     format_penalty: float = Field(default=0.1, ge=0, le=1, description="the share of the reward that is for the form")
     reward_mode: Literal["EM", "SubEM"] = Field(default="EM", description="the answer equals a golden one, or contains one")
-    count_penalty: bool = Field(default=False, description="the search penalty is paid once a search")
+    count_penalty: bool = Field(default=False, description="the penalties are paid once a call")
+    crop_penalty: float = Field(default=0.0, ge=0, le=1, description="what a right answer loses for having cropped")
 
 
 class MMSearch(Reward):
@@ -58,12 +60,14 @@ def score(
     format_penalty: float = 0.1,
     reward_mode: str = "EM",
     count_penalty: bool = False,
+    crop_penalty: float = 0.0,
 ) -> float:
     """The reward of a trajectory from the texts of its assistant turns, in [0, 1] for penalties in [0, 1].
 
     (1 - format_penalty) * acc + format_penalty * format, where acc is 1 for a right answer, times (1 - search_penalty)
     if it took a search (with `count_penalty`, once a search). `reward_mode` "EM": the normalised answer equals any
     gold; "SubEM": it contains any. A string is the only gold. The same numbers as the original's, for any number of turns.
+    `crop_penalty` is what crops cost, in the same way as searches; the original knows none.
     """
     return parts(
         turns,
@@ -72,6 +76,7 @@ def score(
         format_penalty=format_penalty,
         reward_mode=reward_mode,
         count_penalty=count_penalty,
+        crop_penalty=crop_penalty,
     )["reward"]
 
 
@@ -83,15 +88,19 @@ def parts(
     format_penalty: float,
     reward_mode: str,
     count_penalty: bool,
+    crop_penalty: float = 0.0,
 ) -> dict[str, float]:
-    """`score` and what it is made of: reward, acc (0 or 1, before the penalty), format (0 or 1), searches (a
-    count)."""
+    """`score` and what it is made of: reward, acc (0 or 1, before the penalty), format (0 or 1), searches and,
+    where there are any, crops (counts)."""
     acc = float(bool(turns) and is_right(answer_of(turns[-1]), golden_answers, reward_mode))
     n = searches(turns)
     paid = acc * (1 - search_penalty) ** (n if count_penalty else min(n, 1))
+    cropped = crops(turns)
+    paid *= (1 - crop_penalty) ** (cropped if count_penalty else min(cropped, 1))
     well_formed = float(is_well_formed(turns))
     reward = (1 - format_penalty) * paid + format_penalty * well_formed
-    return {"reward": reward, "acc": acc, "format": well_formed, "searches": float(n)}
+    out = {"reward": reward, "acc": acc, "format": well_formed, "searches": float(n)}
+    return out | ({"crops": float(cropped)} if cropped else {})
 
 
 def answer_of(turn: str) -> str | None:
@@ -134,23 +143,29 @@ def searches(turns: Sequence[str]) -> int:
     return sum(_IMAGE in t or all(tag in t for tag in _TEXT) for t in (turns[:-1] or turns))
 
 
+def crops(turns: Sequence[str]) -> int:
+    """Turns that call for a crop, counted as searches are."""
+    return sum(all(tag in t for tag in _CROP) for t in (turns[:-1] or turns))
+
+
 def is_well_formed(turns: Sequence[str]) -> bool:
-    """Whether the turns are one of `SHAPES`, each turn its reasoning first and its one action last."""
-    return tuple(_shape(t.strip()) for t in turns) in SHAPES
+    """Whether the turns but for crops are one of `SHAPES`, each turn its reasoning first and its one action last."""
+    return tuple(shape for t in turns if (shape := _shape(t.strip())) != "crop") in SHAPES
 
 
 def _shape(turn: str) -> str:
-    """The action of a well-formed turn: image, text or answer; "" if it is malformed."""
+    """The action of a well-formed turn: image, text, crop or answer; "" if it is malformed."""
     if not turn.startswith(_REASON[0]) or not _once(turn, *_REASON):
         return ""
     rest = turn[turn.find(_REASON[1]) + len(_REASON[1]) :]
     # A tag of another action makes the turn malformed, closed or not.
-    found = {"image": _IMAGE in turn, "text": any(t in turn for t in _TEXT), "answer": any(t in turn for t in _ANSWER)}
+    tagged = {"text": _TEXT, "crop": _CROP, "answer": _ANSWER}
+    found = {"image": _IMAGE in turn} | {name: any(t in turn for t in tags) for name, tags in tagged.items()}
     if sum(found.values()) != 1:
         return ""
     if found["image"]:
         return "image" if rest.endswith(_IMAGE) and turn.count(_IMAGE) == 1 else ""
-    name, tags = ("text", _TEXT) if found["text"] else ("answer", _ANSWER)
+    name, tags = next((name, tags) for name, tags in tagged.items() if found[name])
     return name if rest.endswith(tags[1]) and tags[0] in rest and _once(turn, *tags) else ""
 
 

@@ -1,4 +1,4 @@
-"""One question of the cold start and the small world around it: what each tool would find, in the form the search server gives.
+"""One question of the cold start with simulated tools: what each would find, in the form that the real one gives.
 
 Everything about an unknown entity is thrown away afterwards, so that the one thing to learn is to copy from what was found.
 """
@@ -7,63 +7,29 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
+from megatron_mmsr1.atlas.canvas import CORNERS, corner_box
+from megatron_mmsr1.atlas.gallery import Gallery, Picture, Shown
 from megatron_mmsr1.atlas.names import draw_name
 from megatron_mmsr1.atlas.pages import NOISE, fact_sentence, sentences
-from megatron_mmsr1.atlas.picture import Emblem, draw, png, random_emblem, random_view
 from megatron_mmsr1.atlas.questions import Question, draw_question
-from megatron_mmsr1.atlas.spec import AtlasSpec
+from megatron_mmsr1.atlas.spec import SEARCH_FREE, AtlasSpec
 from megatron_mmsr1.atlas.turns import query
 from megatron_mmsr1.atlas.world import ATTRIBUTES, Entity, draw_entity, known_entities
-from megatron_mmsr1.data.images import CanonicalImage, canonicalize
+from megatron_mmsr1.data.images import CanonicalImage
 from megatron_mmsr1.protocol import ImageHit, TextHit
-
-
-@dataclass(frozen=True, slots=True)
-class Picture:
-    emblem: Emblem
-    indexed: CanonicalImage
-    asked: tuple[CanonicalImage, ...]
-
-
-class Gallery:
-    """A bounded pool of emblems, each in a few views, drawn when first shown: names and facts are re-rolled for every sample,
-    pictures are shared, so that their PNGs and features stay few."""
-
-    def __init__(self, spec: AtlasSpec, size: int, seed: int) -> None:
-        self._spec, self._size, self._seed = spec, size, seed
-        self._drawn: dict[str, Picture] = {}
-
-    def pick(self, rng: random.Random) -> Picture:
-        return self._picture(f"pool-{rng.randrange(self._size)}", None)
-
-    def of(self, e: Entity) -> Picture:
-        """The picture of a known entity."""
-        return self._picture(e.id, e.emblem)
-
-    def _picture(self, key: str, emblem: Emblem | None) -> Picture:
-        if key not in self._drawn:
-            rng = random.Random(f"atlas/gallery/{self._seed}/{key}")
-            emblem = emblem or random_emblem(rng)
-            views = [self._view(emblem, rng) for _ in range(3)]
-            self._drawn[key] = Picture(emblem, views[0], tuple(views[1:]))
-        return self._drawn[key]
-
-    def _view(self, emblem: Emblem, rng: random.Random) -> CanonicalImage:
-        size = self._spec.image_size
-        data = png(draw(emblem, random_view(rng, self._spec.views), size))
-        return canonicalize(data, min_pixels=size * size, max_pixels=size * size)
+from megatron_mmsr1.tools.crop import WHOLE, cut
 
 
 @dataclass(slots=True)
-class Episode:
+class Simulation:
     """A question with its answerer's state: whether the name of the place, and the fact that answers, have been seen."""
 
     question: Question
     entity: Entity
     picture: Picture
-    image: CanonicalImage
+    shown: Shown
     rng: random.Random
     gallery: Gallery
     taken: set[str]
@@ -74,6 +40,14 @@ class Episode:
     @property
     def query(self) -> str:
         return query(self.question, name_known=self.name_known)
+
+    def crop(self) -> tuple[int, CanonicalImage]:
+        """A corner to cut out of the picture, and what the tool returns: the emblem where it is small, else any corner."""
+        corner = self.shown.corner
+        self.fact_known |= corner >= 0
+        if corner < 0:
+            corner = self.rng.randrange(len(CORNERS))
+        return corner, self.picture.as_seen(cut(self.shown.original, list(corner_box(corner)), (WHOLE, WHOLE)))
 
     def image_hits(self) -> list[ImageHit]:
         """The place itself, then something that looks less like it."""
@@ -118,8 +92,8 @@ class Episode:
         return TextHit(e.url, " ".join(parts), e.name)
 
 
-class Episodes:
-    """Draws episodes: known entities are the world's, all others exist for one episode only."""
+class Simulator:
+    """Draws simulations: known entities are the world's, all others exist in one of them only."""
 
     def __init__(self, spec: AtlasSpec, gallery: Gallery, long_summaries: float) -> None:
         self._known = known_entities(spec.known)
@@ -127,7 +101,7 @@ class Episodes:
         self.gallery = gallery
         self._long = long_summaries
 
-    def draw(self, rng: random.Random, kind: str) -> Episode:
+    def draw(self, rng: random.Random, kind: str) -> Simulation:
         taken = set(self._names)
         if kind == "known":
             entity = rng.choice(self._known)
@@ -136,11 +110,11 @@ class Episodes:
             entity = draw_entity(rng, taken)
             picture = self.gallery.pick(rng)
             entity.emblem = picture.emblem
-        q = draw_question(rng, entity, kind, "all")
-        free = kind in ("known", "picture")
-        image = rng.choice(picture.asked)
+        shown = rng.choice(picture.small if kind == "crop" else picture.asked)
+        q = replace(draw_question(rng, entity, kind, "all"), corner=shown.corner)
+        free = kind in SEARCH_FREE
         named = kind in ("known", "text")
-        return Episode(q, entity, picture, image, rng, self.gallery, taken, named, free, self._long)
+        return Simulation(q, entity, picture, shown, rng, self.gallery, taken, named, free, self._long)
 
     def places(self, rng: random.Random, n: int) -> Iterable[Entity]:
         taken = set(self._names)

@@ -1,4 +1,4 @@
-"""The vision tower's own schooling, before any language: read an emblem's colours and shape from its features.
+"""Pre-training of the vision tower, before any language: read an emblem's colours and shape from its features.
 
 A real vision-language model starts from a tower that can see; so does this one. Trained only through the language model, it
 learnt the field's colour and nothing else in 1,000 steps of the cold start (the charge stayed at chance): one word in a
@@ -14,12 +14,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from megatron_mmsr1.atlas.canvas import CORNERS
 from megatron_mmsr1.atlas.picture import COLOURS, SHAPES, Emblem, draw, png, random_emblem, random_view
 from megatron_mmsr1.atlas.spec import Views
 from megatron_mmsr1.data.images import pixel_values
 
 GRID = (1, 4, 4)  # patches of a 56-pixel picture
-CORNERS = ("top left", "top right", "bottom left", "bottom right")
 # The raw pixels of a patch are alike, so a step of Adam moves a patch embedding in their common direction by the sum of its
 # 1,176 steps: it wants a smaller rate than the rest.
 LR, LR_PATCHES = 1e-3, 2e-4
@@ -33,7 +33,7 @@ def labels(e: Emblem) -> dict[str, int]:
     return seen | {corner: colours.index(dot) for corner, dot in zip(CORNERS, e.dots, strict=True)}
 
 
-def school(
+def pretrain(
     checkpoint: Path, *, steps: int = 400, batch: int = 64, seed: int = 0, report: Callable[[int, float], None] | None = None
 ) -> dict[str, float]:
     """Train the vision tower of the checkpoint in place, all other weights untouched. Returns the share of 256 fresh
@@ -113,9 +113,9 @@ def main() -> None:
     from megatron_mmsr1.procs.progress import progress
 
     if len(sys.argv) != 2:
-        raise UsageError("usage: python -m megatron_mmsr1.atlas.eyes CHECKPOINT")
-    with progress("Eyes", 400, every_s=2.0) as shown:
-        right = school(Path(sys.argv[1]), steps=400, report=lambda _, loss: shown.step(loss=loss))
+        raise UsageError("usage: python -m megatron_mmsr1.atlas.vision CHECKPOINT")
+    with progress("Vision tower", 400, every_s=2.0) as shown:
+        right = pretrain(Path(sys.argv[1]), steps=400, report=lambda _, loss: shown.step(loss=loss))
     print("read right of 256 fresh emblems: " + ", ".join(f"{name} {share:.0%}" for name, share in right.items()))
 
 
