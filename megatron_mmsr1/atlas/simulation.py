@@ -63,7 +63,7 @@ class Simulation:
         """What `query` finds: with the name in it, the place's page and one that shares a word; else two that share a word."""
         if not self.name_known:
             return [self._other(), self._other()]
-        self.fact_known = True
+        self.fact_known |= self.question.attribute in ATTRIBUTES
         hits = [self._hit(self.entity, self.question.attribute), self._other()]
         # Search ranks the right page first. Now and then it does not here, so that the name is read, not the rank.
         return hits if self.rng.random() < 0.75 else hits[::-1]
