@@ -154,6 +154,14 @@ def test_a_run_keeps_its_parts_in_the_config_that_it_writes() -> None:
     assert RunConfig.model_validate_json(cfg.model_dump_json()) == cfg
 
 
+def test_a_cold_starts_written_config_may_hold_the_keys_of_rollouts() -> None:
+    parts = config(name="sft", divide_by_std=True, clip_low=0.2, clip_high=0.2, kl_coef=0.001).algorithm.parts()
+    assert {seam: settings.model_dump() for seam, settings in parts.items()} == {
+        "policy_loss": {"name": "nll"},
+        "average": {"name": "token"},
+    }
+
+
 def test_a_part_of_the_wrong_shape_is_named_by_its_file(tmp_path: Path) -> None:
     file = tmp_path / "mine.py"
     file.write_text(

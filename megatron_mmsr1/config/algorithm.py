@@ -84,10 +84,8 @@ class AlgorithmConfig(Section):
             found[seam] = _seam(package).make(dict(chosen) if not isinstance(chosen, Section) else chosen)
         for key, seam in SHORT.items():
             value = getattr(self, key)
-            if value is None:
+            if value is None or self.supervised:  # as kl_coef, they are about rollouts; a written config may hold them all
                 continue
-            if seam not in found:
-                raise UsageError(f"algorithm.{key}={value}: the recipe {self.name} has no {seam}")
             part = found[seam]
             fields = type(part).model_fields
             name = getattr(part, "name", seam)

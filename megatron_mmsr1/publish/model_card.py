@@ -81,7 +81,7 @@ def _front_matter(cfg: RunConfig) -> str:
         "license": _license(Path(cfg.model.path)),
         "library_name": "transformers",
         "pipeline_tag": "image-text-to-text",
-        "tags": ["multimodal", "search", "tool-use", cfg.algorithm.name, "megatron-mmsr1"],
+        "tags": ["multimodal", "search", "tool-use", cfg.algorithm.name.rpartition(":")[2], "megatron-mmsr1"],
     }
     base = _repository(Path(cfg.model.path))
     if base is not None:
@@ -137,7 +137,7 @@ def _training(cfg: RunConfig, step: int) -> list[str]:
         f"{d.prompts_per_step} prompts of {d.group_size} rollouts" if grpo else f"{cfg.sft.examples_per_step} demonstrations"
     )
     return _list(
-        f"{code(cfg.algorithm.name)}, {step} of {t.steps} steps, each of {batch}; seed {cfg.seed}",
+        f"{code(cfg.algorithm.name.rpartition(':')[2])}, {step} of {t.steps} steps, each of {batch}; seed {cfg.seed}",
         f"learning rate {cfg.optimizer.lr:g}, {cfg.optimizer.schedule}" + (f"; KL {cfg.algorithm.kl_coef:g}" if grpo else ""),
         f"reward {code(_reward(cfg))}" if grpo else "",
         f"{t.ranks} ranks: tensor {m.tensor_parallel}, pipeline {m.pipeline_parallel}, context {m.context_parallel}, "
