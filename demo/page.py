@@ -23,7 +23,7 @@ KEEP_S = 3600  # uploaded files that nobody asked about
 
 
 def mount_page(app: FastAPI, cfg: ServeConfig, answerer: Answerer, *, path: str, examples: Sequence[Example] | None) -> FastAPI:
-    """See `demo.mount`."""
+    """See `demo.app.mount`."""
     if examples is None:
         examples = atlas.examples(cfg.search.corpus)
     live = Live(answerer, cfg.gateway.limits.concurrency)

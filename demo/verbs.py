@@ -6,7 +6,7 @@ import argparse
 import webbrowser
 from pathlib import Path
 
-from demo import DemoApp
+from demo.app import DemoApp
 from demo.atlas import prepare
 from serving import launch, settings
 

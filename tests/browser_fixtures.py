@@ -63,7 +63,7 @@ def serve(cfg: ServeConfig, answerer: Callable[[], AbstractAsyncContextManager[A
     import uvicorn
     from fastapi import FastAPI
 
-    import demo
+    from demo.app import mount
 
     sock = socket.socket()
     sock.bind(("127.0.0.1", 0))
@@ -74,7 +74,7 @@ def serve(cfg: ServeConfig, answerer: Callable[[], AbstractAsyncContextManager[A
 
     async def main() -> None:
         async with answerer() as a:
-            app = demo.mount(FastAPI(), cfg, a, **options)
+            app = mount(FastAPI(), cfg, a, **options)
             server.append(uvicorn.Server(uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=2)))
             url = f"http://127.0.0.1:{sock.getsockname()[1]}"
             ready.append(Site(url, app, app.state.demo, asyncio.get_running_loop(), a.engine))

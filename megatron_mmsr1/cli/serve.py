@@ -32,7 +32,7 @@ def add(verbs: Verbs[argparse.ArgumentParser]) -> None:
 
 
 def _serve(args: argparse.Namespace) -> None:
-    importlib.import_module("serving.verbs").serve(args, lambda: importlib.import_module("demo").DemoApp())
+    importlib.import_module("serving.verbs").serve(args, lambda: importlib.import_module("demo.app").DemoApp())
 
 
 def _demo(args: argparse.Namespace) -> None:

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, PlainSerializer
 
-from megatron_mmsr1.protocol import ImageHit, TextHit
+from megatron_mmsr1.protocol.results import ImageHit, TextHit
 from megatron_mmsr1.trajectory import ToolStatus
 
 
