@@ -31,7 +31,8 @@ class PolicyModel(MegatronModule):
         super().__init__(config=config)
         self.pre_process, self.post_process, self.vp_stage = pre_process, post_process, vp_stage
         if pre_process:
-            self.visual = self.build_tower(config.vision_config)
+            # A tower is built in the dtype that config.json names, which need not be the run's (model.dtype).
+            self.visual = self.build_tower(config.vision_config).to(config.params_dtype)
             # Every tensor rank sees the same pictures but its own share of the gradient.
             hook_hf_module_setattr_for_tp_grad_sync(self.visual)
         self.language_model = GPTModelProvider.provide(
