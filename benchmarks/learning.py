@@ -1,8 +1,9 @@
 """Does the loop learn when to search, and when to crop? `python benchmarks/learning.py [--seeds 0 1 2] [--ablations] [--table]`
 
 For each seed: a fresh Atlas world of that seed, GRPO from the shipped cold start (configs/atlas.yaml), held-out questions
-before and after, the oracle beside them. One JSON a run in benchmarks/results/, then the table over all that stands there. A
-run takes about as long as the quickstart; what is there is not run again. Ablations: no search penalty; a cold start
+before and after, the oracle beside them. One JSON a run in benchmarks/results/, which names the commit, the day and the
+machine, then the table over all that stands there. A run takes about as long as the quickstart; what is there is run again
+only if the code has changed since. Ablations: no search penalty; a cold start
 whose demonstrations chose their tools at random to the end ("untilted"); and both cold starts where 60 % or 84 % of the
 questions are search-free and the learning rate is three times as high ("mostly-free-fast", "rarely-required-fast").
 """
@@ -11,12 +12,13 @@ from __future__ import annotations
 
 import argparse
 import json
-import platform
 import subprocess
 import sys
 import time
 from pathlib import Path
 from typing import Any
+
+from record import commit, provenance
 
 ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
@@ -41,11 +43,12 @@ def run(variant: str, seed: int, extra: list[str]) -> Path:
     """Build, train, evaluate the policies; the result file. A failing command ends the benchmark with its exit code."""
     name = f"learning-{variant}-seed{seed}"
     target = RESULTS / f"{name}.json"
-    if target.exists():
+    if target.exists() and measured_by(target) == commit():
         return target
     knobs, own = VARIANTS[variant]
     base = variant.removesuffix("-untilted") if knobs else "even"
-    world, out = ROOT / "build" / f"atlas-{base}-seed{seed}", ROOT / "runs" / name
+    code = commit()[:12].replace("+", "-")  # worlds and runs of other code are not this one's
+    world, out = ROOT / "build" / f"atlas-{base}-seed{seed}-{code}", ROOT / "runs" / f"{name}-{code}"
     if not (world / "heldout.parquet").exists():
         _mmsr1("atlas", "build", str(world), f"seed={seed}", *knobs)
     settings = [
@@ -66,11 +69,11 @@ def run(variant: str, seed: int, extra: list[str]) -> Path:
     policies = json.loads((out / "eval" / "policies.json").read_text())["results"]
     result = {
         "benchmark": "learning",
+        **provenance(),
         "variant": variant,
         "seed": seed,
         "settings": [s for s in settings if "/" not in s],
         "train_seconds": round(seconds, 1),
-        "machine": _machine(),
         "before": evals["before"]["rows"],
         "after": evals["after"]["rows"],
         "policies": {p["name"]: p["rows"] for p in policies},
@@ -78,6 +81,11 @@ def run(variant: str, seed: int, extra: list[str]) -> Path:
     RESULTS.mkdir(parents=True, exist_ok=True)
     target.write_text(json.dumps(result, indent=1) + "\n")
     return target
+
+
+def measured_by(result: Path) -> str:
+    """The commit that a result names; "" for one that names none."""
+    return json.loads(result.read_text()).get("commit", "")
 
 
 def tools_share(rows: list[dict[str, Any]], kinds: tuple[str, ...]) -> float:
@@ -109,8 +117,8 @@ def table(paths: list[Path]) -> str:
     """
     out = [
         "| run | accuracy before | after | reward before | after | oracle | tools on free before | after | "
-        "on required before | after | crops where needed before | after | elsewhere before | after | minutes | target |",
-        "| --- |" + " ---: |" * 14 + " --- |",
+        "on required before | after | crops where needed before | after | elsewhere before | after | minutes | target | commit | day |",
+        "| --- |" + " ---: |" * 14 + " --- |" * 3,
     ]
     for path in sorted(paths):
         r = json.loads(path.read_text())
@@ -142,7 +150,8 @@ def table(paths: list[Path]) -> str:
         ]
         line = " | ".join("" if c is None else f"{c:.2f}" for c in cells)
         out.append(
-            f"| {r['variant']}, seed {r['seed']} | {line} | {r['train_seconds'] / 60:.1f} | {'met' if met else 'missed'} |"
+            f"| {r['variant']}, seed {r['seed']} | {line} | {r['train_seconds'] / 60:.1f} | {'met' if met else 'missed'} | "
+            f"{r.get('commit', 'not named')[:12]} | {r.get('date', 'not named')} |"
         )
     return "\n".join(out)
 
@@ -151,14 +160,6 @@ def _mmsr1(*args: str) -> None:
     done = subprocess.run([sys.executable, "-m", "megatron_mmsr1.cli", *args], cwd=ROOT, check=False)
     if done.returncode:
         sys.exit(done.returncode)
-
-
-def _machine() -> dict[str, Any]:
-    import os
-
-    lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
-    cpu = next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), platform.processor())
-    return {"cpu": cpu, "cores": os.cpu_count(), "python": platform.python_version()}
 
 
 def main() -> None:

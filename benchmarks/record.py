@@ -1,18 +1,43 @@
-"""What a benchmark leaves in results/: its rows, the day, and the machine as `mmsr1 doctor` knows it."""
+"""What a benchmark leaves in results/: its rows, the commit and the day that they are of, and the machine."""
 
 from __future__ import annotations
 
 import json
+import subprocess
 import time
 from pathlib import Path
 from typing import Any
 
 from megatron_mmsr1.procs import doctor
 
+ROOT = Path(__file__).parent.parent
+# What numbers depend on: a commit of results or of pages measures nothing anew.
+MEASURED = ("megatron_mmsr1", "serving", "demo", "configs", "scripts", "benchmarks/*.py")
 
-def record(out: Path, rows: list[dict[str, Any]]) -> None:
+
+def provenance() -> dict[str, Any]:
+    """{"commit", "date", "machine"}: what was measured, when (UTC) and where."""
     facts = doctor.collect()
     machine = {**facts["machine"], "python": facts["python"]}
+    return {"commit": commit(), "date": time.strftime("%Y-%m-%d", time.gmtime()), "machine": machine}
+
+
+def commit(root: Path = ROOT) -> str:
+    """The last commit that changed what is measured, with "+changes" where the working tree differs from it; "unknown" outside
+    a checkout."""
+    last = _git(root, "log", "-1", "--format=%H", "--", *MEASURED)
+    return last + ("+changes" if _git(root, "status", "--porcelain", "--", *MEASURED) else "") if last else "unknown"
+
+
+def record(out: Path, rows: list[dict[str, Any]]) -> None:
     out.parent.mkdir(parents=True, exist_ok=True)
-    out.write_text(json.dumps({"machine": machine, "date": time.strftime("%Y-%m-%d"), "rows": rows}, indent=1) + "\n")
+    out.write_text(json.dumps({**provenance(), "rows": rows}, indent=1) + "\n")
     print(f"wrote {out}")
+
+
+def _git(root: Path, *args: str) -> str:
+    try:
+        done = subprocess.run(["git", "-C", str(root), *args], capture_output=True, text=True, check=False)
+    except FileNotFoundError:
+        return ""
+    return done.stdout.strip() if done.returncode == 0 else ""

@@ -44,6 +44,9 @@ class Leader:
 
     def barrier(self) -> None: ...
 
+    def max(self, values: list[float]) -> list[float]:
+        return values
+
     def broadcast_object(self, value: Any, source: int = 0) -> Any:
         return value
 
@@ -76,7 +79,9 @@ class Worker:
 
 def rollouts(out: Path, worker: Worker, *, dp_rank: int = 0, sent: list[list[Any]] | None = None, **train: Any) -> Rollouts:
     cfg = config.parse({"model": {"path": "m"}, "output": str(out), "train": train})
-    sampler, watch = SimpleNamespace(take=lambda n: [0, 1, 2, 3]), SimpleNamespace(identity=dict, heard=None)
+    sampler, watch = SimpleNamespace(take=lambda n: [0, 1, 2, 3]), SimpleNamespace(
+        identity=dict, heard=None, paused_s=0.0, pauses_of_all=lambda _: None
+    )
     ranks = Leader(dp_rank, sent if sent is not None else [[]])
     return Rollouts(cfg, ranks, list(range(4)), sampler, worker, watch)  # type: ignore[arg-type]
 
@@ -122,3 +127,17 @@ def test_each_leader_dumps_its_own_and_other_numbers_of_leaders_read_it(tmp_path
     worker = Worker()
     one = rollouts(tmp_path, worker)
     assert [t.prompt_id for t in one.take(0)] == ["p0", "p1", "p2", "p3"] and worker.asked == 0
+
+
+def test_the_pauses_of_every_leader_count() -> None:
+    """A step waits for the slowest leader, so the longest pause of any is the step's; rank 0 logs it."""
+    from megatron_mmsr1 import config
+    from megatron_mmsr1.run.search_watch import SearchWatch
+
+    watch = SearchWatch(None, config.parse({"model": {"path": "m"}}), print, print)
+    found = []
+    for mine, longest in ((0.0, 4.0), (3.0, 9.0), (3.0, 9.0)):  # seconds since the workers began: ours, any leader's
+        watch.paused_s = mine
+        watch.pauses_of_all(longest)
+        found.append(watch.step(0, [])["search/paused_s"])
+    assert found == [4.0, 5.0, 0.0]

@@ -24,11 +24,17 @@ class PromptDataset:
 
     `dataset[i]` is a `Prompt` whose images have been decoded once, so that nobody downstream meets a broken one. Columns are
     veRL's or open-r1's (see `rows`). A row that cannot be used raises UsageError naming file, row (from 0) and column. With
-    `bad_rows="skip"` such rows are left out instead: that takes a pass over all data here, `len` counts the good ones and
-    `skipped` the others.
+    `bad_rows="skip"` such rows are left out instead: that takes a pass over all data, here or by whoever found the `usable`
+    rows (`usable_rows.py`); `len` counts the good ones and `skipped` the others.
     """
 
-    def __init__(self, paths: Sequence[str | Path], *, bad_rows: Literal["error", "skip"] = "error") -> None:
+    def __init__(
+        self,
+        paths: Sequence[str | Path],
+        *,
+        bad_rows: Literal["error", "skip"] = "error",
+        usable: Sequence[int] | None = None,
+    ) -> None:
         self.paths = [Path(p) for p in paths]
         self.skipped = 0
         self._layouts: list[Layout] = []
@@ -39,7 +45,7 @@ class PromptDataset:
         self._cache: OrderedDict[int, pa.Table] = OrderedDict()
         self._good: list[int] | None = None
         if bad_rows == "skip":
-            self._good = [row for row in range(self._rows) if self._readable(row)]
+            self._good = list(usable) if usable is not None else [row for row in range(self._rows) if self._readable(row)]
             self.skipped = self._rows - len(self._good)
 
     def __len__(self) -> int:

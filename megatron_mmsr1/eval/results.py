@@ -7,13 +7,13 @@ baselines. What it is does not show here.
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from megatron_mmsr1.config import ProtocolConfig
+from megatron_mmsr1.data import files
 from megatron_mmsr1.errors import RunError
 from megatron_mmsr1.eval.metrics import by_kind, scored, summary, tool_shares
 from megatron_mmsr1.trajectory import Trajectory
@@ -73,10 +73,7 @@ class EvalResult:
         return cls(name, [*rows, _row(OVERALL, trajectories, protocol)], categories, dict(meta))
 
     def save(self, path: Path) -> None:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        fresh = path.with_suffix(".new")
-        fresh.write_text(json.dumps(asdict(self), indent=1) + "\n")
-        os.replace(fresh, path)
+        files.write_text(path, json.dumps(asdict(self), indent=1) + "\n")
 
     @classmethod
     def load(cls, path: Path) -> EvalResult:
@@ -108,10 +105,7 @@ def _row(kind: str, members: Sequence[Trajectory], protocol: ProtocolConfig) -> 
 
 def save_all(results: Sequence[EvalResult], path: Path) -> None:
     """Several results in one file (the scripted policies)."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    fresh = path.with_suffix(".new")
-    fresh.write_text(json.dumps({"results": [asdict(r) for r in results]}, indent=1) + "\n")
-    os.replace(fresh, path)
+    files.write_text(path, json.dumps({"results": [asdict(r) for r in results]}, indent=1) + "\n")
 
 
 def load_all(directory: Path) -> list[EvalResult]:

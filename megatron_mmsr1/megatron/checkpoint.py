@@ -6,10 +6,8 @@ its size and SHA-256, and the layout that wrote it). It is written under a tempo
 
 from __future__ import annotations
 
-import os
 import queue
 import random
-import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,6 +21,7 @@ from megatron.core.tensor_parallel import get_cuda_rng_tracker
 
 from megatron_mmsr1.checkpoints import manifest
 from megatron_mmsr1.checkpoints.manifest import LATEST, Manifest
+from megatron_mmsr1.data import files
 from megatron_mmsr1.errors import RunError, UsageError
 from megatron_mmsr1.megatron import platform
 from megatron_mmsr1.megatron.parallel import Parallel
@@ -41,8 +40,7 @@ def save(actor: MegatronActor, directory: Path, extra: dict[str, Any]) -> None:
     p = actor.parallel
     part = directory.parent / f".{directory.name}.part"
     if p.rank == 0:
-        shutil.rmtree(part, ignore_errors=True)  # what an interrupted save left
-        part.mkdir(parents=True)
+        part = files.fresh_directory(directory)
     p.barrier()
     state = _state(actor, is_loading=False)
     state["rng"] = _rng_object(p, _rng_state())
@@ -58,16 +56,8 @@ def save(actor: MegatronActor, directory: Path, extra: dict[str, Any]) -> None:
     digests = _shared_checksums(part, p)
     if p.rank == 0:
         manifest.of_directory(part, digests, layout=_layout(p), step=actor.step).write(part)
-        for f in part.iterdir():
-            _flush_to_disk(f)
-        if directory.exists():
-            shutil.rmtree(directory)
-        part.rename(directory)
-        pointer = directory.parent / f".{LATEST}.part"
-        pointer.write_text(directory.name)
-        _flush_to_disk(pointer)
-        pointer.rename(directory.parent / LATEST)
-        _flush_to_disk(directory.parent)
+        files.replace_directory(part, directory)
+        files.write_text(directory.parent / LATEST, directory.name)
     p.barrier()
 
 
@@ -170,11 +160,3 @@ def _set_rng_state(state: dict[str, Any]) -> None:
     platform.set_generator_state(state["device"])
     torch.set_rng_state(state["torch"])
     tracker.set_states(state["tracker"])
-
-
-def _flush_to_disk(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

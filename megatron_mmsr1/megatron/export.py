@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import json
-import shutil
 from pathlib import Path
 
 import torch
 from safetensors.torch import save_file
 
 from megatron_mmsr1.checkpoints import manifest
+from megatron_mmsr1.data import files
 from megatron_mmsr1.megatron import hf
 from megatron_mmsr1.megatron.model import Built
 from megatron_mmsr1.megatron.parallel import Parallel
@@ -25,8 +25,11 @@ def write(model: Built, source: Path, target: Path, parallel: Parallel, *, step:
     Collective: every rank calls it; rank 0 writes. With the number of train `step`s a manifest.json names the weights.
     """
     name_of_weights = "" if step is None else weights_id(model, parallel)
-    part = target.parent / f".{target.name}.part"
-    writer = _Writer(part) if parallel.rank == 0 else None
+    part = target
+    writer = None
+    if parallel.rank == 0:
+        part = files.fresh_directory(target)
+        writer = _Writer(part)
     for name, weight in model.bridge.export_hf_weights(model.chunks, cpu=True, show_progress=False):
         if writer is not None:
             writer.add(name, weight)
@@ -37,9 +40,7 @@ def write(model: Built, source: Path, target: Path, parallel: Parallel, *, step:
         if step is not None:
             digests = manifest.checksums(part, [f.name for f in part.glob("*.safetensors")])
             manifest.of_directory(part, digests, step=step, weights=name_of_weights).write(part)
-        if target.exists():
-            shutil.rmtree(target)
-        part.rename(target)
+        files.replace_directory(part, target)
     parallel.barrier()
 
 
@@ -47,9 +48,6 @@ class _Writer:
     """Collects weights into files of at most `SHARD_BYTES`, named and indexed as transformers does."""
 
     def __init__(self, directory: Path) -> None:
-        if directory.exists():
-            shutil.rmtree(directory)  # what an interrupted export left
-        directory.mkdir(parents=True)
         self.directory = directory
         self.held: dict[str, torch.Tensor] = {}
         self.bytes = 0

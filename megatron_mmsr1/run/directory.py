@@ -12,6 +12,9 @@ from megatron_mmsr1.config.affects import differing
 from megatron_mmsr1.errors import UsageError
 from megatron_mmsr1.run.lock import RunLock
 from megatron_mmsr1.run.logs import read_metrics
+from megatron_mmsr1.run.stop import Stop
+
+ROWS = "rows.json"  # which rows of the data can be used (`data.usable_rows`)
 
 
 @contextmanager
@@ -32,6 +35,7 @@ def open_run(cfg: RunConfig, check: Callable[[RunConfig], None], command: str) -
         try:
             lock = stack.enter_context(RunLock(out, command))
             kept.write_text(config.dump(cfg))
+            Stop(out).withdraw()  # of an earlier life
         except OSError as e:
             raise UsageError(f"output={out} cannot be written ({e.strerror}): name another output=") from None
         yield lock

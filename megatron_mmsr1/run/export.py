@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from megatron_mmsr1 import config
+from megatron_mmsr1.data import files
 from megatron_mmsr1.errors import UsageError
 from megatron_mmsr1.procs.signals import exit_on_signals
 from megatron_mmsr1.run.directory import logged_steps, step_of
@@ -39,10 +40,8 @@ def export(source: Path, target: Path) -> None:
         raise UsageError(f"{target} exists: name a directory that does not")
     found = find(source)
     if found.finished:
-        part = target.parent / f".{target.name}.part"
-        shutil.rmtree(part, ignore_errors=True)
-        shutil.copytree(found.directory, part)
-        part.rename(target)
+        with files.building(target) as part:
+            shutil.copytree(found.directory, part, dirs_exist_ok=True)
     else:
         _convert(found, target)
     if found.run is None:

@@ -6,13 +6,16 @@ import sys
 from pathlib import Path
 
 from megatron_mmsr1.config import RunConfig
+from megatron_mmsr1.errors import RunError
 from megatron_mmsr1.procs.progress import Follower, progress
 from megatron_mmsr1.procs.signals import exit_on_signals
 from megatron_mmsr1.run import preflight
 from megatron_mmsr1.run.directory import checkpointed_step, open_run
 from megatron_mmsr1.run.evaluations import rename_earlier_after
+from megatron_mmsr1.run.finished import nothing_left
 from megatron_mmsr1.run.lock import TOKEN, RunLock
 from megatron_mmsr1.run.services import Services, services
+from megatron_mmsr1.run.stop import Stop
 from megatron_mmsr1.run.torchrun import run_ranks
 
 # What the progress shows of a step: its short name and the metric.
@@ -30,6 +33,9 @@ def train(cfg: RunConfig) -> Path:
     with open_run(cfg, preflight.train, "mmsr1 train") as lock, exit_on_signals():
         out = Path(cfg.output)
         rename_earlier_after(out, cfg.train.steps)
+        if nothing_left(cfg):
+            _say_end(cfg, "nothing is left to do")
+            return out
         if cfg.train.mode == "train-only":
             _ranks(cfg, out, Services([], None), lock)
             return out
@@ -47,7 +53,10 @@ def sft(cfg: RunConfig) -> Path:
     """`mmsr1 sft`: the ranks alone."""
     out = Path(cfg.output)
     with open_run(cfg, preflight.sft, "mmsr1 sft") as lock, exit_on_signals():
-        _ranks(cfg, out, Services([], None), lock)
+        if nothing_left(cfg):
+            _say_end(cfg, "nothing is left to do")
+        else:
+            _ranks(cfg, out, Services([], None), lock)
     return out
 
 
@@ -66,8 +75,33 @@ def _ranks(cfg: RunConfig, out: Path, found: Services, lock: RunLock) -> None:
             found.check()
             lock.check()
 
-        log = out / "logs" / "ranks.log"
-        run_ranks(cfg, "megatron_mmsr1.train", args, log, env={TOKEN: lock.holder.token}, poll=poll)
+        stop = Stop(out)
+        try:
+            log, env = out / "logs" / "ranks.log", {TOKEN: lock.holder.token}
+            run_ranks(cfg, "megatron_mmsr1.train", args, log, env=env, poll=poll, on_interrupt=stop.ask)
+        except KeyboardInterrupt:
+            stop.say_what_is_lost()
+            raise
+        except RunError as e:
+            if not stop.asked:
+                raise
+            print(e, file=sys.stderr, flush=True)
+            raise KeyboardInterrupt from None
+    _say_end(cfg, "done")
+
+
+def _say_end(cfg: RunConfig, how: str) -> None:
+    """Where the result is, and what a person may want of it next."""
+    out, model = Path(cfg.output), Path(cfg.output) / "model"
+    steps = checkpointed_step(out)
+    lines = [f"{how}: {steps} of {cfg.train.steps} steps. The trained model: {model}"]
+    if cfg.algorithm.name == "grpo":
+        lines.append(f"  mmsr1 report {out}       what happened, as one page")
+        lines.append(f"  mmsr1 serve {model}      ask it questions")
+    else:
+        lines.append(f"  mmsr1 train CONFIG model.path={model}      train it by GRPO")
+    lines.append(f"  train.steps={2 * cfg.train.steps} with the same command trains on")
+    print("\n".join(lines), file=sys.stderr, flush=True)
 
 
 def evaluate(cfg: RunConfig, policies: bool) -> Path:

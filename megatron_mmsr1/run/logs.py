@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from megatron_mmsr1.config import RunConfig, dump
+from megatron_mmsr1.data import files
 from megatron_mmsr1.errors import RunError, UsageError
 from megatron_mmsr1.procs.doctor import collect
 
@@ -98,9 +99,7 @@ def cut_from(path: Path, step: int, *, done: Collection[int] = frozenset()) -> N
     keep = b"".join(raw for raw, row in _lines(path) if row["step"] < step or row["step"] in done)
     if keep == path.read_bytes():
         return
-    fresh = path.with_suffix(".new")
-    fresh.write_bytes(keep)
-    os.replace(fresh, path)
+    files.write_bytes(path, keep)
 
 
 def _lines(path: Path) -> Iterator[tuple[bytes, dict[str, Any]]]:

@@ -67,6 +67,7 @@ class Rollouts:
                 meta = {"weights": step, "config": fingerprint(self.cfg), "search": self.watch.identity()}
                 write_dump(self.directory, step, self.local, meta, part=ranks.dp_rank, parts=ranks.dp_size)
             ranks.barrier()  # nobody trains on what a crash of another leader could still lose
+        self.watch.pauses_of_all(ranks.max([self.watch.paused_s])[0])
         self.seconds = time.monotonic() - started
         return self._outlines
 

@@ -14,11 +14,13 @@ from megatron_mmsr1.config import RunConfig
 from megatron_mmsr1.data.dataset import PromptDataset
 from megatron_mmsr1.data.images import ImageStore
 from megatron_mmsr1.data.sampler import ResumableSampler
+from megatron_mmsr1.data.usable_rows import usable_rows
 from megatron_mmsr1.errors import RunError, UsageError
 from megatron_mmsr1.megatron.actor import MegatronActor
 from megatron_mmsr1.publish import model_card
 from megatron_mmsr1.rollout.worker import RolloutWorker
 from megatron_mmsr1.run.demonstrations import Source, open_source
+from megatron_mmsr1.run.directory import ROWS
 from megatron_mmsr1.run.evaluations import Evaluations
 from megatron_mmsr1.run.lock import RunLock
 from megatron_mmsr1.run.logs import RunLog
@@ -26,6 +28,7 @@ from megatron_mmsr1.run.resume import Checkpoints
 from megatron_mmsr1.run.rollouts import Rollouts
 from megatron_mmsr1.run.search_watch import SearchWatch, budget_reached
 from megatron_mmsr1.run.step_log import StepLog
+from megatron_mmsr1.run.stop import Stop
 from megatron_mmsr1.run.weights import Weights
 from megatron_mmsr1.trajectory import Trajectory
 
@@ -44,7 +47,7 @@ class Run:
         self.lead = self.parallel.rank == 0
         self.spent = ""  # which budget of the search is used up
         self.source: Source | None = None
-        dataset = PromptDataset(cfg.data.train, bad_rows=cfg.data.bad_rows) if grpo else None
+        dataset = self._dataset() if grpo else None
         shuffle = cfg.data.shuffle
         sampler = ResumableSampler(len(dataset), seed=cfg.seed, shuffle=shuffle) if dataset is not None else None
         self.checkpoints = Checkpoints(cfg, self.actor, sampler)
@@ -62,8 +65,8 @@ class Run:
         self.weights = Weights(cfg, self.actor, engines)
         self.evaluations = Evaluations(cfg, self.parallel, self.worker, self.actor.weights_id, self.watch, self.logger)
         self.step_log = StepLog(cfg, self.logger, self.watch, skipped_rows=0 if dataset is None else dataset.skipped)
-        if self.step:
-            self.publish(self.step)  # the engines started from the model of step 0
+        if self.step or cfg.engine.urls:  # engines of our own hold the model of step 0; others, whatever they last got
+            self.publish(self.step)
 
     # ------------------------------------------------------------------------------------------------------- the steps
     def rollout(self, step: int) -> list[Trajectory]:
@@ -129,11 +132,14 @@ class Run:
 
     # ------------------------------------------------------------------------------------------------------ checkpoints
     def save_if_due(self, step: int) -> None:
-        """RunError, with a checkpoint written first, once the search budget is used up."""
-        if self.checkpoints.due(step) or self.spent:
+        """RunError, with a checkpoint written first, once the search budget is used up or the person asked to stop."""
+        asked = self.parallel.broadcast_object(Stop(self.out).requested if self.lead else False)
+        if self.checkpoints.due(step) or self.spent or asked:
             self.checkpoints.save(step, self.watch)
         if self.spent:
             raise RunError(self._stopped())
+        if asked and step < self.cfg.train.steps:
+            raise RunError(f"stopped after step {step}, whose checkpoint is written: the same command goes on from there")
 
     def finish(self) -> None:
         """The trained model as a Hugging Face checkpoint, with its page and serving.yaml."""
@@ -146,6 +152,13 @@ class Run:
         self.parallel.barrier()
 
     # --------------------------------------------------------------------------------------------------------- helpers
+    def _dataset(self) -> PromptDataset:
+        """Where bad rows are skipped, one rank decodes all pictures to find them, once a run."""
+        d, found = self.cfg.data, None
+        if d.bad_rows == "skip":
+            found = self.parallel.broadcast_object(usable_rows(d.train, self.out / ROWS) if self.lead else [])
+        return PromptDataset(d.train, bad_rows=d.bad_rows, usable=found)
+
     def _stopped(self) -> str:
         return (
             f"the search budget is used up ({self.spent}): training on without search would teach not to search. Raise it, or "
@@ -155,10 +168,14 @@ class Run:
     def _warn(self, line: str) -> None:
         if self.logger:
             self.logger.warn(line)
+        else:
+            print(f"rank {self.parallel.rank}: warning: {line}", flush=True)  # into the ranks' log
 
     def _info(self, line: str) -> None:
         if self.logger:
             self.logger.info(line)
+        else:
+            print(f"rank {self.parallel.rank}: {line}", flush=True)
 
     def __enter__(self) -> Run:
         return self

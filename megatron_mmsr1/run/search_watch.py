@@ -22,7 +22,8 @@ class SearchWatch:
     def __init__(self, url: str | None, cfg: RunConfig, warn: Callable[[str], None], info: Callable[[str], None]):
         self.url, self._cfg, self._warn, self._info = url, cfg, warn, info
         self._paused = False
-        self._paused_s = 0.0
+        self.paused_s = 0.0  # of this rank's worker, since it began
+        self._longest_s = 0.0
         self._reported_s = 0.0
 
     def identity(self) -> dict[str, Any]:
@@ -31,7 +32,7 @@ class SearchWatch:
 
     def heard(self, progress: Progress) -> None:
         """The worker's progress: a pause is said when it begins and when it ends."""
-        self._paused_s = progress.paused_s
+        self.paused_s = progress.paused_s
         if progress.paused == self._paused:
             return
         self._paused = progress.paused
@@ -43,11 +44,16 @@ class SearchWatch:
         else:
             self._info(f"rollout goes on: search answers again ({progress.paused_s:.0f} s of pauses so far)")
 
+    def pauses_of_all(self, longest_s: float) -> None:
+        """The longest pauses of any leader's worker so far: a step waits for the slowest of them."""
+        self._longest_s = longest_s
+
     def step(self, step: int, trajectories: Sequence[Trajectory]) -> dict[str, float]:
         """Metrics of a finished step: search_server/... from the server's own counts, search/paused_s. Warns above
         `rollout.alert_above`, and of calls that a budget refused."""
-        out = {"search/paused_s": self._paused_s - self._reported_s}
-        self._reported_s = self._paused_s
+        paused_s = max(self.paused_s, self._longest_s)
+        out = {"search/paused_s": paused_s - self._reported_s}
+        self._reported_s = paused_s
         calls = [c for t in trajectories for c in t.tool_calls]
         failed = sum(c.status.infrastructure for c in calls)
         if calls and failed / len(calls) > self._cfg.rollout.alert_above:

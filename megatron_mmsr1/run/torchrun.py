@@ -25,8 +25,10 @@ def run_ranks(
     *,
     env: dict[str, str] | None = None,
     poll: Callable[[], None] | None = None,
+    on_interrupt: Callable[[], None] | None = None,
 ) -> None:
-    """Start `python -m MODULE ARGS` on `train.ranks` ranks and wait for them; `poll` is called meanwhile.
+    """Start `python -m MODULE ARGS` on `train.ranks` ranks and wait for them; `poll` is called meanwhile,
+    `on_interrupt` at the first Ctrl-C, which the ranks are then left to answer; the second one ends them.
 
     What the first of them to fail reported is raised here, as its own kind of error; RunError too for ranks that were killed.
     """
@@ -38,7 +40,13 @@ def run_ranks(
     ours = {"OMP_NUM_THREADS": str(threads), "PYTHONUNBUFFERED": "1", REPORT: str(report.resolve())}
     with Service(Command(name="ranks", argv=argv, log=log, env={**ours, **(env or {})})).start() as ranks:
         try:
-            ranks.wait(poll=poll)
+            try:
+                ranks.wait(poll=poll)
+            except KeyboardInterrupt:
+                if on_interrupt is None:
+                    raise
+                on_interrupt()
+                ranks.wait(poll=poll)
         except RunError:
             if not ranks.child.ended:
                 raise  # not the ranks: a server ended
