@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from megatron_mmsr1.config import RunConfig
 from megatron_mmsr1.data.sampler import ResumableSampler
-from megatron_mmsr1.megatron.actor import MegatronActor
 from megatron_mmsr1.run.search_watch import SearchWatch
 from megatron_mmsr1.run.weights import prune
+
+if TYPE_CHECKING:
+    from megatron_mmsr1.megatron.actor import MegatronActor
 
 
 class Checkpoints:

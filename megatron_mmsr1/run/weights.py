@@ -5,10 +5,13 @@ from __future__ import annotations
 import shutil
 import time
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from megatron_mmsr1.config import RunConfig
-from megatron_mmsr1.megatron.actor import MegatronActor
 from megatron_mmsr1.sync.disk import DiskSync
+
+if TYPE_CHECKING:
+    from megatron_mmsr1.megatron.actor import MegatronActor
 
 
 class Weights:
