@@ -121,6 +121,11 @@ LATE = {
 }
 
 
+def test_what_a_run_is_made_of_does_not_know_the_run() -> None:
+    parts = in_room("eval", "checkpoints", "rollout", "sync", "publish", "megatron", "data", "config")
+    assert not offenders(parts, (f"{PACKAGE}.run", f"{PACKAGE}.train", f"{PACKAGE}.cli"))
+
+
 def test_no_circle() -> None:
     """Among modules, by all that runs: an import inside a function hides no circle, but for those of LATE."""
     known = {module(p): p for p in SOURCES}
@@ -185,7 +190,19 @@ def test_help_loads_nothing_heavy(argv: list[str]) -> None:
 
 
 @pytest.mark.parametrize(
-    "name", ["config", "trajectory", "protocol", "errors", "procs.supervisor", "procs.progress", "eval.results", "run.launch"]
+    "name",
+    [
+        "config",
+        "trajectory",
+        "protocol",
+        "errors",
+        "procs.supervisor",
+        "procs.progress",
+        "eval.results",
+        "run.launch",
+        "checkpoints.manifest",
+        "run.lock",
+    ],
 )
 def test_contracts_load_without_torch(name: str) -> None:
     assert not {"torch", "transformers", "sglang", "megatron"} & loaded_by(f"import {PACKAGE}.{name}")

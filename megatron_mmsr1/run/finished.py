@@ -22,7 +22,7 @@ def nothing_left(cfg: RunConfig) -> bool:
     held = read(model, EXPORT_AGAIN)
     if held.step != done:
         return False
-    if cfg.algorithm.name != "grpo" or cfg.train.mode != "full" or not cfg.data.heldout:
+    if cfg.algorithm.supervised or cfg.train.mode != "full" or not cfg.data.heldout:
         return True
     from megatron_mmsr1.eval.evaluate import heldout
     from megatron_mmsr1.eval.key import evaluation_key

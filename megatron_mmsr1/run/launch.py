@@ -95,7 +95,7 @@ def _say_end(cfg: RunConfig, how: str) -> None:
     out, model = Path(cfg.output), Path(cfg.output) / "model"
     steps = checkpointed_step(out)
     lines = [f"{how}: {steps} of {cfg.train.steps} steps. The trained model: {model}"]
-    if cfg.algorithm.name == "grpo":
+    if not cfg.algorithm.supervised:
         lines.append(f"  mmsr1 report {out}       what happened, as one page")
         lines.append(f"  mmsr1 serve {model}      ask it questions")
     else:
