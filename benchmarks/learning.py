@@ -117,7 +117,8 @@ def table(paths: list[Path]) -> str:
     """
     out = [
         "| run | accuracy before | after | reward before | after | oracle | tools on free before | after | "
-        "on required before | after | crops where needed before | after | elsewhere before | after | minutes | target | commit | day |",
+        "on required before | after | crops where needed before | after | elsewhere before | after | minutes | "
+        "target | commit | day |",
         "| --- |" + " ---: |" * 14 + " --- |" * 3,
     ]
     for path in sorted(paths):
