@@ -76,7 +76,7 @@ def test_the_controls_make_an_ask(
 
 def test_compared_are_three_ways_that_differ_by_search_alone() -> None:
     ways = options.variants(CFG, Talk([Exchange("?", [])]))
-    assert [(bool(a.tools), a.require_search, a.temperature) for a in ways.values()] == [
+    assert [(a.tools != (), a.require_search, a.temperature) for a in ways.values()] == [
         (True, False, 0.0),
         (False, False, 0.0),
         (True, True, 0.0),

@@ -9,7 +9,8 @@ import tiny_checkpoint
 from hypothesis import given
 from hypothesis import strategies as st
 
-from serving.split import ANSWER, REASONING, Decoder, Splitter, words
+from megatron_mmsr1 import protocol
+from serving.split import ANSWER, REASONING, Decoder, Markup, Splitter, words
 
 TAGS = ["<answer>", "</answer>", "<reason>", "</reason>", "<search>", "<img>", "</search>", "<text_search>", "</text_search>"]
 TURNS = st.lists(st.one_of(st.sampled_from([*TAGS, "<", "</", "<|im_end|>", "é", "\n"]), st.text(max_size=5)), max_size=12).map(
@@ -92,3 +93,46 @@ def test_bytes_that_are_no_text_are_shown_in_the_end(data):
     decoder = Decoder(decode)
     got = [decoder.feed([i]) for i in ids]
     assert "".join(got) + decoder.end() == decode(ids)
+
+
+# ----------------------------------------------------------------------------------------------------------- another protocol
+HERMES = Markup.of(protocol.get("hermes"))
+PIECES = [
+    "<think>",
+    "</think>",
+    "<tool_call>",
+    '{"name"}',
+    "</tool_call>",
+    "<answer>",
+    "</answer>",
+    "red",
+    " ",
+    "<",
+    "<|im_end|>",
+]
+
+
+def hermes(pieces: list[str]) -> dict[str, str]:
+    s = Splitter(HERMES)
+    told = [x for p in pieces for x in s.feed(p)] + list(s.end())
+    return {kind: "".join(t for k, t in told if k == kind).strip() for kind in (REASONING, ANSWER)}
+
+
+@pytest.mark.parametrize(
+    ("turn", "reasoning", "answer"),
+    [
+        ("It is red.<|im_end|>", "", "It is red."),
+        ("<think>I see red.</think>It is red.", "I see red.", "It is red."),
+        ('I must look.\n<tool_call>\n{"name": "crop"}\n</tool_call>', "I must look.", ""),
+        ("I see.<answer>red</answer>", "I see.", "red"),
+        ("a < b", "", "a < b"),
+    ],
+)
+def test_a_turn_of_hermes_without_a_call_is_the_answer(turn: str, reasoning: str, answer: str) -> None:
+    assert hermes([turn]) == {REASONING: reasoning, ANSWER: answer}
+
+
+@given(st.lists(st.sampled_from(PIECES), max_size=10))
+def test_hermes_cut_anyhow_says_the_same(pieces: list[str]) -> None:
+    text = "".join(pieces)
+    assert hermes(pieces) == hermes([text]) == hermes(list(text))

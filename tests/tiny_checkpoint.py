@@ -7,6 +7,7 @@ test knows what the engine will say, while pictures and context still move the l
 from __future__ import annotations
 
 import itertools
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +21,8 @@ TAGS = [
 VOCAB = 320
 
 
-def tokenizer() -> Any:
-    """Bytes as tokens, the tags and control tokens as one token each: 256 + 19 entries."""
+def tokenizer(phrases: Sequence[str] = ()) -> Any:
+    """Bytes as tokens, the tags, control tokens and `phrases` as one token each: 256 + 19 entries and the phrases."""
     from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
 
@@ -30,7 +31,7 @@ def tokenizer() -> Any:
     raw.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     raw.decoder = decoders.ByteLevel()
     raw.add_special_tokens([AddedToken(t, special=True, normalized=False) for t in SPECIAL])
-    raw.add_tokens([AddedToken(t, normalized=False) for t in TAGS])
+    raw.add_tokens([AddedToken(t, normalized=False) for t in (*TAGS, *phrases)])
     return PreTrainedTokenizerFast(
         tokenizer_object=raw, eos_token=IM_END, pad_token="<|endoftext|>", model_max_length=4096, extra_special_tokens=SPECIAL
     )
@@ -45,6 +46,7 @@ def write(
     layers: int = 2,
     chain: list[str] | None = None,
     max_pixels: int = 28 * 28 * 64,
+    phrases: Sequence[str] = (),
 ) -> Path:
     """Write model, tokenizer and processor. `chain` lists strings; each token of one leads to the next, an end to nothing
     certain. Returns the directory."""
@@ -57,7 +59,7 @@ def write(
         Qwen2VLVideoProcessor,
     )
 
-    tok = tokenizer()
+    tok = tokenizer(phrases)
     ids = {t: tok.convert_tokens_to_ids(t) for t in SPECIAL}
     head = hidden // 4
     text = {

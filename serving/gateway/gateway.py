@@ -62,8 +62,11 @@ class Gateway:
             named = ", ".join(sorted(n for n in self.stack.searches if n)) or "none"
             raise ApiError(400, f"no such search server; there are: {named}", param="search.server", code="invalid_value")
         tools = self._tools(s)
-        if r.model.endswith(NO_SEARCH) or server not in self.stack.searches:
+        if r.model.endswith(NO_SEARCH):
             tools = ()
+        elif server not in self.stack.searches:  # a tool that asks no search server can be called all the same
+            offline = {t.kind for t in self.stack.answerer.context.tools.values() if t.price != "search"}
+            tools = tuple(t for t in tools if t in offline)
         if s.require and not tools:
             raise ApiError(400, "no search may be made, and one is required", param="search.require", code="invalid_value")
         bounds = [n for n in (r.max_tokens, r.max_completion_tokens) if n is not None]
