@@ -33,7 +33,7 @@ from megatron_mmsr1.atlas.spec import AtlasSpec
 from megatron_mmsr1.config import load
 from megatron_mmsr1.data.dataset import Prompt, PromptDataset
 from megatron_mmsr1.procs.ports import bind
-from megatron_mmsr1.rollout import sglang_server
+from megatron_mmsr1.rollout import engines
 from megatron_mmsr1.search import launch as search_server
 from serving.settings import ServeConfig
 
@@ -181,7 +181,7 @@ def bench(streams: int, rounds: int) -> list[dict[str, Any]]:
         build(WORLD, tmp / "world")
         cfg = config(tmp / "world", streams, streams)
         bodies = [request(p) for p in PromptDataset([str(tmp / "world" / "heldout.parquet")])]
-        engine = stack.enter_context(sglang_server.launch(cfg.model.path, cfg.engine, tmp / "engine.log"))
+        engine = stack.enter_context(engines.get(cfg.engine.name).launch(Path(cfg.model.path), cfg.engine, tmp / "engine.log"))
         search = stack.enter_context(search_server.launch(cfg.search, cache_path=tmp / "cache", log=tmp / "search.log"))
         for n in (1, streams):
             with gateway(cfg, engine.url, search.url, tmp / "gateway.log") as (url, process):

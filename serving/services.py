@@ -8,7 +8,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from megatron_mmsr1.config import EngineConfig, RunConfig
+from megatron_mmsr1.config import RunConfig
 from megatron_mmsr1.errors import RunError, UsageError
 from megatron_mmsr1.procs import http
 from megatron_mmsr1.procs.ports import HOST, free_port, require_port
@@ -121,24 +121,30 @@ class Services:
 
     def _engine(self, n: int) -> str:
         """Its URL, where it will be."""
-        from megatron_mmsr1.rollout import sglang_server
+        from megatron_mmsr1.rollout import engines
 
         c = self.cfg
-        named = c.engine.sglang.get("port")
+        native: dict[str, Any] = getattr(c.engine, "sglang", {})
+        named = native.get("port")
         port = int(named) + n if named else free_port()
         require_port(port, "the engine")
-        cuda = c.engine.sglang.get("device", "cuda") != "cpu" and sglang_server.has_cuda()
-        native = STREAMING | (_gpus_of(n, c.engine.sglang) if cuda else {}) | c.engine.sglang | {"port": port}
-        settings = EngineConfig(startup_timeout_s=c.engine.startup_timeout_s, sglang=native)
+        settings = c.engine.model_copy()
+        if c.engine.name == "sglang":
+            from megatron_mmsr1.rollout.engines.sglang.server import has_cuda
+
+            cuda = native.get("device", "cuda") != "cpu" and has_cuda()
+            native = STREAMING | (_gpus_of(n, native) if cuda else {}) | native
+            settings = c.engine.model_copy(update={"sglang": native})
         which = f"-{n}" if c.replicas > 1 else ""
 
         def start(wanted: Callable[[], None]) -> Service:
             _wait_for_port(port, wanted)
             log = self.logs / f"engine{which}.log"
-            return sglang_server.launch(c.model.path, settings, log, progress=lambda _: wanted())
+            launch = engines.get(c.engine.name).launch
+            return launch(Path(c.model.path), settings, log, port=port, progress=lambda _: wanted())
 
         self._engines.append(self._keep(f"engine {n + 1}" if which else "the engine", start))
-        return f"http://{c.engine.sglang.get('host', HOST)}:{port}"
+        return f"http://{native.get('host', HOST)}:{port}"
 
     def _start_router(self, engines: list[str]) -> Callable[[Callable[[], None]], Service]:
         found = router.command(engines, self.logs / "router.log", timeout_s=self.cfg.engine.startup_timeout_s)

@@ -9,7 +9,7 @@ from typing import Any
 import yaml
 from pydantic import Field, ValidationError
 
-from megatron_mmsr1.config import EngineConfig, ModelConfig, ProtocolConfig, RolloutConfig, SearchConfig
+from megatron_mmsr1.config import ENGINE, EnginePart, ModelConfig, ProtocolConfig, RolloutConfig, SearchConfig
 from megatron_mmsr1.config.explain import explain_all
 from megatron_mmsr1.config.reading import override as apply_override
 from megatron_mmsr1.config.reading import read_mapping
@@ -59,7 +59,7 @@ class ServeConfig(Section):
     protocol: ProtocolConfig = ProtocolConfig()
     tools: ToolsConfig = Field(default_factory=dict, description="as in a run's config")
     rollout: RolloutConfig = RolloutConfig()
-    engine: EngineConfig = EngineConfig()
+    engine: EnginePart = Field(default_factory=ENGINE.make)
     replicas: int = Field(default=1, gt=0, description="engines to start, each with engine.sglang's own tp_size and dp_size")
     router: bool = Field(
         default=False,

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any, Self
 from megatron_mmsr1.data.images import ImageStore
 from megatron_mmsr1.models import of_checkpoint
 from megatron_mmsr1.protocol import Prompts
+from megatron_mmsr1.rollout import engines as kinds
 from megatron_mmsr1.rollout.context import Context, load_tokenizer
-from megatron_mmsr1.rollout.engine import EngineClient
 from megatron_mmsr1.search.client import SearchClient
 from serving.answering import Answerer
 from serving.settings import ServeConfig
@@ -47,11 +47,12 @@ class Stack:
         self.cfg = cfg
         self._engines = [u.rstrip("/") for u in engines]
         self._servers = ({"": search.rstrip("/")} if search else {}) | {n: u.rstrip("/") for n, u in cfg.searches.items()}
-        self.engine = EngineClient(
+        self.engine: Any = kinds.get(cfg.engine.name).client(
             self._engines,
             timeout_s=cfg.rollout.generate_timeout_s,
             retries=cfg.rollout.retries,
             stop_ids=[context.stop_id],
+            hung_after_s=cfg.engine.hung_after_s,
         )
         self.searches = {
             name: SearchClient(url, timeout_s=cfg.rollout.tool_timeout_s, retries=cfg.rollout.retries, run=f"serve/{cfg.name}")

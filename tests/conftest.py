@@ -12,10 +12,8 @@ import pytest
 import tiny_checkpoint
 from hypothesis import settings
 
-from megatron_mmsr1.config import EngineConfig
-
 if TYPE_CHECKING:
-    from megatron_mmsr1.rollout.sglang_server import Engine
+    from megatron_mmsr1.rollout.engines.sglang.server import Engine
 
 # No failure may depend on the clock, nor on what happens to be drawn for a change that has nothing to do with it: the
 # examples are the same each time. MMSR1_DRAW=1 draws new ones.
@@ -47,9 +45,10 @@ def checkpoints(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 
 def launch_engine(checkpoint: Path, log: Path) -> Engine:
-    from megatron_mmsr1.rollout.sglang_server import launch
+    from megatron_mmsr1.rollout.engines.sglang import SGLangSettings
+    from megatron_mmsr1.rollout.engines.sglang.server import launch
 
-    return launch(checkpoint, EngineConfig(sglang={"max_total_tokens": 16384}), log)
+    return launch(checkpoint, SGLangSettings(sglang={"max_total_tokens": 16384}), log)
 
 
 @pytest.fixture(scope="session")

@@ -15,10 +15,10 @@ import pytest
 import tiny_checkpoint
 from gateway_fixtures import engine_load, eventually, served
 
-from megatron_mmsr1.config import EngineConfig
 from megatron_mmsr1.procs.guard import descendants
 from megatron_mmsr1.procs.ports import free_port
-from megatron_mmsr1.rollout.sglang_server import launch
+from megatron_mmsr1.rollout.engines.sglang import SGLangSettings
+from megatron_mmsr1.rollout.engines.sglang.server import launch
 from serving.gateway.replies import ErrorEnvelope
 from serving.settings import ServeConfig
 
@@ -39,7 +39,7 @@ def start(endless, tmp_path_factory):
     sglang = {"max_total_tokens": 16384, "port": free_port()}
     log = tmp_path_factory.mktemp("endless_engine") / "engine.log"
     with contextlib.ExitStack() as stack:
-        yield lambda: stack.enter_context(launch(endless, EngineConfig(sglang=sglang), log))
+        yield lambda: stack.enter_context(launch(endless, SGLangSettings(sglang=sglang), log))
 
 
 @pytest.fixture(scope="module")

@@ -10,7 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from megatron_mmsr1.rollout.balance import SLACK, Balance
-from megatron_mmsr1.rollout.generation import EngineError, read_answer
+from megatron_mmsr1.rollout.engines.sglang.wire import SGLangWire
+from megatron_mmsr1.rollout.generation import EngineError, Generation
 
 URLS = ["http://a", "http://b", "http://c"]
 
@@ -42,6 +43,14 @@ def test_no_engine_runs_far_ahead(groups):
             busy.enter_context(balance.in_flight(url))
             load[url] += 1
             assert max(load.values()) - min(load.values()) <= SLACK + 1
+
+
+def read_answer(url: str, status: int, raw: bytes, seconds: float) -> Generation:
+    try:
+        parsed = json.loads(raw)
+    except ValueError:
+        parsed = None
+    return SGLangWire().read(url, status, parsed, seconds, raw)
 
 
 def answer(**changes: object) -> bytes:

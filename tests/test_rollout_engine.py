@@ -15,6 +15,7 @@ from rollout_fixtures import picture
 from megatron_mmsr1 import protocol
 from megatron_mmsr1.data.images import canonicalize, pixel_values
 from megatron_mmsr1.rollout.engine import EngineClient, EngineError
+from megatron_mmsr1.rollout.engines.sglang.wire import SGLangWire
 from megatron_mmsr1.trajectory import expand_pads
 
 TOKENIZER = tiny_checkpoint.tokenizer()
@@ -29,7 +30,7 @@ ENDLESS = {"max_new_tokens": 4000, "banned_ids": [*BANNED, STOP, TOKENIZER.conve
 
 @pytest.fixture
 async def client(engine):
-    client = EngineClient([engine.url], timeout_s=60, retries=0, stop_ids=[STOP])
+    client = EngineClient([engine.url], SGLangWire(), timeout_s=60, retries=0, stop_ids=[STOP])
     yield client
     await client.close()
 
@@ -146,7 +147,7 @@ async def test_samples_follow_the_distribution(client, weights):
 
 # --------------------------------------------------------------------------------------------------------------- failures
 async def test_a_request_that_the_engine_refuses_is_not_tried_again(engine):
-    client = EngineClient([engine.url], timeout_s=60, retries=5, stop_ids=[STOP])
+    client = EngineClient([engine.url], SGLangWire(), timeout_s=60, retries=5, stop_ids=[STOP])
     started = time.monotonic()
     with pytest.raises(EngineError, match="400") as e:
         await sample(client, words(1, 5000))  # longer than the model's context
@@ -158,11 +159,11 @@ async def test_a_request_that_the_engine_refuses_is_not_tried_again(engine):
 async def test_a_dead_engine_is_named_and_a_live_one_takes_over(engine, weights):
     weights("random")
     dead = "http://127.0.0.1:9"
-    client = EngineClient([dead], timeout_s=60, retries=1, stop_ids=[STOP])
+    client = EngineClient([dead], SGLangWire(), timeout_s=60, retries=1, stop_ids=[STOP])
     with pytest.raises(EngineError, match=dead):
         await sample(client, words(1, 5))
     await client.close()
-    client = EngineClient([dead, engine.url], timeout_s=60, retries=1, stop_ids=[STOP])
+    client = EngineClient([dead, engine.url], SGLangWire(), timeout_s=60, retries=1, stop_ids=[STOP])
     moved, straight = [await sample(client, words(1, 5), url=url) for url in (dead, engine.url)]
     assert moved.token_ids == straight.token_ids
     await client.close()
@@ -170,7 +171,7 @@ async def test_a_dead_engine_is_named_and_a_live_one_takes_over(engine, weights)
 
 async def test_a_deadline_aborts_in_the_engine_too(engine, client, weights):
     weights("random")
-    hasty = EngineClient([engine.url], timeout_s=0.3, retries=0)
+    hasty = EngineClient([engine.url], SGLangWire(), timeout_s=0.3, retries=0)
     with pytest.raises(EngineError, match="no answer within"):
         await sample(hasty, words(1, 5), **ENDLESS)
     await hasty.close()

@@ -7,10 +7,10 @@ import socket
 
 import pytest
 
-from megatron_mmsr1.config import EngineConfig
 from megatron_mmsr1.errors import RunError, UsageError
-from megatron_mmsr1.rollout.sglang_entry import command_line
-from megatron_mmsr1.rollout.sglang_server import launch
+from megatron_mmsr1.rollout.engines.sglang import SGLangSettings
+from megatron_mmsr1.rollout.engines.sglang.entry import command_line
+from megatron_mmsr1.rollout.engines.sglang.server import launch
 
 
 @pytest.fixture(scope="module")
@@ -52,12 +52,12 @@ def test_a_misspelt_argument_is_met_with_the_right_one(parser):
 def test_sglangs_own_refusal_is_the_persons_error(checkpoints, tmp_path):
     """The real server: an unknown name never gets as far as loading the model."""
     with pytest.raises(UsageError, match="did you mean mem_fraction_static"):
-        launch(checkpoints["random"], EngineConfig(sglang={"mem_fraction_statik": 0.5}), tmp_path / "engine.log")
+        launch(checkpoints["random"], SGLangSettings(sglang={"mem_fraction_statik": 0.5}), tmp_path / "engine.log")
 
 
 def test_no_model_is_the_persons_error(tmp_path):
     with pytest.raises(UsageError, match=r"config\.json"):
-        launch(tmp_path, EngineConfig(), tmp_path / "engine.log")
+        launch(tmp_path, SGLangSettings(), tmp_path / "engine.log")
 
 
 def test_a_taken_port_is_named(checkpoints, tmp_path):
@@ -66,11 +66,11 @@ def test_a_taken_port_is_named(checkpoints, tmp_path):
         s.listen()
         port = s.getsockname()[1]
         with pytest.raises(RunError, match=str(port)):
-            launch(checkpoints["random"], EngineConfig(sglang={"port": port}), tmp_path / "engine.log")
+            launch(checkpoints["random"], SGLangSettings(sglang={"port": port}), tmp_path / "engine.log")
 
 
 def test_too_slow_a_start_shows_the_log_and_leaves_nothing(checkpoints, tmp_path):
     log = tmp_path / "engine.log"
     with pytest.raises(RunError, match=r"startup_timeout_s=0\.5") as e:
-        launch(checkpoints["random"], EngineConfig(startup_timeout_s=0.5), log)
+        launch(checkpoints["random"], SGLangSettings(startup_timeout_s=0.5), log)
     assert str(log) in str(e.value)

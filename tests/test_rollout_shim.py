@@ -7,7 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-SHIMS = Path(__file__).parents[1] / "megatron_mmsr1" / "rollout" / "cpu_shims"
+SHIMS = Path(__file__).parents[1] / "megatron_mmsr1" / "rollout" / "engines" / "sglang" / "cpu_shims"
 
 
 def run(code: str) -> str:

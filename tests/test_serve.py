@@ -88,7 +88,7 @@ def engine_pid(family: list[int]) -> int:
     for pid in family:
         with contextlib.suppress(OSError):
             argv = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
-            if b"megatron_mmsr1.rollout.sglang_entry" in argv and not any(a.endswith(b"guard.py") for a in argv):
+            if b"megatron_mmsr1.rollout.engines.sglang.entry" in argv and not any(a.endswith(b"guard.py") for a in argv):
                 return pid
     raise AssertionError("no engine")
 

@@ -15,7 +15,7 @@ from megatron_mmsr1.data.images import ImageStore
 from megatron_mmsr1.errors import UsageError
 from megatron_mmsr1.protocol import IM_END
 from megatron_mmsr1.rollout.engine import Generation
-from megatron_mmsr1.rollout.streaming import OnTokens
+from megatron_mmsr1.rollout.generation import OnTokens
 from megatron_mmsr1.trajectory import Trajectory
 
 if TYPE_CHECKING:

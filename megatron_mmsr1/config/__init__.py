@@ -22,6 +22,7 @@ from megatron_mmsr1.config.tools import ToolsConfig
 from megatron_mmsr1.errors import UsageError
 from megatron_mmsr1.plugins.settings import PartSettings
 
+ENGINE = PartSettings("megatron_mmsr1.rollout.engines", "sglang")
 REWARD = PartSettings("megatron_mmsr1.reward", "mmsearch")
 
 _PROMPTS = Path(__file__).parent.parent / "protocol" / "prompts"
@@ -128,11 +129,23 @@ class RolloutConfig(Section):
 
 
 class EngineConfig(Section):
+    """What every engine has; the one that `name` names adds its own keys (rollout/engines/)."""
+
     AFFECTS = Affects.MACHINE
 
-    urls: list[str] = Field(default_factory=list, description="SGLang servers that run already; default: one is started")
+    name: str = Field(default="sglang", description="sglang, transformers, or your own as package.module:Object")
+    urls: list[str] = Field(default_factory=list, description="engines that run already; default: one is started")
     startup_timeout_s: float = Field(default=600, gt=0)
-    sglang: dict[str, Any] = Field(default_factory=dict, description="native server arguments, e.g. mem_fraction_static: 0.7")
+    hung_after_s: float = Field(
+        default=120,
+        gt=0,
+        description="an engine that generates nothing for so long is given up: its turns move, and one that was started here "
+        "is replaced. Longer than an update of its weights takes",
+    )
+    outage_s: float = Field(default=300, ge=0, description="how long a turn waits for an engine while none answers")
+
+
+EnginePart = Annotated[SerializeAsAny[EngineConfig], ENGINE]
 
 
 class OptimizerConfig(Section):
@@ -216,7 +229,7 @@ class RunConfig(Section):
     )
     rollout: RolloutConfig = RolloutConfig()
     search: SearchConfig = SearchConfig()
-    engine: EngineConfig = EngineConfig()
+    engine: EnginePart = Field(default_factory=ENGINE.make)
     reward: Rollout[Annotated[SerializeAsAny[Section], REWARD]] = Field(default_factory=REWARD.make)
     algorithm: AlgorithmConfig = AlgorithmConfig()
     optimizer: OptimizerConfig = OptimizerConfig()

@@ -124,7 +124,7 @@ def _sgl_kernel(on_gpu: bool) -> str:
     """Which sgl_kernel SGLang would import: the real wheel, or our stand-in for machines without CUDA."""
     if version("sglang-kernel") or version("sgl-kernel"):
         return "real"
-    return "missing" if on_gpu else "shim (megatron_mmsr1/rollout/cpu_shims)"
+    return "missing" if on_gpu else "shim (megatron_mmsr1/rollout/engines/sglang/cpu_shims)"
 
 
 def _attention(packages: dict[str, str | None], on_gpu: bool) -> dict[str, str]:

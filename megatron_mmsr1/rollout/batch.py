@@ -13,7 +13,7 @@ from megatron_mmsr1.data.images import ImageError
 from megatron_mmsr1.errors import RunError, UsageError
 from megatron_mmsr1.rollout.agent import Opening, Seeds, open_group, run_trajectory
 from megatron_mmsr1.rollout.context import Context
-from megatron_mmsr1.rollout.engine import EngineClient
+from megatron_mmsr1.rollout.engines.base import Client
 from megatron_mmsr1.rollout.jobs import Job, Progress
 from megatron_mmsr1.rollout.scoring import ERROR, Scoring
 from megatron_mmsr1.rollout.throttle import Throttle
@@ -28,7 +28,7 @@ class Batch:
     def __init__(
         self,
         context: Context,
-        engine: EngineClient,
+        engine: Client,
         cfg: RunConfig,
         job: Job,
         report: Callable[[Progress], None],

@@ -16,7 +16,7 @@ from megatron_mmsr1.errors import UsageError
 from megatron_mmsr1.models import Family, PictureRule, of_checkpoint
 from megatron_mmsr1.protocol import Prompts, Segment, TurnProtocol
 from megatron_mmsr1.rollout.engine import Generation
-from megatron_mmsr1.rollout.streaming import OnTokens
+from megatron_mmsr1.rollout.generation import OnTokens
 from megatron_mmsr1.tools import Picture, Search, Tool, configured
 from megatron_mmsr1.trajectory import ImageRef, expand_pads
 

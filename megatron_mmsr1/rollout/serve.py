@@ -12,9 +12,9 @@ from multiprocessing.connection import Connection
 from megatron_mmsr1.config import RunConfig
 from megatron_mmsr1.data.images import ImageStore
 from megatron_mmsr1.errors import RunError, UsageError
+from megatron_mmsr1.rollout import engines
 from megatron_mmsr1.rollout.batch import Batch
 from megatron_mmsr1.rollout.context import Context, search_client
-from megatron_mmsr1.rollout.engine import EngineClient
 from megatron_mmsr1.rollout.jobs import Failed, Job, Ready
 from megatron_mmsr1.rollout.scoring import Scoring
 from megatron_mmsr1.rollout.throttle import Throttle
@@ -36,11 +36,13 @@ async def _serve(pipe: Connection, cfg: RunConfig, engine_urls: list[str], searc
     except UsageError as e:
         pipe.send(Failed(str(e), usage=True))
         return
-    engine = EngineClient(
+    engine = engines.get(cfg.engine.name).client(
         engine_urls,
         timeout_s=cfg.rollout.generate_timeout_s,
         retries=cfg.rollout.retries,
         stop_ids=[context.stop_id],
+        hung_after_s=cfg.engine.hung_after_s,
+        outage_s=cfg.engine.outage_s,
     )
     pipe.send(Ready())
     try:

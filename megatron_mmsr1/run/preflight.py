@@ -129,8 +129,9 @@ def local_services(cfg: RunConfig, *, engine: bool = True) -> None:
     Prompts.load(cfg.protocol.prompts)
     if cfg.search.url is None:
         search(cfg)
-    if engine and not cfg.engine.urls and cfg.engine.sglang.get("port"):
-        require_port(int(cfg.engine.sglang["port"]), "the engine (engine.sglang.port)")
+    native = getattr(cfg.engine, "sglang", {})  # another engine has no such key
+    if engine and not cfg.engine.urls and native.get("port"):
+        require_port(int(native["port"]), "the engine (engine.sglang.port)")
 
 
 def search(cfg: RunConfig) -> None:

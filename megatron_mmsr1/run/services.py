@@ -27,7 +27,7 @@ def services(cfg: RunConfig, *, engine: bool = True) -> Iterator[Services]:
     Servers that the config names are asked first whether they answer.
     """
     preflight.servers(cfg, engine=engine)
-    from megatron_mmsr1.rollout import sglang_server
+    from megatron_mmsr1.rollout import engines as kinds
     from megatron_mmsr1.search import launch as search_launch
 
     logs = Path(cfg.output) / "logs"
@@ -43,7 +43,13 @@ def services(cfg: RunConfig, *, engine: bool = True) -> Iterator[Services]:
         engines = list(cfg.engine.urls)
         if engine and not engines:
             print(f"starting the engine (half a minute; log: {logs / 'engine.log'})", file=sys.stderr, flush=True)
-            started = sglang_server.launch(cfg.model.path, cfg.engine, logs / "engine.log", seed=cfg.seed)
+            started = kinds.get(cfg.engine.name).launch(
+                Path(cfg.model.path),
+                cfg.engine,
+                logs / "engine.log",
+                seed=cfg.seed,
+                trains_pictures=not cfg.model.vision_frozen,
+            )
             stack.callback(started.stop)
             checks.append(started.check)
             engines = [started.url]

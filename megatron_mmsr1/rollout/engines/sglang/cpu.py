@@ -2,8 +2,8 @@
 
 Seeded sampling is SGLang's deterministic-inference mode, of which a CPU lacks three things: permission (an attention backend
 must be on a list), the noise (an operator of `cpu_shims.sgl_kernel`) and the Triton kernels of the batch-invariant mode,
-without which a token's logits move by about 1e-6 with the company it is computed in. `rollout.sglang_entry` calls `install`
-before SGLang reads its arguments.
+without which a token's logits move by about 1e-6 with the company it is computed in. `engines.sglang.entry` calls
+`install` before SGLang reads its arguments.
 """
 
 from __future__ import annotations

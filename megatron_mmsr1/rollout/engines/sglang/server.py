@@ -14,9 +14,9 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from megatron_mmsr1.config import EngineConfig
 from megatron_mmsr1.errors import RunError, UsageError
 from megatron_mmsr1.procs.supervisor import HOST, Child, Supervisor, free_port, require_port, tail
+from megatron_mmsr1.rollout.engines.sglang import SGLangSettings
 
 # A scheduler with requests in flight does not end on SIGTERM, and holds nothing worth saving.
 STOP_GRACE_S = 1.0
@@ -52,26 +52,36 @@ class Engine:
 
 def launch(
     model_path: str | Path,
-    cfg: EngineConfig,
+    cfg: SGLangSettings,
     log: Path,
     *,
     seed: int = 0,
+    version: int = 0,
+    trains_pictures: bool = False,
+    port: int | None = None,
     progress: Callable[[float], None] | None = None,
 ) -> Engine:
     """A server of the checkpoint in `model_path` that has generated a token. It dies with this process.
 
-    `cfg.sglang` holds SGLang's own arguments, which win over ours. `progress` is called about once a second with the seconds
-    waited. Output goes to `log`; SGLang's arguments to `log` with the suffix `.args.json`.
+    `cfg.sglang` holds SGLang's own arguments, which win over ours. `version` is what it answers that its weights are.
+    `trains_pictures` turns off SGLang's cache of picture features, which it never clears: neither an update of the weights nor
+    a flush does, and a picture seen before would keep the features of the old vision tower. `port` wins over the argument of
+    that name. `progress` is called about once a second with the seconds waited. Output goes to `log`; SGLang's arguments to
+    `log` with the suffix `.args.json`.
 
     Raises UsageError for a path without a model or an argument that SGLang refuses; RunError if the port is taken, the server
     dies, or `cfg.startup_timeout_s` passes, with the end of the log.
     """
     config = _model_config(Path(model_path))
     native = dict(cfg.sglang)
-    port = require_port(int(native.pop("port")), NAME) if native.get("port") else free_port()
+    named = port or native.pop("port", None)
+    native.pop("port", None)
+    port = require_port(int(named), NAME) if named else free_port()
     host = str(native.pop("host", HOST))
     cpu = not has_cuda() if "device" not in native else native["device"] == "cpu"
     arguments = {"model_path": str(model_path), "host": host, "port": port, "random_seed": seed, **_common(config)}
+    if version:
+        arguments["weight_version"] = str(version)
     arguments |= {**(_cpu() if cpu else {}), **native}
     log.parent.mkdir(parents=True, exist_ok=True)
     spec = log.with_suffix(".args.json")
@@ -79,8 +89,10 @@ def launch(
 
     supervisor = Supervisor(grace_s=STOP_GRACE_S)
     started = time.monotonic()
-    argv = [sys.executable, "-m", "megatron_mmsr1.rollout.sglang_entry", str(spec)]
-    child = supervisor.start(NAME, ["env", *(f"-u{name}" for name in _FOREIGN), *argv], log=log, env=_environment(cpu))
+    argv = [sys.executable, "-m", "megatron_mmsr1.rollout.engines.sglang.entry", str(spec)]
+    child = supervisor.start(
+        NAME, ["env", *(f"-u{name}" for name in _FOREIGN), *argv], log=log, env=_environment(cpu, trains_pictures)
+    )
     engine = Engine(f"http://{host}:{port}", child, supervisor, 0.0)
     try:
         _wait(engine, cfg.startup_timeout_s, progress)
@@ -156,8 +168,8 @@ def _cpu() -> dict[str, Any]:
     }
 
 
-def _environment(cpu: bool) -> dict[str, str]:
-    package = str(Path(__file__).resolve().parents[2])
+def _environment(cpu: bool, trains_pictures: bool) -> dict[str, str]:
+    package = str(Path(__file__).resolve().parents[4])
     env = {
         "PYTHONPATH": os.pathsep.join(p for p in (package, os.environ.get("PYTHONPATH", "")) if p),
         "HF_HUB_OFFLINE": "1",
@@ -165,6 +177,13 @@ def _environment(cpu: bool) -> dict[str, str]:
         "PYTHONUNBUFFERED": "1",
         "SGLANG_TIMEOUT_KEEP_ALIVE": "600",  # by default a connection idle for 5 seconds is closed, perhaps as it is taken up
     }
+    if trains_pictures:
+        env["SGLANG_VLM_CACHE_SIZE_MB"] = "0"
+    if "SGLANG_CUDA_COREDUMP_BEFORE_CRASH" not in os.environ:
+        # Else an engine that lost a process waits a minute for core dumps, and goes on taking requests meanwhile.
+        env["SGLANG_CUDA_COREDUMP_BEFORE_CRASH"] = "0"
+    if "SGLANG_PYSPY_DUMP_BEFORE_CRASH" not in os.environ:
+        env["SGLANG_PYSPY_DUMP_BEFORE_CRASH"] = "0"
     if cpu:
         env |= {
             "SGLANG_USE_CPU_ENGINE": "1",

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from typing import Any
 
 import orjson
 
-OnTokens = Callable[[list[int]], None]  # the ids that are new
+from megatron_mmsr1.rollout.generation import OnTokens
 
 DONE = b"[DONE]"
 

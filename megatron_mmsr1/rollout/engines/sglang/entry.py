@@ -1,4 +1,4 @@
-"""`python -m megatron_mmsr1.rollout.sglang_entry ARGUMENTS.json`: SGLang's server from a JSON object of its own arguments.
+"""`python -m megatron_mmsr1.rollout.engines.sglang.entry ARGUMENTS.json`: SGLang's server from a JSON object of its arguments.
 
 The arguments go through SGLang's own command line parser, so that its checks apply; a name that it does not know ends the
 process with code 2 and a suggestion. On a CPU the server is adapted first (`sglang_cpu`). Its scheduler and detokenizer are
@@ -17,10 +17,10 @@ from pathlib import Path
 from typing import Any
 
 if __name__ in ("__main__", "__mp_main__") and os.environ.get("SGLANG_USE_CPU_ENGINE") == "1":
-    from megatron_mmsr1.rollout.cpu_shims import use_sgl_kernel
+    from megatron_mmsr1.rollout.engines.sglang.cpu_shims import use_sgl_kernel
 
     use_sgl_kernel()
-    from megatron_mmsr1.rollout.sglang_cpu import install
+    from megatron_mmsr1.rollout.engines.sglang.cpu import install
 
     install()
 

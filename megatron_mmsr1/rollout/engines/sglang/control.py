@@ -1,0 +1,134 @@
+"""SGLang from the trainer's side: pause, weights, caches, memory (`base.Control`)."""
+
+from __future__ import annotations
+
+import base64
+import io
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from megatron_mmsr1.errors import RunError
+from megatron_mmsr1.rollout.engines.base import PauseMode, Served
+from megatron_mmsr1.rollout.engines.sglang.wire import version_number
+
+if TYPE_CHECKING:
+    import torch
+
+# One greedy token: enough to learn which weights made it.
+_PROBE = {"input_ids": [0], "sampling_params": {"max_new_tokens": 1, "temperature": 0}}
+_TAGS = {"weights": "weights", "kv_cache": "kv_cache"}
+
+
+class SGLangControl:
+    """One SGLang server (a worker: the router forwards none of this). `timeout_s` bounds each request; loading a large
+    checkpoint from a slow disk takes minutes."""
+
+    def __init__(self, url: str, *, timeout_s: float = 600.0) -> None:
+        self.url = url.rstrip("/")
+        self._timeout_s = timeout_s
+
+    def health(self) -> None:
+        self._ask("GET", "/health_generate")
+
+    def served(self) -> Served:
+        said = self._ask("GET", "/model_info")
+        version, path = said.get("weight_version"), said.get("model_path")
+        return Served(Path(path) if path else None, version_number(version), version not in (None, "default"))
+
+    def version(self) -> int:
+        return version_number(self._post("/generate", _PROBE).get("meta_info", {}).get("weight_version"))
+
+    def pause(self, mode: PauseMode = "abort") -> None:
+        self._post("/pause_generation", {"mode": mode})
+
+    def resume(self) -> None:
+        # Emptying CUDA's cache, which is the default, touches CUDA on a machine that has none.
+        self._post("/continue_generation", {"torch_empty_cache": False})
+
+    def abort(self) -> None:
+        self._post("/abort_request", {"abort_all": True})
+
+    def load(self, directory: Path, version: int) -> None:
+        body = {"model_path": str(directory.resolve()), "weight_version": str(version), "flush_cache": True}
+        self._done(self._post("/update_weights_from_disk", {**body, "abort_all_requests": True}), f"load {directory}")
+
+    def begin(self, version: int) -> None:
+        answer = self._post("/begin_weight_update", {"selector": "all"})
+        if not answer.get("success", True):
+            # A session that an earlier failure left open refuses the next one until it is closed.
+            self._post("/end_weight_update", {})
+            answer = self._post("/begin_weight_update", {"selector": "all"})
+        self._done(answer, "begin an update")
+
+    def send(self, tensors: Sequence[tuple[str, torch.Tensor]]) -> None:
+        """Through shared memory: only for engines on this machine, and of one rank (tp_size 1)."""
+        body = {"serialized_named_tensors": [_shared(tensors)], "flush_cache": False, "abort_all_requests": False}
+        self._done(self._post("/update_weights_from_tensor", body), f"take {tensors[0][0]} and {len(tensors) - 1} more")
+
+    def end(self, version: int) -> None:
+        self._done(self._post("/end_weight_update", {}), "end the update")
+        self.flush()
+        body = {"new_version": str(version), "abort_all_requests": False}
+        self._done(self._post("/update_weight_version", body), f"take the version {version}")
+
+    def checksum(self) -> str:
+        answer = self._post("/weights_checker", {"action": "checksum"}, refused={})
+        ranks = answer.get("payload") or answer.get("ranks") or []
+        return " ".join(sorted(str(r.get("per_gpu_checksum")) for r in ranks))
+
+    def flush(self) -> None:
+        self._post("/flush_cache", {})
+
+    def forget_pictures(self) -> None:
+        """SGLang has no call for it: an engine of a run that trains the tower keeps none (SGLANG_VLM_CACHE_SIZE_MB=0, which
+        `launch` sets). What its processor cached goes with `load`."""
+
+    def release(self, what: Iterable[Literal["weights", "kv_cache"]]) -> None:
+        self._post("/release_memory_occupation", {"tags": [_TAGS[w] for w in what]})
+
+    def reclaim(self, what: Iterable[Literal["weights", "kv_cache"]]) -> None:
+        self._post("/resume_memory_occupation", {"tags": [_TAGS[w] for w in what]})
+
+    def _done(self, answer: dict[str, Any], what: str) -> None:
+        if not answer.get("success"):
+            raise RunError(f"{self.url} did not {what}: {answer.get('message', answer)}")
+
+    def _post(self, path: str, body: dict[str, Any], *, refused: dict[str, Any] | None = None) -> dict[str, Any]:
+        return self._ask("POST", path, body, refused=refused)
+
+    def _ask(
+        self, method: str, path: str, body: dict[str, Any] | None = None, *, refused: dict[str, Any] | None = None
+    ) -> dict[str, Any]:
+        """The JSON answer, also of a 400, which carries the reason. `refused`: returned for a path that the server lacks."""
+        import httpx
+
+        try:
+            # Environment proxies must not see traffic between engines.
+            r = httpx.request(method, self.url + path, json=body, timeout=self._timeout_s, trust_env=False)
+        except httpx.HTTPError as e:
+            raise RunError(f"{self.url}{path}: {type(e).__name__}: {e}") from e
+        if r.status_code == 404 and refused is not None:
+            return refused
+        if r.status_code == 200 and not r.headers.get("content-type", "").startswith("application/json"):
+            return {"success": True}  # SGLang says some things in plain text
+        try:
+            answer = r.json()
+        except ValueError:
+            raise RunError(f"{self.url}{path}: HTTP {r.status_code}: {r.text[:300]}") from None
+        if r.status_code not in (200, 400):
+            raise RunError(f"{self.url}{path}: HTTP {r.status_code}: {answer}")
+        return answer if isinstance(answer, dict) else {"success": r.status_code == 200, "answer": answer}
+
+
+def _shared(tensors: Sequence[tuple[str, torch.Tensor]]) -> str:
+    """The tensors as handles to shared memory, pickled as SGLang reads them, in base64."""
+    from multiprocessing.reduction import ForkingPickler
+
+    import torch.multiprocessing  # registers how tensors are pickled
+
+    # Handles of the other strategy are file descriptors, which do not travel over HTTP.
+    torch.multiprocessing.set_sharing_strategy("file_system")
+    out = io.BytesIO()
+    ForkingPickler(out).dump([(name, t.detach().contiguous().cpu().share_memory_()) for name, t in tensors])
+    return base64.b64encode(out.getvalue()).decode()
