@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import fcntl
 import io
 import json
 import os
 import pty
+import struct
+import termios
 from pathlib import Path
 
 import pytest
@@ -97,3 +100,23 @@ def test_following_over_a_resume_that_cuts_the_file(tmp_path: Path) -> None:
 @pytest.mark.parametrize(("seconds", "text"), [(0, "0s"), (59.4, "59s"), (60, "1m00s"), (200, "3m20s"), (7500, "2h05m")])
 def test_durations(seconds: float, text: str) -> None:
     assert duration(seconds) == text
+
+
+@pytest.mark.parametrize("columns", [40, 60, 80, 200])
+def test_a_narrow_terminal_cuts_the_metrics_and_never_the_title(columns: int) -> None:
+    """At 60 columns the bar once showed "G…" for "GRPO"."""
+    master, slave = pty.openpty()
+    fcntl.ioctl(slave, termios.TIOCSWINSZ, struct.pack("HHHH", 24, columns, 0, 0))
+    with os.fdopen(slave, "w") as terminal, progress("GRPO", 100, stream=terminal) as p:
+        for _ in range(3):
+            p.step(loss=0.123456, reward=0.8765, searches=0.4321, entropy=1.2345, gap=0.00012)
+    shown = all_shown(master)
+    assert "GRPO" in shown and "3/100" in shown
+    assert columns < 60 or "ETA" in shown
+
+
+def test_what_is_counted_has_its_own_name() -> None:
+    out = io.StringIO()
+    with progress("checking data.train", 4, stream=out, unit="row") as p:
+        p.step(4)
+    assert "row" in out.getvalue() and "step" not in out.getvalue()

@@ -68,6 +68,9 @@ class DataConfig(Section):
     bad_rows: Literal["error", "skip"] = Field(
         default="error", description="what a row that cannot be read does; skipped rows are counted"
     )
+    check: Machine[Literal["all", "sample", "none"]] = Field(
+        default="all", description="rows that are read, decoded and tokenised before a run starts; sample: 1,000, evenly spread"
+    )
 
 
 class ProtocolConfig(Section):

@@ -5,9 +5,11 @@ from __future__ import annotations
 import io
 import struct
 import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 MAX_SOURCE_PIXELS = 64 * 1024 * 1024  # a decompression bomb above this; twice what a phone camera makes
 # Decoders of what the web serves. Others (EPS would start an interpreter) are refused unopened. Pillow must have
@@ -24,8 +26,22 @@ class ImageError(ValueError):
     """The bytes are no usable image; the message says why."""
 
 
+def stored_size(data: bytes) -> tuple[int, int]:
+    """(width, height) as the header says, before any rotation that EXIF asks for. Raises ImageError as `decode` does."""
+    with _opened(data) as source:
+        return source.size
+
+
 def decode(data: bytes) -> Image.Image:
     """The pixels as an upright RGB image without metadata. Raises ImageError as `canonicalize` does."""
+    with _opened(data) as source:
+        source.load()
+        return _rgb(ImageOps.exif_transpose(source))
+
+
+@contextmanager
+def _opened(data: bytes) -> Iterator[Image.Image]:
+    """The picture of these bytes, its pixels not yet read; whatever goes wrong inside the block is an ImageError."""
     if not data:
         raise ImageError("no bytes")
     try:
@@ -33,10 +49,11 @@ def decode(data: bytes) -> Image.Image:
             width, height = source.size
             if width * height > MAX_SOURCE_PIXELS:
                 raise ImageError(f"{width}x{height} is more than {MAX_SOURCE_PIXELS} pixels")
-            source.load()
-            return _rgb(ImageOps.exif_transpose(source))
+            yield source
     except ImageError:
         raise
+    except UnidentifiedImageError:  # its own words show the address of an object
+        raise ImageError(f"cannot be decoded: {len(data)} bytes in none of the formats {', '.join(FORMATS)}") from None
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as e:
         raise ImageError(f"too large to decode: {e}") from e
     except _DAMAGE as e:

@@ -16,7 +16,9 @@ from typing import Self, TextIO
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+from rich.table import Column
 
+WIDE = 100  # columns of a terminal from which the bar has its full width
 WINDOW = 20  # steps that the estimate looks back on: the first ones are slow, and must not weigh for ever
 
 
@@ -41,8 +43,17 @@ class progress:
     always gets its line). `stream`: where to, by default stderr, so that stdout holds results only.
     """
 
-    def __init__(self, title: str, total: int, *, done: int = 0, every_s: float = 0.0, stream: TextIO | None = None) -> None:
-        self.title, self.total, self.done, self.every_s = title, total, done, every_s
+    def __init__(
+        self,
+        title: str,
+        total: int,
+        *,
+        done: int = 0,
+        every_s: float = 0.0,
+        stream: TextIO | None = None,
+        unit: str = "step",
+    ) -> None:
+        self.title, self.total, self.done, self.every_s, self.unit = title, total, done, every_s, unit
         self.stream = stream or sys.stderr
         self._live: Progress | None = None
         self._seen: deque[tuple[float, int]] = deque(maxlen=WINDOW + 1)
@@ -51,13 +62,15 @@ class progress:
     def __enter__(self) -> Self:
         self._seen.append((time.monotonic(), self.done))
         if self.stream.isatty():
+            console = Console(file=self.stream)
+            # A narrow terminal cuts the end of the note, never the title: the pace and the ETA stand first in it.
             columns = (
-                TextColumn("{task.description}"),
-                BarColumn(bar_width=24),
-                MofNCompleteColumn(),
-                TextColumn("{task.fields[note]}"),
+                TextColumn("{task.description}", table_column=Column(no_wrap=True, min_width=len(self.title))),
+                BarColumn(bar_width=24 if console.width >= WIDE else 6),
+                MofNCompleteColumn(table_column=Column(no_wrap=True, min_width=2 * len(str(self.total)) + 1)),
+                TextColumn("{task.fields[note]}", table_column=Column(no_wrap=True, overflow="ellipsis", ratio=1)),
             )
-            self._live = Progress(*columns, console=Console(file=self.stream))
+            self._live = Progress(*columns, console=console, expand=True)
             self._task = self._live.add_task(self.title, total=self.total, completed=self.done, note="")
             self._live.start()
         return self
@@ -78,7 +91,9 @@ class progress:
         first_time, first_done = self._seen[0]
         per_step = (now - first_time) / max(1, self.done - first_done)
         eta = duration(per_step * max(0, self.total - self.done))
-        note = "  ".join(([f"{pace(per_step)}  ETA {eta}"] if timed else []) + [f"{k} {number(v)}" for k, v in values.items()])
+        note = "  ".join(
+            ([f"{pace(per_step, self.unit)}  ETA {eta}"] if timed else []) + [f"{k} {number(v)}" for k, v in values.items()]
+        )
         if self._live:
             self._live.update(self._task, completed=self.done, note=note)
         elif now - self._last_line >= self.every_s or self.done >= self.total:
@@ -86,8 +101,10 @@ class progress:
             self._last_line = now
 
 
-def pace(per_step: float) -> str:
-    return f"{per_step:.2f} s/step" if per_step < 60 else f"{duration(per_step)}/step"
+def pace(per_step: float, unit: str = "step") -> str:
+    if per_step < 0.1:
+        return f"{1 / max(per_step, 1e-9):.0f} {unit}s/s"
+    return f"{per_step:.2f} s/{unit}" if per_step < 60 else f"{duration(per_step)}/{unit}"
 
 
 class Follower:

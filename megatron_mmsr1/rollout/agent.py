@@ -79,6 +79,13 @@ async def open_group(context: Context, prompt: Prompt) -> Opening:
     return Opening(prompt, context.message(segments, images, prompt.images))
 
 
+def opening_tokens(context: Context, prompt: Prompt) -> int:
+    """Tokens of the first prompt, pictures included, from the sizes that their headers say. ImageError as `open_group`."""
+    segments = context.protocol.first_message(context.prompts, prompt.question, len(prompt.images))
+    ids = protocol.encode(context.tokenizer, segments, context.protocol.tags)
+    return len(ids) + sum(context.picture_tokens(data) - 1 for data in prompt.images)
+
+
 async def run_trajectory(
     context: Context,
     engine: Engine,

@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any, Protocol
 from megatron_mmsr1 import protocol
 from megatron_mmsr1.config import ModelConfig, ProtocolConfig, RolloutConfig, RunConfig
 from megatron_mmsr1.config.section import Section
-from megatron_mmsr1.data.images import CanonicalImage, ImageStore, canonicalize
+from megatron_mmsr1.data.decode import stored_size
+from megatron_mmsr1.data.images import CanonicalImage, ImageStore, canonical_size, canonicalize
 from megatron_mmsr1.errors import UsageError
 from megatron_mmsr1.models import Family, PictureRule, of_checkpoint
 from megatron_mmsr1.protocol import Prompts, Segment, TurnProtocol
@@ -140,6 +141,13 @@ class Context:
         if len(data) <= INLINE_IMAGE_BYTES:
             return Picture(data, canonicalize(data, rule=self.pictures, **limits))
         return Picture(data, await asyncio.to_thread(canonicalize, data, rule=self.pictures, **limits))
+
+    def picture_tokens(self, data: bytes) -> int:
+        """Tokens that a picture takes, without decoding it. ImageError if it is no picture."""
+        width, height = stored_size(data)
+        limits = {"min_pixels": self.model.min_pixels, "max_pixels": self.model.max_pixels}
+        h, w = canonical_size(height, width, self.pictures, **limits)
+        return self.pictures.tokens((1, h // self.pictures.patch, w // self.pictures.patch))
 
     def message(self, segments: list[Segment], images: list[CanonicalImage], originals: Sequence[bytes] = ()) -> Message:
         """Token ids of a message and its pictures, as one. Raises ValueError if their numbers differ."""

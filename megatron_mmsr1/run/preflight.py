@@ -6,16 +6,16 @@ the engine has loaded, or at step 700.
 
 from __future__ import annotations
 
-import sys
+import re
 import time
-from collections.abc import Sequence
 from pathlib import Path
 
 from megatron_mmsr1.config import RunConfig
 from megatron_mmsr1.errors import RunError, UsageError
 from megatron_mmsr1.procs import http
+from megatron_mmsr1.run.preflight_layout import layout
+from megatron_mmsr1.run.preflight_rows import check_rows, prompt_length
 
-MANY_ROWS = 500  # from here on, the person is told what is being waited for
 TRIES, PAUSE_S, TIMEOUT_S = 3, 1.0, 5.0  # of a server that should run already
 
 
@@ -37,10 +37,12 @@ def train(cfg: RunConfig) -> None:
         replay(cfg)
     else:
         local_services(cfg)
+    layout(cfg)
     if not resumes:  # a run that is resumed was checked when it began
-        rows(cfg.data.train, "data.train", cfg.data.bad_rows)
+        length = prompt_length(cfg)
+        check_rows(cfg, cfg.data.train, "data.train", length)
         if cfg.train.mode == "full":
-            rows(cfg.data.heldout, "data.heldout", cfg.data.bad_rows)
+            check_rows(cfg, cfg.data.heldout, "data.heldout", length)
 
 
 def sft(cfg: RunConfig) -> None:
@@ -50,6 +52,7 @@ def sft(cfg: RunConfig) -> None:
             f"mmsr1 sft wants a supervised algorithm (algorithm.name: sft), not {cfg.algorithm.name}; mmsr1 train runs GRPO"
         )
     model(cfg.model.path, "model.path", cfg.model.family)
+    layout(cfg)
     checkpoint(Path(cfg.output))
     if cfg.sft.source != "atlas" and not Path(cfg.sft.source).is_file():
         raise UsageError(f"sft.source: no file of demonstrations at {cfg.sft.source}")
@@ -62,7 +65,7 @@ def evaluate(cfg: RunConfig, *, engine: bool) -> None:
     local_services(cfg, engine=engine)
     if not cfg.data.heldout:
         raise UsageError("data.heldout names no parquet file to evaluate on")
-    rows(cfg.data.heldout, "data.heldout", cfg.data.bad_rows)
+    check_rows(cfg, cfg.data.heldout, "data.heldout", prompt_length(cfg))
 
 
 def model(path: str, key: str, family: str | None = None) -> None:
@@ -71,6 +74,11 @@ def model(path: str, key: str, family: str | None = None) -> None:
     from megatron_mmsr1.sync.checkpoint import tensors
 
     directory = Path(path)
+    if not directory.exists() and re.fullmatch(r"[\w.-]+/[\w.-]+", path):
+        raise UsageError(
+            f"{key}: there is no directory {path}. If it is a name on the Hugging Face hub, fetch it first and name the "
+            f"directory: hf download {path} --local-dir models/{directory.name}, then {key}=models/{directory.name}"
+        )
     of_checkpoint(directory, family, key)
     try:
         tensors(directory)
@@ -153,28 +161,6 @@ def search(cfg: RunConfig) -> None:
             "would be given up before its partial result is there; lower the one or raise the other"
         )
     check(s)
-
-
-def rows(paths: Sequence[str], key: str, bad_rows: str) -> None:
-    """Read every row once. The first bad one raises UsageError; with bad_rows="skip" they are counted aloud."""
-    from megatron_mmsr1.data.dataset import PromptDataset
-    from megatron_mmsr1.data.rows import BadRow
-
-    data = PromptDataset(paths)
-    if len(data) > MANY_ROWS:
-        print(f"reading the {len(data)} rows of {key} once ...", file=sys.stderr, flush=True)
-    bad: list[BadRow] = []
-    for i in range(len(data)):
-        try:
-            data[i]
-        except BadRow as e:
-            if bad_rows == "error":
-                raise UsageError(f"{key}: {e}; mend the row, or leave such rows out with data.bad_rows=skip") from None
-            bad.append(e)
-    if paths and len(bad) == len(data):
-        raise UsageError(f"{key}: not one usable row in {', '.join(paths)}" + (f"; the first: {bad[0]}" if bad else ""))
-    if bad:
-        print(f"{key}: {len(bad)} of {len(data)} rows are left out, the first: {bad[0]}", file=sys.stderr, flush=True)
 
 
 def servers(cfg: RunConfig, *, engine: bool = True) -> None:
