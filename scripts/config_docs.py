@@ -1,8 +1,9 @@
-"""Write docs/configuration.md from the typed settings: `python scripts/config_docs.py` (a test fails when it is stale)."""
+"""Write docs/configuration.md from the typed settings: `python scripts/config_docs.py`; `--check` fails when it is stale."""
 
 from __future__ import annotations
 
 import importlib
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -94,5 +95,7 @@ def _default(field: Any) -> str:
 
 
 if __name__ == "__main__":
+    if sys.argv[1:] == ["--check"]:
+        sys.exit(TARGET.read_text() != render() and f"{TARGET} is stale: run python scripts/config_docs.py")
     TARGET.write_text(render())
     print(f"wrote {TARGET}")

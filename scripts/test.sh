@@ -2,26 +2,29 @@
 # Install what the tests need, check the style and the types, run the tests. Arguments go on to pytest.
 #
 #   ./scripts/test.sh                    what CI runs: all but the slow tests and those for a GPU
+#   ./scripts/test.sh --fast             the tests that start no engine, server, ranks or browser: about a minute
 #   ./scripts/test.sh --slow             the slow ones too        ./scripts/test.sh --gpu    those for a GPU too
 #   ./scripts/test.sh tests/test_cli.py  one file                 ./scripts/test.sh -k resume -x
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
 marks="" arguments=()
-slow=no gpu=no
+slow=no gpu=no fast=no
 for argument in "$@"; do
   case "$argument" in
     --slow) slow=yes ;;
     --gpu) gpu=yes ;;
+    --fast) fast=yes ;;
     *) arguments+=("$argument") ;;
   esac
 done
 if [[ $slow == no ]]; then marks="not slow"; fi
 if [[ $gpu == no ]]; then marks="${marks:+$marks and }not gpu"; fi
+if [[ $fast == yes ]]; then marks="$marks and not process"; fi
 
 venv="$(./scripts/env.sh)"
 export PATH="$venv/bin:$PATH" PYTHONPATH="$PWD${PYTHONPATH:+:$PYTHONPATH}"
-./scripts/browser.sh >/dev/null
+if [[ $fast == no ]]; then ./scripts/browser.sh >/dev/null; fi
 ruff check .
 ruff format --check .
 pyright --pythonpath "$venv/bin/python"

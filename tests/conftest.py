@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 settings.register_profile("mmsr1", deadline=None, derandomize=os.environ.get("MMSR1_DRAW") != "1")
 settings.load_profile("mmsr1")
 
+pytest_plugins = ["suite"]
+
 # What the engine says under each checkpoint. "chain" searches or answers, each a third of the time; "pads" wants to say
 # nothing but image pads.
 CHECKPOINTS: dict[str, dict[str, object]] = {
