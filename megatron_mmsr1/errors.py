@@ -55,6 +55,8 @@ def exit_with_message(main: Callable[[], None]) -> NoReturn:
         _leave(str(e), code)
     except KeyboardInterrupt:
         code = 130
+    except SystemExit as e:  # argparse, after --help or a wrong flag
+        code = e.code if isinstance(e.code, int) else 0 if e.code is None else 1
     except BaseException as e:
         code = 1
         traceback.print_exc()
@@ -66,6 +68,23 @@ def exit_with_message(main: Callable[[], None]) -> NoReturn:
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(code)
+
+
+# What a person's path does to a file operation. Other errors of the system are not theirs.
+_OF_A_PATH = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.EEXIST}
+_OF_A_DISK = {errno.ENOSPC, errno.EDQUOT}
+
+
+def of_a_file(error: BaseException) -> tuple[str, int] | None:
+    """(message, exit code) for an OSError about a file that a person can mend; None for any other error."""
+    if not isinstance(error, OSError) or error.filename is None:
+        return None
+    where = str(error.filename2 or error.filename)
+    if error.errno in _OF_A_PATH:
+        return f"{where}: {error.strerror}: name another path, or make this one readable and writable", 2
+    if error.errno in _OF_A_DISK:
+        return f"{where}: {error.strerror}: make room, then the same command goes on", 1
+    return None
 
 
 def _leave(message: str, code: int) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import errno
 import json
 import pickle
 import shlex
@@ -61,12 +62,32 @@ def test_overrides_may_stand_on_either_side_of_a_flag() -> None:
     assert (args.override, args.policies) == (["a.b=1", "c.d=2"], True)
 
 
-@pytest.mark.parametrize("argv", [["train"], ["eval", "c.yaml", "--polices"], ["report", "a", "b"], ["no-such-verb"], []])
+@pytest.mark.parametrize("argv", [["train"], ["eval", "c.yaml", "--polices"], ["report", "a", "b"], ["no-such-verb"]])
 def test_wrong_usage_is_2(argv: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as e:
         cli.main(argv)
     assert e.value.code == 2
     assert "usage: mmsr1" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("argv", [[], ["search"], ["atlas"], ["prompts"]])
+def test_a_command_or_a_group_alone_shows_its_help(argv: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(argv) == 0
+    shown = capsys.readouterr()
+    assert shown.out.startswith(" ".join(["usage: mmsr1", *argv])) and "verbs:" in shown.out and shown.err == ""
+
+
+def test_only_what_must_be_given_is_called_required(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        cli.main(["train"])
+    assert "required: CONFIG\n" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("port", ["99999", "-1", "http", "65536"])
+def test_a_port_that_is_none_is_refused_by_the_parser(port: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as e:
+        cli.main(["search", "serve", "corpus=x", f"--port={port}"])
+    assert e.value.code == 2 and "is no port" in capsys.readouterr().err
 
 
 def run(*argv: str, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
@@ -91,6 +112,7 @@ def test_a_misspelt_key_is_named_with_what_was_meant(tmp_path: Path) -> None:
         (["export", "no-run", "out"], "nothing at no-run"),
         (["atlas", "inspect", "no-world"], "nothing at no-world"),
         (["atlas", "build", "out", "entitees=5"], "entities"),
+        (["atlas", "inspect", "."], "`mmsr1 atlas build .` makes one"),
         (["search", "serve"], "corpus=DIRECTORY"),
         (["search", "query"], "give a text, or --image"),
         (["search", "query", "--image", "none.png"], "nothing at none.png"),
@@ -127,6 +149,45 @@ def test_exit_codes(
     assert cli.main(["doctor"]) == code
     shown = capsys.readouterr().err
     assert says in shown and "Traceback" not in shown
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "says"),
+    [
+        (PermissionError(errno.EACCES, "Permission denied", "/root/x"), 2, "/root/x: Permission denied: name another path"),
+        (FileExistsError(errno.EEXIST, "File exists", "world"), 2, "world: File exists"),
+        (OSError(errno.ENOSPC, "No space left on device", "runs/x"), 1, "runs/x: No space left on device: make room"),
+    ],
+)
+def test_a_path_that_cannot_be_used_is_no_defect_of_ours(
+    error: OSError, code: int, says: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(cli, "_doctor", raising(error))
+    monkeypatch.delenv("MMSR1_DEBUG", raising=False)
+    assert cli.main(["doctor"]) == code
+    shown = capsys.readouterr().err
+    assert says in shown and "should not have happened" not in shown
+
+
+def test_a_world_is_not_built_into_a_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "file").write_text("mine")
+    assert cli.main(["atlas", "build", str(tmp_path / "file")]) == 2
+    assert "is a file" in capsys.readouterr().err and (tmp_path / "file").read_text() == "mine"
+
+
+@pytest.mark.parametrize(("argv", "code"), [(["--help"], 0), (["--no-such-flag"], 2)])
+def test_the_ranks_program_explains_itself(argv: list[str], code: int) -> None:
+    done = subprocess.run([sys.executable, "-c", RANKS, *argv], capture_output=True, text=True, check=False)
+    assert done.returncode == code and "should not" not in done.stderr and "Traceback" not in done.stderr
+    assert "usage: ranks" in done.stdout + done.stderr
+
+
+# As megatron_mmsr1.train runs, without what it imports.
+RANKS = """
+import argparse
+from megatron_mmsr1.errors import exit_with_message
+exit_with_message(lambda: argparse.ArgumentParser(prog="ranks").parse_args())
+"""
 
 
 def test_a_defect_leaves_its_traceback_in_the_run(

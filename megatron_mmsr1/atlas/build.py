@@ -60,7 +60,7 @@ def load_world(path: Path) -> World:
     """The world that a directory of `build` holds. Raises UsageError if there is none."""
     file = path / "world.json"
     if not file.is_file():
-        raise UsageError(f"no world at {path}: `mmsr1 atlas build --out {path}` makes one")
+        raise UsageError(f"no world at {path}: `mmsr1 atlas build {path}` makes one")
     data = json.loads(file.read_text())
     split = {name: [_entity(e) for e in data[name]] for name in ("known", *SPLITS)}
     return World(AtlasSpec.model_validate(data["spec"]), **split)

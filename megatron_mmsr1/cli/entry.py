@@ -16,7 +16,7 @@ import megatron_mmsr1.cli.plugins as plugin_verbs
 import megatron_mmsr1.cli.search as search_verbs
 import megatron_mmsr1.cli.serve as serve_verbs
 from megatron_mmsr1.cli.parts import Format, existing, group, verb, with_config
-from megatron_mmsr1.errors import RunError, UsageError
+from megatron_mmsr1.errors import RunError, UsageError, of_a_file
 
 if TYPE_CHECKING:
     from megatron_mmsr1.config import RunConfig
@@ -39,6 +39,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     except Exception as e:
         if os.environ.get("MMSR1_DEBUG") == "1":
             raise
+        if said := of_a_file(e):
+            return _say(*said)
         return _say(_report_defect(e, getattr(args, "output", None)), 1)
     return 0
 
@@ -47,10 +49,12 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     """Arguments of a verb. A key=value may also follow a flag, which argparse alone does not understand."""
     parser = build_parser()
     args, rest = parser.parse_known_args(argv)
+    if not hasattr(args, "run"):  # a group alone: what can follow it
+        args.run = lambda found: found.group.print_help()
     if rest and (not hasattr(args, "override") or any(r.startswith("-") for r in rest)):
         parser.error(f"unrecognized arguments: {' '.join(rest)}")
     if rest:
-        args.override += rest
+        args.override = [*args.override, *rest]
     return args
 
 
@@ -103,7 +107,10 @@ def _eval(args: argparse.Namespace) -> None:
 def _export(args: argparse.Namespace) -> None:
     from megatron_mmsr1.run.export import export
 
-    export(existing(args.source), Path(args.out))
+    source = existing(args.source)
+    print(f"exporting {source} to {args.out} ...", file=sys.stderr, flush=True)
+    export(source, Path(args.out))
+    print(f"wrote {args.out}; serve it: mmsr1 serve {args.out}")
 
 
 def _atlas_build(args: argparse.Namespace) -> None:
@@ -114,7 +121,15 @@ def _atlas_build(args: argparse.Namespace) -> None:
     knobs: dict[str, Any] = {}
     for item in args.override:
         config.override(knobs, item)
-    build(load_spec(None, **knobs), Path(args.out))
+    spec, out = load_spec(None, **knobs), Path(args.out)
+    if out.exists() and not out.is_dir():
+        raise UsageError(f"{out} is a file: name a directory to build the world in")
+    print(
+        f"building a world of {spec.entities} entities in {out}: pictures, questions, pages, model ...",
+        file=sys.stderr,
+        flush=True,
+    )
+    build(spec, out)
     print(f"wrote {args.out}; look at it: mmsr1 atlas inspect {args.out}")
 
 
@@ -154,7 +169,8 @@ def build_parser() -> argparse.ArgumentParser:
         formatter_class=Format,
     )
     parser.add_argument("--version", action=_Version, help="print the version and exit")
-    verbs = parser.add_subparsers(title="verbs", metavar="VERB", required=True)
+    parser.set_defaults(group=parser)
+    verbs = parser.add_subparsers(title="verbs", metavar="VERB")
 
     for name, run, what, example in (
         ("train", _train, "train by GRPO over real search", "mmsr1 train configs/atlas.yaml train.steps=20 output=runs/short"),
@@ -167,11 +183,15 @@ def build_parser() -> argparse.ArgumentParser:
             verbs,
             "eval",
             _eval,
-            "evaluate a model on held-out questions",
-            "mmsr1 eval configs/atlas.yaml model.path=runs/atlas/model --policies",
+            "evaluate a model, or the scripted policies, on held-out questions",
+            "mmsr1 eval configs/atlas.yaml model.path=runs/atlas/model",
         )
     )
-    p.add_argument("--policies", action="store_true", help="evaluate the scripted baselines too (Atlas worlds only)")
+    p.add_argument(
+        "--policies",
+        action="store_true",
+        help="evaluate the scripted policies in the model's place (Atlas worlds only; no engine)",
+    )
 
     p = verb(verbs, "export", _export, "write a Hugging Face checkpoint of a run", "mmsr1 export runs/atlas runs/atlas-hf")
     p.add_argument("source", metavar="RUN_OR_CHECKPOINT", help="a run (its latest checkpoint) or one checkpoint directory")
@@ -190,7 +210,9 @@ def build_parser() -> argparse.ArgumentParser:
         "mmsr1 atlas build data/atlas entities=300 seed=1",
     )
     p.add_argument("out", metavar="OUT", help="directory to write")
-    p.add_argument("override", metavar="key=value", nargs="*", help="knobs of the world, e.g. entities=300 homonyms=0.1")
+    p.add_argument(
+        "override", metavar="key=value", nargs="*", default=[], help="knobs of the world, e.g. entities=300 homonyms=0.1"
+    )
     p = verb(atlas, "inspect", _atlas_inspect, "print what a world holds", "mmsr1 atlas inspect build/atlas")
     p.add_argument("directory", metavar="DIR", help="what atlas build wrote")
 

@@ -27,12 +27,13 @@ def verb(
 
 def group(verbs: Verbs[argparse.ArgumentParser], name: str, what: str) -> Verbs[argparse.ArgumentParser]:
     p = verbs.add_parser(name, help=what, description=f"{what[0].upper()}{what[1:]}.", formatter_class=Format)
-    return p.add_subparsers(title="verbs", metavar="VERB", required=True)
+    p.set_defaults(group=p)
+    return p.add_subparsers(title="verbs", metavar="VERB")
 
 
 def with_config(p: argparse.ArgumentParser) -> argparse.ArgumentParser:
     p.add_argument("config", metavar="CONFIG", help="a run as YAML (configs/ holds examples)")
-    p.add_argument("override", metavar="key=value", nargs="*", help=KEY_VALUE)
+    p.add_argument("override", metavar="key=value", nargs="*", default=[], help=KEY_VALUE)
     return p
 
 
@@ -43,3 +44,10 @@ def existing(path: str) -> Path:
     if not Path(path).exists():
         raise UsageError(f"there is nothing at {path}")
     return Path(path)
+
+
+def port(text: str) -> int:
+    """A TCP port as argparse reads it, 0 for any free one."""
+    if not text.isdecimal() or not 0 <= int(text) <= 65535:
+        raise argparse.ArgumentTypeError(f"{text} is no port: 0 (any) to 65535")
+    return int(text)

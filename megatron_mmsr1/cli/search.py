@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from megatron_mmsr1.cli.parts import Verbs, existing, group, verb, with_config
+from megatron_mmsr1.cli.parts import Verbs, existing, group, port, verb, with_config
 from megatron_mmsr1.errors import UsageError
 
 if TYPE_CHECKING:
@@ -23,10 +23,12 @@ def add(verbs: Verbs[argparse.ArgumentParser]) -> None:
     search = group(verbs, "search", "serve search, ask it, keep what it answered, and know what it costs")
 
     p = verb(search, "serve", _serve, "serve text and image search", "mmsr1 search serve corpus=build/atlas")
-    p.add_argument("override", metavar="key=value", nargs="*", help="of the `search:` section: corpus=DIR text.backend=serper")
+    p.add_argument(
+        "override", metavar="key=value", nargs="*", default=[], help="of the `search:` section: corpus=DIR text.backend=serper"
+    )
     p.add_argument("--config", metavar="RUN.yaml", help="take the `search:` section of this run")
     p.add_argument("--host", default="127.0.0.1", help="address to listen on (default: %(default)s)")
-    p.add_argument("--port", type=int, default=PORT, help="port to listen on, 0 for any (default: %(default)s)")
+    p.add_argument("--port", type=port, default=PORT, help="port to listen on, 0 for any (default: %(default)s)")
     _json(p, "say on one line of JSON where it listens")
 
     p = verb(search, "query", _query, "ask a search server", 'mmsr1 search query "Where does the Velo river end?"')

@@ -14,7 +14,9 @@ _STATE = "directory for logs and the search's store (default: %s)"
 def add(verbs: Verbs[argparse.ArgumentParser]) -> None:
     p = verb(verbs, "serve", _serve, "serve a model with live search", "mmsr1 serve runs/atlas/model search.corpus=build/atlas")
     p.add_argument("model", metavar="MODEL", nargs="?", help="a checkpoint, with its serving.yaml if there is one")
-    p.add_argument("override", metavar="key=value", nargs="*", help="settings that replace the file's, e.g. gateway.port=9000")
+    p.add_argument(
+        "override", metavar="key=value", nargs="*", default=[], help="settings that replace the file's, e.g. gateway.port=9000"
+    )
     p.add_argument("--config", metavar="FILE", help="settings to use instead of the checkpoint's serving.yaml")
     p.add_argument(
         "--engine", metavar="URL", action="append", default=[], help="an SGLang server that runs already (again for more)"
@@ -26,7 +28,9 @@ def add(verbs: Verbs[argparse.ArgumentParser]) -> None:
     p.add_argument("--state", metavar="DIR", help=_STATE % "build/serve/NAME")
 
     p = verb(verbs, "demo", _demo, "see a small model search, in the browser", "mmsr1 demo --open gateway.port=9000")
-    p.add_argument("override", metavar="key=value", nargs="*", help="settings of serve, e.g. search.text.backend=serper")
+    p.add_argument(
+        "override", metavar="key=value", nargs="*", default=[], help="settings of serve, e.g. search.text.backend=serper"
+    )
     p.add_argument("--open", action="store_true", help="open the browser when it is ready")
     p.add_argument("--state", metavar="DIR", help=_STATE % "build/demo")
 

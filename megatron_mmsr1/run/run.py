@@ -6,6 +6,7 @@ says torch.cuda or imports megatron.core: that is megatron/'s.
 
 from __future__ import annotations
 
+from collections import Counter
 from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
@@ -98,6 +99,11 @@ class Run:
                 f"all {len(trajectories)} trajectories of step {self.step} failed in the engine or the search server; "
                 f"see {self.out}/logs and the rollout dump"
             )
+        if not any(t.sampled_tokens for t in good):
+            raise RunError(
+                f"step {self.step}: not one token was sampled in {len(good)} trajectories ({_ends(good)}): there is nothing to "
+                "train on. Raise protocol.max_prompt_tokens or protocol.max_response_tokens, or lower model.max_pixels"
+            )
         kept, values = self.actor.algorithm.select([float(t.reward or 0.0) for t in good], [t.group_id for t in good])
         return [good[i] for i in kept], values
 
@@ -186,3 +192,8 @@ class Run:
                 self.worker.close()
         if self.logger:
             self.logger.close()
+
+
+def _ends(trajectories: list[Trajectory]) -> str:
+    """How they ended, the most frequent first: "8 out_of_tokens"."""
+    return ", ".join(f"{n} {status}" for status, n in Counter(str(t.status) for t in trajectories).most_common())

@@ -38,6 +38,8 @@ class StepLog:
             return
         grpo = not self.cfg.algorithm.supervised
         row: dict[str, float] = dict(metrics)
+        if "train_seconds" in metrics:
+            seconds = seconds | {"train": metrics["train_seconds"]}
         row |= {f"seconds/{k}": v for k, v in seconds.items()}
         if grpo:
             row |= rollout_metrics(trajectories, self.cfg.protocol)
