@@ -82,8 +82,7 @@ async def open_group(context: Context, prompt: Prompt) -> Opening:
 def opening_tokens(context: Context, prompt: Prompt) -> int:
     """Tokens of the first prompt, pictures included, from the sizes that their headers say. ImageError as `open_group`."""
     segments = context.protocol.first_message(context.prompts, prompt.question, len(prompt.images))
-    ids = protocol.encode(context.tokenizer, segments, context.protocol.tags)
-    return len(ids) + sum(context.picture_tokens(data) - 1 for data in prompt.images)
+    return len(context.encode(segments)) + sum(context.picture_tokens(data) - 1 for data in prompt.images)
 
 
 async def run_trajectory(

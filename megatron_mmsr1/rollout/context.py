@@ -149,11 +149,14 @@ class Context:
         h, w = canonical_size(height, width, self.pictures, **limits)
         return self.pictures.tokens((1, h // self.pictures.patch, w // self.pictures.patch))
 
+    def encode(self, segments: list[Segment]) -> list[int]:
+        """Token ids of segments, a single pad a picture."""
+        tokens = self.family.tokens
+        return protocol.encode(self.tokenizer, segments, (*self.protocol.tags, *tokens.tags), picture=tokens.picture)
+
     def message(self, segments: list[Segment], images: list[CanonicalImage], originals: Sequence[bytes] = ()) -> Message:
         """Token ids of a message and its pictures, as one. Raises ValueError if their numbers differ."""
-        tokens = self.family.tokens
-        tags = (*self.protocol.tags, *tokens.tags)
-        ids = protocol.encode(self.tokenizer, segments, tags, picture=tokens.picture)
+        ids = self.encode(segments)
         pads = [self.pictures.tokens(i.grid_thw) for i in images]
         shown = "".join("<image>" if s.kind == "image" else s.text for s in segments)
         return Message(expand_pads(ids, self.pad_id, pads), shown, images, list(originals))
