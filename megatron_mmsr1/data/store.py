@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import hashlib
-import os
-import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from megatron_mmsr1.data.files import write_bytes
 from megatron_mmsr1.errors import RunError
 
 if TYPE_CHECKING:
@@ -33,16 +32,7 @@ class ImageStore:
             return sha
         path = self._path(self.root, sha)
         if not path.exists():
-            path.parent.mkdir(parents=True, exist_ok=True)
-            handle, name = tempfile.mkstemp(dir=path.parent, prefix=".", suffix=".part")
-            try:
-                with os.fdopen(handle, "wb") as f:
-                    f.write(png)
-                os.chmod(name, 0o644)  # mkstemp's files are private; a store is shared
-                os.replace(name, path)
-            except OSError:
-                Path(name).unlink(missing_ok=True)
-                raise
+            write_bytes(path, png, sync=False)
         return sha
 
     def get(self, sha: str) -> bytes:

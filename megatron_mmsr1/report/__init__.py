@@ -6,9 +6,9 @@ security policy forbids it), and every text that a model, a page or a question w
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
+from megatron_mmsr1.data.files import write_text
 from megatron_mmsr1.report.examples import Example, choose
 from megatron_mmsr1.report.gather import RunData, gather
 from megatron_mmsr1.report.plots import plots
@@ -25,7 +25,5 @@ def report(run_directory: str | Path) -> Path:
     data = gather(Path(run_directory))
     html = render(data, plots(data.metrics), choose(data, EXAMPLES))
     target = data.directory / "report.html"
-    fresh = target.with_suffix(".new")
-    fresh.write_text(html, encoding="utf-8")
-    os.replace(fresh, target)
+    write_text(target, html)
     return target
