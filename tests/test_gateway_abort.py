@@ -78,7 +78,7 @@ def test_a_closed_stream_frees_its_place_in_the_engine(gateway, engine):
     with stream(gateway) as chunks:
         for _, _chunk in zip(range(5), chunks, strict=False):
             pass
-        assert engine_load(engine.url) == 1
+        eventually(lambda: engine_load(engine.url) == 1)  # what the engine tells of itself lags behind its first tokens
     assert eventually(lambda: idle(gateway, engine)) < FREED_S
     assert gateway.gateway.metrics.disconnects._value.get() >= 1
 
@@ -125,7 +125,8 @@ def test_places_are_bounded_who_waits_gets_one_and_the_rest_is_told_when_to_come
         for t in waiting:
             t.start()
         eventually(lambda: limits.inside == 4)
-        assert limits.answering == 2 and engine_load(engine.url) == 2
+        assert limits.answering == 2
+        eventually(lambda: engine_load(engine.url) == 2)
         with pytest.raises(openai.RateLimitError) as e:
             stream(gateway)
         assert e.value.code == "overloaded" and int(e.value.response.headers["retry-after"]) >= 1
