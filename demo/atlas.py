@@ -7,6 +7,7 @@ from pathlib import Path
 
 from demo.steps import Exchange
 from megatron_mmsr1.config import ENGINE, ModelConfig, ProtocolConfig, SearchConfig
+from megatron_mmsr1.tools import settings_for
 from serving.settings import GatewaySection, ServeConfig
 
 CHECKPOINT = Path(__file__).parent.parent / "megatron_mmsr1" / "atlas" / "checkpoints" / "tilted"
@@ -39,6 +40,7 @@ def prepare(directory: str | Path) -> ServeConfig:
             prompts="atlas", max_rounds=3, image_searches=1, text_searches=2, top_k=2,
             max_prompt_tokens=512, max_turn_tokens=24, max_response_tokens=320,
         ),
+        tools={"crop": settings_for("crop", {"limit": 1})},
         engine=ENGINE.make({"sglang": {"max_total_tokens": 32768}}),
         search=SearchConfig(corpus=str(world), text_top_sentences=1),
         gateway=GatewaySection(name="atlas"),
@@ -54,6 +56,7 @@ WANTED = (
     ("image", "name"),
     ("text", "ruler"),
     ("picture", "charge shape"),
+    ("crop", "charge colour"),
     ("known", "founded"),
 )
 
