@@ -13,7 +13,7 @@ import tiny_checkpoint
 from hypothesis import settings
 
 if TYPE_CHECKING:
-    from megatron_mmsr1.rollout.engines.sglang.server import Engine
+    from megatron_mmsr1.procs.service import Service
 
 # No failure may depend on the clock, nor on what happens to be drawn for a change that has nothing to do with it: the
 # examples are the same each time. MMSR1_DRAW=1 draws new ones.
@@ -46,15 +46,16 @@ def checkpoints(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     return {name: tiny_checkpoint.write(root / name, **options) for name, options in CHECKPOINTS.items()}  # type: ignore[arg-type]
 
 
-def launch_engine(checkpoint: Path, log: Path) -> Engine:
+def launch_engine(checkpoint: Path, log: Path) -> Service:
     from megatron_mmsr1.rollout.engines.sglang import SGLangSettings
     from megatron_mmsr1.rollout.engines.sglang.server import launch
 
-    return launch(checkpoint, SGLangSettings(sglang={"max_total_tokens": 16384}), log)
+    # The contract updates the vision tower, and so nothing may keep features of pictures.
+    return launch(checkpoint, SGLangSettings(sglang={"max_total_tokens": 16384}), log, trains_pictures=True)
 
 
 @pytest.fixture(scope="session")
-def engine(checkpoints: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Engine]:
+def engine(checkpoints: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
     """A real SGLang server that starts with the checkpoint "random". Tests that care call `weights` first."""
     with launch_engine(checkpoints["random"], tmp_path_factory.mktemp("engine") / "engine.log") as server:
         yield server
@@ -64,13 +65,13 @@ _versions = itertools.count(1)
 
 
 @pytest.fixture
-def weights(engine: Engine, checkpoints: dict[str, Path]) -> Callable[[str], int]:
+def weights(engine: Service, checkpoints: dict[str, Path]) -> Callable[[str], int]:
     """Puts a checkpoint into the engine by name, under a version never used before, and returns that version."""
-    from megatron_mmsr1.sync.disk import DiskSync
+    from megatron_mmsr1.rollout.engines.sglang.control import SGLangControl
 
     def load(name: str) -> int:
         version = next(_versions)
-        DiskSync([engine.url]).push(checkpoints[name], version)
+        SGLangControl(engine.url).load(checkpoints[name], version)
         return version
 
     return load
@@ -86,7 +87,7 @@ def atlas_world(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def atlas_engine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Engine]:
+def atlas_engine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
     """A real SGLang server of the shipped Atlas checkpoint, which nobody gives other weights."""
     from loop_fixtures import COLD_START
 

@@ -168,7 +168,7 @@ def kept_alive(gateway) -> None:
 
 # ---------------------------------------------------------------------------------------------------------------- kill -9
 def kill(engine) -> None:
-    for pid in [engine.process.pid, *descendants(engine.process.pid)]:
+    for pid in [engine.child.pid, *descendants(engine.child.pid)]:
         with contextlib.suppress(ProcessLookupError):
             os.kill(pid, signal.SIGKILL)
 

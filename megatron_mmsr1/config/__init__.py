@@ -23,6 +23,7 @@ from megatron_mmsr1.errors import UsageError
 from megatron_mmsr1.plugins.settings import PartSettings
 
 ENGINE = PartSettings("megatron_mmsr1.rollout.engines", "sglang")
+SYNC = PartSettings("megatron_mmsr1.sync.transports", "disk")
 REWARD = PartSettings("megatron_mmsr1.reward", "mmsearch")
 
 _PROMPTS = Path(__file__).parent.parent / "protocol" / "prompts"
@@ -193,7 +194,10 @@ class TrainConfig(Section):
     eval_max_failed: float = Field(
         default=0.02, ge=0, le=1, description="share of an evaluation's questions that may fail in the engine or a tool"
     )
-    sync: Literal["disk"] = "disk"
+    sync: Annotated[SerializeAsAny[Section], SYNC] = Field(
+        default_factory=SYNC.make,
+        description="how weights reach the engines: disk, tensors, or your own; name, or name and settings",
+    )
     keep_weights: int = Field(default=2, gt=0, description="exported weight versions that stay on disk")
     mode: Literal["full", "rollout-only", "train-only"] = "full"
     replay: str | None = Field(default=None, description="train-only: the dump directory whose rollouts are trained on")
@@ -237,7 +241,7 @@ class RunConfig(Section):
     algorithm: AlgorithmConfig = AlgorithmConfig()
     optimizer: OptimizerConfig = OptimizerConfig()
     megatron: MegatronConfig = MegatronConfig()
-    train: TrainConfig = TrainConfig()
+    train: TrainConfig = Field(default_factory=TrainConfig)
     sft: SftConfig = SftConfig()
     logging: LoggingConfig = LoggingConfig()
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import gc
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -138,6 +138,10 @@ class MegatronActor:
         return [z for _, z in sorted(self.parallel.gather_from_speakers(found), key=lambda item: item[0])]
 
     # ---------------------------------------------------------------------------------------------------- persistence
+    def weights(self) -> Iterator[tuple[str, Tensor]]:
+        """Every weight whole, on the CPU, by its Hugging Face name, one at a time. Collective: every rank goes to the end."""
+        yield from self.model.bridge.export_hf_weights(self.model.chunks, cpu=True, show_progress=False)
+
     def export(self, directory: str | Path, *, step: int | None = None) -> None:
         """Write the policy as a Hugging Face checkpoint, complete or not at all (`export.py`)."""
         export.write(self.model, Path(self.cfg.model.path), Path(directory), self.parallel, step=step)

@@ -66,8 +66,7 @@ class Run:
         self.weights = Weights(cfg, self.actor, engines)
         self.evaluations = Evaluations(cfg, self.parallel, self.worker, self.actor.weights_id, self.watch, self.logger)
         self.step_log = StepLog(cfg, self.logger, self.watch, skipped_rows=0 if dataset is None else dataset.skipped)
-        if self.step or cfg.engine.urls:  # engines of our own hold the model of step 0; others, whatever they last got
-            self.publish(self.step)
+        self.publish(self.step)  # whatever the engines hold: they may be somebody else's, or have served another run
 
     # ------------------------------------------------------------------------------------------------------- the steps
     def rollout(self, step: int) -> list[Trajectory]:

@@ -49,7 +49,10 @@ def services(cfg: RunConfig, *, engine: bool = True) -> Iterator[Services]:
                 logs / "engine.log",
                 seed=cfg.seed,
                 trains_pictures=not cfg.model.vision_frozen,
+                follow=Path(cfg.output) / "weights",
             )
+            # One that dies or hangs is replaced: its turns wait for it, and it serves the weights published last.
+            started.watch(lambda line: print(line, file=sys.stderr, flush=True))
             stack.callback(started.stop)
             checks.append(started.check)
             engines = [started.url]

@@ -33,11 +33,13 @@ def run_ranks(
     What the first of them to fail reported is raised here, as its own kind of error; RunError too for ranks that were killed.
     """
     threads = cfg.train.threads_per_rank or max(1, (os.cpu_count() or 1) // cfg.train.ranks)
-    argv = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", str(cfg.train.ranks)]
+    argv = [sys.executable, "-m", "megatron_mmsr1.procs.torchrun", "--nproc-per-node", str(cfg.train.ranks)]
     argv += ["--master-addr", HOST, "--master-port", str(free_port()), "-m", module, *args]
     report = log.with_name("failure.json")
     report.unlink(missing_ok=True)
-    ours = {"OMP_NUM_THREADS": str(threads), "PYTHONUNBUFFERED": "1", REPORT: str(report.resolve())}
+    # All ranks are here: what they listen on is for this machine alone (procs/bound_store.py).
+    ours = {} if "GLOO_SOCKET_IFNAME" in os.environ else {"GLOO_SOCKET_IFNAME": "lo"}
+    ours |= {"OMP_NUM_THREADS": str(threads), "PYTHONUNBUFFERED": "1", REPORT: str(report.resolve())}
     with Service(Command(name="ranks", argv=argv, log=log, env={**ours, **(env or {})})).start() as ranks:
         try:
             try:

@@ -60,6 +60,11 @@ class Running(Protocol):
         """Raises RunError, with the end of the log, once the engine has died or no longer generates."""
         ...
 
+    def watch(self, say: Callable[[str], None]) -> Any:
+        """From now on start it again, at the same URL, when it dies or hangs; `say` is told so. `check` then raises only once
+        starting it came to nothing several times in a row."""
+        ...
+
     def stop(self) -> None:
         """End it with everything it started; harmless if it has ended."""
         ...
@@ -199,12 +204,14 @@ class Engine(Protocol):
         version: int = 0,
         trains_pictures: bool = False,
         port: int | None = None,
+        follow: Path | None = None,
         progress: Callable[[float], None] | None = None,
     ) -> Running:
         """Start an engine that serves the checkpoint in `model` as `version` and return once it has generated a token.
 
         `trains_pictures`: the run updates the vision tower or its merger, so no feature of a picture may outlive an update.
-        `port`: where it listens; default: its own setting, else one that is free. `progress` is told
+        `port`: where it listens; default: its own setting, else one that is free. `follow`: the run's directory
+        for weights; started again, the engine serves what was published there last (`sync.published`). `progress` is told
         the seconds waited. Raises UsageError for what the person can mend, RunError with the log's end.
         """
         ...

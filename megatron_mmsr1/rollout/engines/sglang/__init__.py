@@ -32,6 +32,7 @@ class SGLang:
         version: int = 0,
         trains_pictures: bool = False,
         port: int | None = None,
+        follow: Path | None = None,
         progress: Callable[[float], None] | None = None,
     ) -> base.Running:
         from megatron_mmsr1.rollout.engines.sglang.server import launch
@@ -44,6 +45,7 @@ class SGLang:
             version=version,
             trains_pictures=trains_pictures,
             port=port,
+            follow=follow,
             progress=progress,
         )
 

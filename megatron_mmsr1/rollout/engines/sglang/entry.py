@@ -16,6 +16,12 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from megatron_mmsr1.sync import published
+
+if __name__ in ("__main__", "__mp_main__"):
+    from megatron_mmsr1.procs import bound_store
+
+    bound_store.install()
 if __name__ in ("__main__", "__mp_main__") and os.environ.get("SGLANG_USE_CPU_ENGINE") == "1":
     from megatron_mmsr1.rollout.engines.sglang.cpu_shims import use_sgl_kernel
 
@@ -58,6 +64,16 @@ def command_line(arguments: dict[str, Any], parser: argparse.ArgumentParser) -> 
     return argv
 
 
+def with_published(arguments: dict[str, Any]) -> dict[str, Any]:
+    """The arguments without our own `follow`; what it points to, if anything, is the model to serve and its version."""
+    follow = arguments.pop("follow", None)
+    found = published.read(Path(follow)) if follow else None
+    if found is None:
+        return arguments
+    # The tokenizer and the processor are the checkpoint's own: weights are published with all that stood beside them.
+    return arguments | {"model_path": str(found[0]), "weight_version": str(found[1])}
+
+
 def main() -> None:
     from sglang.launch_server import run_server
     from sglang.srt.plugins import load_plugins
@@ -68,7 +84,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="sglang")
     ServerArgs.add_cli_args(parser)
     try:
-        argv = command_line(json.loads(Path(sys.argv[1]).read_text()), parser)
+        argv = command_line(with_published(json.loads(Path(sys.argv[1]).read_text())), parser)
     except ValueError as e:
         print(e, file=sys.stderr, flush=True)
         sys.exit(2)

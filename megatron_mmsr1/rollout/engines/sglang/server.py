@@ -2,52 +2,25 @@
 
 from __future__ import annotations
 
-import contextlib
-import http.client
 import json
 import os
 import sys
-import time
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
 
-from megatron_mmsr1.errors import RunError, UsageError
-from megatron_mmsr1.procs.supervisor import HOST, Child, Supervisor, free_port, require_port, tail
+from megatron_mmsr1.errors import UsageError
+from megatron_mmsr1.procs.http import Unanswered, answers, post
+from megatron_mmsr1.procs.ports import HOST, free_port, require_port
+from megatron_mmsr1.procs.service import Command, Service
 from megatron_mmsr1.rollout.engines.sglang import SGLangSettings
 
 # A scheduler with requests in flight does not end on SIGTERM, and holds nothing worth saving.
 STOP_GRACE_S = 1.0
 NAME = "the engine"
+FOLLOW = "follow"  # an argument of ours among SGLang's (entry.py)
 # What torchrun tells its workers would make SGLang join their process group.
 _FOREIGN = ("RANK", "LOCAL_RANK", "GROUP_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
-
-
-@dataclass(slots=True)
-class Engine:
-    """A server that answers at `url`. A context manager: leaving it stops the server."""
-
-    url: str
-    process: Child
-    supervisor: Supervisor
-    started_s: float  # seconds from launch to the first generated token
-
-    def check(self) -> None:
-        """RunError with the log's last lines if the server has ended."""
-        self.supervisor.check()
-
-    def stop(self) -> None:
-        """End the server with everything it started; harmless if it has ended."""
-        if NAME in self.supervisor.children:
-            self.supervisor.stop(NAME)
-
-    def __enter__(self) -> Engine:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.stop()
 
 
 def launch(
@@ -59,15 +32,17 @@ def launch(
     version: int = 0,
     trains_pictures: bool = False,
     port: int | None = None,
+    follow: Path | None = None,
     progress: Callable[[float], None] | None = None,
-) -> Engine:
+) -> Service:
     """A server of the checkpoint in `model_path` that has generated a token. It dies with this process.
 
     `cfg.sglang` holds SGLang's own arguments, which win over ours. `version` is what it answers that its weights are.
     `trains_pictures` turns off SGLang's cache of picture features, which it never clears: neither an update of the weights nor
     a flush does, and a picture seen before would keep the features of the old vision tower. `port` wins over the argument of
-    that name. `progress` is called about once a second with the seconds waited. Output goes to `log`; SGLang's arguments to
-    `log` with the suffix `.args.json`.
+    that name. `follow`: the run's directory for weights; a server that is started again begins with what was published there
+    last (`sync.published`). `progress` is called now and then with the seconds waited. Output goes to `log`; SGLang's arguments
+    to `log` with the suffix `.args.json`.
 
     Raises UsageError for a path without a model or an argument that SGLang refuses; RunError if the port is taken, the server
     dies, or `cfg.startup_timeout_s` passes, with the end of the log.
@@ -82,65 +57,47 @@ def launch(
     arguments = {"model_path": str(model_path), "host": host, "port": port, "random_seed": seed, **_common(config)}
     if version:
         arguments["weight_version"] = str(version)
+    if follow is not None:
+        arguments[FOLLOW] = str(follow.resolve())
     arguments |= {**(_cpu() if cpu else {}), **native}
     log.parent.mkdir(parents=True, exist_ok=True)
     spec = log.with_suffix(".args.json")
     spec.write_text(json.dumps(arguments, indent=1))
 
-    supervisor = Supervisor(grace_s=STOP_GRACE_S)
-    started = time.monotonic()
-    argv = [sys.executable, "-m", "megatron_mmsr1.rollout.engines.sglang.entry", str(spec)]
-    child = supervisor.start(
-        NAME, ["env", *(f"-u{name}" for name in _FOREIGN), *argv], log=log, env=_environment(cpu, trains_pictures)
+    command = Command(
+        name=NAME,
+        argv=[sys.executable, "-m", "megatron_mmsr1.rollout.engines.sglang.entry", str(spec)],
+        log=log,
+        url=f"http://{host}:{port}",
+        env=_environment(cpu, trains_pictures),
+        without=_FOREIGN,
+        ready=_ready,
+        ready_within_s=cfg.startup_timeout_s,
+        ready_setting="engine.startup_timeout_s",
+        # It samples a token, unless it is sampling others'. One that is paused for an update answers nothing: the limit must be
+        # longer than an update takes.
+        alive=lambda url: answers(f"{url}/health_generate", timeout_s=30.0),
+        hung_after_s=cfg.hung_after_s,
+        refusal="SGLang refuses its arguments",
+        grace_s=STOP_GRACE_S,
     )
-    engine = Engine(f"http://{host}:{port}", child, supervisor, 0.0)
-    try:
-        _wait(engine, cfg.startup_timeout_s, progress)
-        engine.started_s = time.monotonic() - started
-    except BaseException:  # Ctrl-C included: nothing that we started may stay
-        engine.stop()
-        raise
-    return engine
+    return Service(command).start(progress)
 
 
-def _wait(engine: Engine, timeout_s: float, progress: Callable[[float], None] | None) -> None:
-    began = time.monotonic()
-    shown = 0.0
-    child = engine.process
-    while not _generates(engine.url):
-        waited = time.monotonic() - began
-        if child.process.poll() is not None:
-            if child.process.returncode == 2:  # argparse, or our own check of the names
-                raise UsageError(f"SGLang refuses its arguments; the end of {child.log}:\n{tail(child.log, 3)}")
-            raise RunError(child.describe_end())
-        if waited > timeout_s:
-            raise RunError(
-                f"the engine at {engine.url} was not ready within engine.startup_timeout_s={timeout_s:g} s; the end of its log,"
-                f" {child.log}:\n{tail(child.log)}"
-            )
-        if progress and waited - shown >= 1.0:
-            shown = waited
-            progress(waited)
-        time.sleep(0.1)
-    # SGLang tries this itself, but before its socket is open when its warm-up is skipped.
-    _post(engine.url, "/freeze_gc", {}, timeout_s=10)
-
-
-def _generates(url: str) -> bool:
+def _ready(url: str) -> bool:
+    """Whether it generates. Its own warm-up is skipped, and with it the end of that: freezing the garbage collector."""
     body = {"input_ids": [0], "sampling_params": {"max_new_tokens": 1, "temperature": 0}}
-    return _post(url, "/generate", body, timeout_s=60) == 200
+    if not _accepts(url, "/generate", body, timeout_s=60):
+        return False
+    _accepts(url, "/freeze_gc", {}, timeout_s=10)
+    return True
 
 
-def _post(url: str, path: str, body: dict[str, Any], *, timeout_s: float) -> int:
-    """The HTTP status, 0 without an answer."""
-    at = urlsplit(url)
-    connection = http.client.HTTPConnection(str(at.hostname), at.port, timeout=timeout_s)
-    with contextlib.closing(connection):
-        try:
-            connection.request("POST", path, json.dumps(body), {"content-type": "application/json"})
-            return connection.getresponse().status
-        except (OSError, http.client.HTTPException):
-            return 0
+def _accepts(url: str, path: str, body: dict[str, Any], *, timeout_s: float) -> bool:
+    try:
+        return post(url + path, body, timeout_s=timeout_s).ok
+    except Unanswered:
+        return False
 
 
 def _common(config: dict[str, Any]) -> dict[str, Any]:
@@ -175,6 +132,8 @@ def _environment(cpu: bool, trains_pictures: bool) -> dict[str, str]:
         "HF_HUB_OFFLINE": "1",
         "TOKENIZERS_PARALLELISM": "false",
         "PYTHONUNBUFFERED": "1",
+        # Gloo and the rendezvous store (entry.py) listen for this machine alone, unless the person says where.
+        **({} if "GLOO_SOCKET_IFNAME" in os.environ else {"GLOO_SOCKET_IFNAME": "lo"}),
         "SGLANG_TIMEOUT_KEEP_ALIVE": "600",  # by default a connection idle for 5 seconds is closed, perhaps as it is taken up
     }
     if trains_pictures:

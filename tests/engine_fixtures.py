@@ -1,0 +1,49 @@
+"""One running engine of every kind over the tiny checkpoints, for the contracts' tests."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import tiny_checkpoint
+from contracts.engine import EngineUnderTest
+from rollout_fixtures import picture
+
+from megatron_mmsr1.data.images import canonicalize
+from megatron_mmsr1.rollout import engines
+
+TOKENIZER = tiny_checkpoint.tokenizer()
+PAD = TOKENIZER.convert_tokens_to_ids("<|image_pad|>")
+LIMITS = {"min_pixels": 56 * 56, "max_pixels": 28 * 28 * 64}
+KINDS = ("sglang", "transformers")
+
+
+def under_test(kind: str, url: str, checkpoints: dict[str, Path]) -> EngineUnderTest:
+    """A 56x56 picture is 4x4 patches of 14 pixels, merged 2x2: 4 tokens."""
+    return EngineUnderTest(
+        engine=engines.get(kind),
+        url=url,
+        first=checkpoints["random"],
+        second=checkpoints["other"],
+        words=list(range(5, 25)),
+        pad=PAD,
+        picture=canonicalize(picture(1), **LIMITS).png,
+        picture_tokens=4,
+    )
+
+
+@pytest.fixture(scope="session")
+def transformers_engine(checkpoints: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
+    kind = engines.get("transformers")
+    log = tmp_path_factory.mktemp("transformers") / "engine.log"
+    with kind.launch(checkpoints["random"], kind.Settings(), log) as running:
+        yield running
+
+
+@pytest.fixture(params=KINDS)
+def tested(request: pytest.FixtureRequest, checkpoints: dict[str, Path]) -> EngineUnderTest:
+    """An engine of each kind in turn; SGLang's is the session's."""
+    running = request.getfixturevalue("engine" if request.param == "sglang" else "transformers_engine")
+    return under_test(request.param, running.url, checkpoints)
