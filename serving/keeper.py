@@ -17,7 +17,7 @@ WATCH_S = 0.2
 
 
 class Service(Protocol):
-    """`sglang_server.Engine` and `procs.service.Service` are such."""
+    """`procs.service.Service` is such."""
 
     @property
     def url(self) -> str: ...
