@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 def train(run: Run) -> None:
     """GRPO: roll out, score, normalise by group, step, publish the weights; evaluate before and after."""
     run.evaluate("before", at=0)
+    run.evaluate_if_due(run.step)  # a run that was stopped after its checkpoint has not come to it
     for step in range(run.step, run.cfg.train.steps):
         trajectories = run.rollout(step)
         kept, advantages = run.advantages(trajectories)

@@ -65,7 +65,7 @@ class Evaluations:
     def evaluate_if_due(self, step: int) -> None:
         """Collective. After every `train.eval_interval` steps but the last."""
         every = self.cfg.train.eval_interval
-        if every and step % every == 0 and step < self.cfg.train.steps:
+        if every and step % every == 0 and 0 < step < self.cfg.train.steps:
             self.evaluate(step_name(step), step=step)
 
 
