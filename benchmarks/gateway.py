@@ -34,7 +34,7 @@ from megatron_mmsr1.config import load
 from megatron_mmsr1.data.dataset import Prompt, PromptDataset
 from megatron_mmsr1.procs.ports import bind
 from megatron_mmsr1.rollout import engines
-from megatron_mmsr1.search import launch as search_server
+from megatron_mmsr1.search.server import launch as search_server
 from serving.settings import ServeConfig
 
 ROOT = Path(__file__).resolve().parents[1]

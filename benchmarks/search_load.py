@@ -28,7 +28,7 @@ from record import record
 
 from megatron_mmsr1.config import SearchConfig
 from megatron_mmsr1.search.client import SearchClient
-from megatron_mmsr1.search.launch import launch
+from megatron_mmsr1.search.server.launch import launch
 
 RESULTS = Path(__file__).parent / "results"
 

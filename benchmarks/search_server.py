@@ -20,8 +20,8 @@ from PIL import Image
 
 from megatron_mmsr1.config import SearchConfig
 from megatron_mmsr1.search.client import SearchClient
-from megatron_mmsr1.search.launch import launch
-from megatron_mmsr1.search.replies import Reply
+from megatron_mmsr1.search.server.launch import launch
+from megatron_mmsr1.search.wire import Reply
 
 
 async def measure(name: str, call: Callable[[int], Awaitable[Reply]], calls: int, in_flight: int) -> None:

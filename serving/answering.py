@@ -20,7 +20,7 @@ from megatron_mmsr1.rollout.agent import Event, Opening, Seeds, run_trajectory
 from megatron_mmsr1.rollout.context import Context, Engine, Search
 from megatron_mmsr1.rollout.engine import EngineClient, EngineError, Generation
 from megatron_mmsr1.rollout.forced_answer import ForcedAnswer, force_answer
-from megatron_mmsr1.search.words import words as plain_words
+from megatron_mmsr1.search.backends.corpus import words as plain_words
 from megatron_mmsr1.tools import Tool
 from megatron_mmsr1.trajectory import NOT_CALLS, Status, Trajectory
 from serving.chat import open_chat

@@ -14,7 +14,7 @@ import secrets
 from pathlib import Path
 
 from megatron_mmsr1.errors import UsageError
-from megatron_mmsr1.search.secrets import private_lines
+from megatron_mmsr1.search.upstream.secrets import private_lines
 from serving.settings import GatewaySection
 
 PREFIX = "mmsr1-"

@@ -155,7 +155,7 @@ class Services:
         return start
 
     def _start_search(self) -> Callable[[Callable[[], None]], Service]:
-        from megatron_mmsr1.search import launch
+        from megatron_mmsr1.search.server import launch
 
         port = free_port()
         cache = Path(self.cfg.search.cache or self.state / "search-cache.sqlite")

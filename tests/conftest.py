@@ -100,7 +100,7 @@ def atlas_search(atlas_world: Path, tmp_path_factory: pytest.TempPathFactory) ->
     """The URL of a real search server over `atlas_world`."""
     from serving_fixtures import atlas_config
 
-    from megatron_mmsr1.search.launch import launch
+    from megatron_mmsr1.search.server.launch import launch
 
     home = tmp_path_factory.mktemp("atlas_search")
     cfg = atlas_config(atlas_world).search

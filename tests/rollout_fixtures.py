@@ -17,7 +17,7 @@ from megatron_mmsr1.data.images import ImageStore
 from megatron_mmsr1.protocol import ImageHit, Prompts, TextHit
 from megatron_mmsr1.rollout.context import Context
 from megatron_mmsr1.rollout.engine import Generation
-from megatron_mmsr1.search.replies import ImageReply, TextReply
+from megatron_mmsr1.search.wire import ImageReply, TextReply
 from megatron_mmsr1.trajectory import ToolStatus
 
 PROMPTS = Prompts("Look: <image>Question: ", "Now?", "And now?")

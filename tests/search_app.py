@@ -14,12 +14,12 @@ import uvicorn
 
 from megatron_mmsr1.config import SearchConfig
 from megatron_mmsr1.procs.ports import bind
-from megatron_mmsr1.search import app as app_module
-from megatron_mmsr1.search.app import SearchApp
-from megatron_mmsr1.search.calls import Calls
-from megatron_mmsr1.search.compose import Backends
-from megatron_mmsr1.search.interfaces import ImageResult, Page, TextResult
-from megatron_mmsr1.search.store import Store
+from megatron_mmsr1.search.backends.interfaces import ImageResult, Page, TextResult
+from megatron_mmsr1.search.server import app as app_module
+from megatron_mmsr1.search.server.app import SearchApp
+from megatron_mmsr1.search.server.calls import Calls
+from megatron_mmsr1.search.server.compose import Backends
+from megatron_mmsr1.search.store.store import Store
 
 
 class Played:

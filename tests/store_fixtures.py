@@ -9,7 +9,7 @@ import sqlite3
 from pathlib import Path
 from typing import Any
 
-from megatron_mmsr1.search.store import KINDS, Store
+from megatron_mmsr1.search.store.store import KINDS, Store
 
 BACKENDS = {"text": {"name": "serper", "version": "1 us en", "local": False}}
 

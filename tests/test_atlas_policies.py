@@ -15,7 +15,7 @@ from megatron_mmsr1.atlas.spec import KINDS, AtlasSpec
 from megatron_mmsr1.config import RunConfig, parse
 from megatron_mmsr1.data.dataset import Prompt, PromptDataset
 from megatron_mmsr1.errors import UsageError
-from megatron_mmsr1.search.launch import launch
+from megatron_mmsr1.search.server.launch import launch
 from megatron_mmsr1.trajectory import Status, Trajectory
 
 ACTIONS = {"i": "image_search", "t": "text_search", "c": "crop"}

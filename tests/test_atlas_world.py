@@ -131,11 +131,11 @@ def test_knobs_make_their_trouble() -> None:
 
 def test_search_finds_what_the_questions_need(built: Path) -> None:
     """By the search server's own backends: BM25, the extractive summary of one sentence, the picture index."""
-    bm25 = pytest.importorskip("megatron_mmsr1.search.text.bm25")
-    from megatron_mmsr1.search.corpus import Corpus
-    from megatron_mmsr1.search.decode import decode
-    from megatron_mmsr1.search.image import descriptor
-    from megatron_mmsr1.search.summarise import extractive
+    bm25 = pytest.importorskip("megatron_mmsr1.search.backends.text.bm25")
+    from megatron_mmsr1.search.backends.corpus import Corpus
+    from megatron_mmsr1.search.backends.image import descriptor
+    from megatron_mmsr1.search.backends.summarise import extractive
+    from megatron_mmsr1.search.web.decode import decode
 
     world = load_world(built)
     corpus_ = Corpus.load(built)

@@ -48,7 +48,7 @@ def test_a_misspelt_kind_gets_the_one_that_was_meant(capsys: pytest.CaptureFixtu
 def test_a_backend_in_a_file_of_ones_own_is_used_by_its_path(tmp_path: Path) -> None:
     from megatron_mmsr1.config.search import TextSection
     from megatron_mmsr1.errors import UsageError
-    from megatron_mmsr1.search.compose import make
+    from megatron_mmsr1.search.server.compose import make
 
     file = tmp_path / "mine.py"
     file.write_text("def make(section, tools):\n    return ('mine', section.country)\n\nBROKEN = 3\n")

@@ -16,7 +16,7 @@ from test_demo_runs import a_run
 
 from demo.atlas import CHECKPOINT, examples, prepare
 from megatron_mmsr1.rollout.engines.sglang.server import launch as launch_engine
-from megatron_mmsr1.search.launch import launch as launch_search
+from megatron_mmsr1.search.server.launch import launch as launch_search
 from serving.settings import ServeConfig
 from serving.stack import open_stack
 

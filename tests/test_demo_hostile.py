@@ -17,7 +17,7 @@ from rollout_fixtures import ScriptedEngine, context, picture
 from demo.atlas import Example
 from megatron_mmsr1.config import ModelConfig
 from megatron_mmsr1.protocol import ImageHit, TextHit
-from megatron_mmsr1.search.replies import ImageReply, TextReply
+from megatron_mmsr1.search.wire import ImageReply, TextReply
 from megatron_mmsr1.trajectory import ToolStatus
 from serving.answering import Answerer
 from serving.settings import ServeConfig

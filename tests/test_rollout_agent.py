@@ -19,7 +19,7 @@ from megatron_mmsr1.protocol import ImageHit
 from megatron_mmsr1.rollout.agent import Event, Seeds, open_group, run_trajectory
 from megatron_mmsr1.rollout.engine import EngineError, Generation
 from megatron_mmsr1.run.search_watch import budget_reached
-from megatron_mmsr1.search.replies import ImageReply
+from megatron_mmsr1.search.wire import ImageReply
 from megatron_mmsr1.trajectory import Status, ToolStatus, Trajectory
 
 TOKENIZER = tiny_checkpoint.tokenizer()

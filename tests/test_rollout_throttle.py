@@ -16,7 +16,7 @@ from megatron_mmsr1.config import RolloutConfig
 from megatron_mmsr1.errors import RunError
 from megatron_mmsr1.rollout import throttle as throttle_module
 from megatron_mmsr1.rollout.throttle import ENOUGH, LATEST, PROBE_S, Throttle
-from megatron_mmsr1.search.replies import ImageReply, TextReply
+from megatron_mmsr1.search.wire import ImageReply, TextReply
 from megatron_mmsr1.trajectory import ToolStatus as S
 
 DOWN = [S.TIMEOUT, S.RATE_LIMITED, S.UPSTREAM_ERROR]

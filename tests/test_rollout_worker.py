@@ -79,7 +79,7 @@ def test_with_a_real_search_server(engine, weights, checkpoints, tmp_path):
     """Hits with pictures from another process: canonical, stored, counted alike by engine and trainer."""
     from search_fixtures import write_corpus, write_images
 
-    from megatron_mmsr1.search.launch import launch
+    from megatron_mmsr1.search.server.launch import launch
 
     corpus = write_corpus(tmp_path / "corpus")
     write_images(corpus, 4)

@@ -17,7 +17,7 @@ from PIL import Image
 
 from megatron_mmsr1.data.safe_pickle import Inert, load
 from megatron_mmsr1.errors import UsageError
-from megatron_mmsr1.search.recorded_source import PIL_IMAGES, read
+from megatron_mmsr1.search.backends.recorded_source import PIL_IMAGES, read
 
 PROTOCOLS = range(6)
 PLAIN: dict[Any, Any] = {

@@ -15,9 +15,9 @@ from vendors.bench import Bench, leaked
 from vendors.server import Handler, Reply, Vendor, always, answer, in_turn
 from vendors.spec import KEY, Spec
 
-from megatron_mmsr1.search import upstream
-from megatron_mmsr1.search.deadline import within
-from megatron_mmsr1.search.interfaces import SearchFailure
+from megatron_mmsr1.search.backends.interfaces import SearchFailure
+from megatron_mmsr1.search.upstream import upstream
+from megatron_mmsr1.search.upstream.deadline import within
 from megatron_mmsr1.trajectory import ToolStatus as S
 
 HTML = Reply(b"<html><title>Welcome</title>log in</html>", 200, {"content-type": "text/html"})
@@ -207,7 +207,7 @@ async def test_versions_tell_settings_apart_and_nothing_else(spec: Spec, monkeyp
 
 
 def test_every_live_backend_is_here() -> None:
-    from megatron_mmsr1.search.compose import names
+    from megatron_mmsr1.search.server.compose import names
 
     kinds = {"text": {"bm25", "ddgs"}, "read": {"corpus", "trafilatura"}, "summarise": {"extractive"}}
     for kind, tested_elsewhere in kinds.items():

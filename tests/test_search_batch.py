@@ -14,12 +14,12 @@ import pytest
 from search_app import Played, PlayedImage, PlayedReader, PlayedSummariser, PlayedText, Serving, serving
 
 from megatron_mmsr1.config import SearchConfig
-from megatron_mmsr1.search import calls as calls_module
-from megatron_mmsr1.search import requests
-from megatron_mmsr1.search.compose import Backends
-from megatron_mmsr1.search.deadline import remaining
-from megatron_mmsr1.search.interfaces import ImageResult, Page, SearchFailure, TextResult
-from megatron_mmsr1.search.ledger import Account, account
+from megatron_mmsr1.search import wire as requests
+from megatron_mmsr1.search.backends.interfaces import ImageResult, Page, SearchFailure, TextResult
+from megatron_mmsr1.search.server import calls as calls_module
+from megatron_mmsr1.search.server.compose import Backends
+from megatron_mmsr1.search.upstream.deadline import remaining
+from megatron_mmsr1.search.upstream.ledger import Account, account
 from megatron_mmsr1.trajectory import ToolStatus
 
 Line = tuple[int, int, Any]

@@ -13,12 +13,12 @@ from vendors.server import Asked, Reply, Vendor, answer, in_turn
 
 from megatron_mmsr1.config import SearchConfig
 from megatron_mmsr1.search import client as client_module
+from megatron_mmsr1.search.backends.interfaces import TextResult
 from megatron_mmsr1.search.batching import MAX_BYTES, MAX_CALLS
 from megatron_mmsr1.search.client import SearchClient
-from megatron_mmsr1.search.compose import Backends
-from megatron_mmsr1.search.interfaces import TextResult
-from megatron_mmsr1.search.ledger import Account, account
-from megatron_mmsr1.search.replies import TextReply
+from megatron_mmsr1.search.server.compose import Backends
+from megatron_mmsr1.search.upstream.ledger import Account, account
+from megatron_mmsr1.search.wire import TextReply
 
 BATCH = "/v1/batch"
 

@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from megatron_mmsr1.search.breaker import MAX_COOLDOWN_S, Breaker
-from megatron_mmsr1.search.interfaces import SearchFailure
+from megatron_mmsr1.search.backends.interfaces import SearchFailure
+from megatron_mmsr1.search.upstream.limits import MAX_COOLDOWN_S, Breaker
 from megatron_mmsr1.trajectory import ToolStatus
 
 

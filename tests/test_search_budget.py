@@ -17,7 +17,7 @@ from megatron_mmsr1.config import SearchConfig
 from megatron_mmsr1.rollout.throttle import _outage
 from megatron_mmsr1.run.search_watch import budget_reached
 from megatron_mmsr1.search.client import SearchClient
-from megatron_mmsr1.search.replies import TextReply
+from megatron_mmsr1.search.wire import TextReply
 from megatron_mmsr1.trajectory import ToolCall, Trajectory
 
 

@@ -11,10 +11,10 @@ from pathlib import Path
 
 import pytest
 
-from megatron_mmsr1.search import cache as cache_module
-from megatron_mmsr1.search.cache import Cache, Value, cache_key
-from megatron_mmsr1.search.interfaces import SearchFailure
-from megatron_mmsr1.search.store import Store
+from megatron_mmsr1.search.backends.interfaces import SearchFailure
+from megatron_mmsr1.search.store import cache as cache_module
+from megatron_mmsr1.search.store.cache import Cache, Value, cache_key
+from megatron_mmsr1.search.store.store import Store
 from megatron_mmsr1.trajectory import ToolStatus
 
 

@@ -13,7 +13,7 @@ from pydantic import ValidationError
 from megatron_mmsr1.protocol import ImageHit, TextHit
 from megatron_mmsr1.search import client as client_module
 from megatron_mmsr1.search.client import SearchClient, SyncSearchClient
-from megatron_mmsr1.search.replies import ImageReply, TextReply
+from megatron_mmsr1.search.wire import ImageReply, TextReply
 
 OK = b'{"status":"ok","hits":[{"link":"l","summary":"s","title":"t"}]}'
 Answer = Callable[[int, asyncio.StreamWriter], Awaitable[None]]

@@ -13,8 +13,8 @@ from ddgs.exceptions import DDGSException, RatelimitException, TimeoutException
 from vendors.all import SPECS
 from vendors.bench import QUERY, Bench
 
-from megatron_mmsr1.search import upstream
-from megatron_mmsr1.search.interfaces import SearchFailure, TextResult
+from megatron_mmsr1.search.backends.interfaces import SearchFailure, TextResult
+from megatron_mmsr1.search.upstream import upstream
 from megatron_mmsr1.trajectory import ToolStatus
 
 SPEC = dataclasses.replace(SPECS["serper"], backend="ddgs")

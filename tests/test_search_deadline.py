@@ -11,9 +11,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from virtual_time import run
 
-from megatron_mmsr1.search.deadline import remaining, within
-from megatron_mmsr1.search.interfaces import SearchFailure
-from megatron_mmsr1.search.pace import Pace
+from megatron_mmsr1.search.backends.interfaces import SearchFailure
+from megatron_mmsr1.search.upstream.deadline import remaining, within
+from megatron_mmsr1.search.upstream.limits import Pace
 from megatron_mmsr1.trajectory import ToolStatus
 
 

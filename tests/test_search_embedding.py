@@ -16,13 +16,13 @@ from search_fixtures import png, write_corpus, write_images
 
 from megatron_mmsr1.config import SearchConfig
 from megatron_mmsr1.errors import UsageError
-from megatron_mmsr1.search.compose import make
-from megatron_mmsr1.search.image._encoder import Encoder
-from megatron_mmsr1.search.image.embedding import EmbeddingIndex
-from megatron_mmsr1.search.interfaces import SearchFailure
-from megatron_mmsr1.search.ledger import Ledger
-from megatron_mmsr1.search.metrics import Metrics
-from megatron_mmsr1.search.tools import Tools
+from megatron_mmsr1.search.backends.check import Tools
+from megatron_mmsr1.search.backends.image._encoder import Encoder
+from megatron_mmsr1.search.backends.image.embedding import EmbeddingIndex
+from megatron_mmsr1.search.backends.interfaces import SearchFailure
+from megatron_mmsr1.search.server.compose import make
+from megatron_mmsr1.search.server.metrics import Metrics
+from megatron_mmsr1.search.upstream.ledger import Ledger
 from megatron_mmsr1.trajectory import ToolStatus
 
 KINDS = ("clip", "siglip")
@@ -235,7 +235,7 @@ def test_weights_that_are_a_pickle_are_not_loaded(tmp_path: Path, models: dict[s
 
 
 def test_the_module_loads_without_torch() -> None:
-    code = "import sys, megatron_mmsr1.search.image.embedding; print({'torch', 'transformers'} & set(sys.modules))"
+    code = "import sys, megatron_mmsr1.search.backends.image.embedding; print({'torch', 'transformers'} & set(sys.modules))"
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
     assert out.strip() == "set()"
 

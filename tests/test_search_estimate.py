@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from megatron_mmsr1 import config
 from megatron_mmsr1.config import RunConfig
 from megatron_mmsr1.errors import UsageError
-from megatron_mmsr1.search.compose import names
-from megatron_mmsr1.search.estimate import STALE_DAYS, estimate
+from megatron_mmsr1.search.server.compose import names
+from megatron_mmsr1.search.server.estimate import STALE_DAYS, estimate
 
 TODAY = datetime.date(2026, 6, 1)
 PRICED = {"usd_per_1000": 15, "price_as_of": "2026-05-01"}

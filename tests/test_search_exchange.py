@@ -16,8 +16,8 @@ from vendors.bench import QUERY, Bench
 from vendors.server import Asked, Reply, Vendor, always, answer, in_turn
 from vendors.spec import KEY
 
-from megatron_mmsr1.search.exchange import classify, message, retry_after
-from megatron_mmsr1.search.interfaces import SearchFailure
+from megatron_mmsr1.search.backends.interfaces import SearchFailure
+from megatron_mmsr1.search.upstream.exchange import classify, message, retry_after
 from megatron_mmsr1.trajectory import ToolStatus
 
 SERPER = SPECS["serper"]

@@ -10,9 +10,9 @@ from starlette.testclient import TestClient
 
 from megatron_mmsr1.config import SearchConfig
 from megatron_mmsr1.errors import UsageError
-from megatron_mmsr1.search.faults import Faults
-from megatron_mmsr1.search.interfaces import SearchFailure
-from megatron_mmsr1.search.server import build_app
+from megatron_mmsr1.search.backends.interfaces import SearchFailure
+from megatron_mmsr1.search.server.faults import Faults
+from megatron_mmsr1.search.server.main import build_app
 
 
 async def fates(faults: Faults, n: int = 4000) -> list[str]:

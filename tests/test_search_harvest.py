@@ -8,9 +8,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from virtual_time import run
 
-from megatron_mmsr1.search.deadline import within
-from megatron_mmsr1.search.harvest import harvest
-from megatron_mmsr1.search.interfaces import SearchFailure
+from megatron_mmsr1.search.backends.first_successes import harvest
+from megatron_mmsr1.search.backends.interfaces import SearchFailure
+from megatron_mmsr1.search.upstream.deadline import within
 from megatron_mmsr1.trajectory import ToolStatus as S
 
 DOWN = SearchFailure(S.UPSTREAM_ERROR, "HTTP 500")

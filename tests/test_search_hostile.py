@@ -19,12 +19,12 @@ from hostile import Respond, World, canary, gzip_bomb, http
 from hypothesis import given
 from hypothesis import strategies as st
 
-from megatron_mmsr1.search.deadline import within
-from megatron_mmsr1.search.extract import Extractors
-from megatron_mmsr1.search.fetch import Fetched, FetchFailed, Reason, Refused, fetch
-from megatron_mmsr1.search.inflate import MAX_MEMBERS, Inflater
-from megatron_mmsr1.search.interfaces import SearchFailure
-from megatron_mmsr1.search.pages import html_page
+from megatron_mmsr1.search.backends.interfaces import SearchFailure
+from megatron_mmsr1.search.server.pages import html_page
+from megatron_mmsr1.search.upstream.deadline import within
+from megatron_mmsr1.search.web.decode import MAX_MEMBERS, Inflater
+from megatron_mmsr1.search.web.extract import Extractors
+from megatron_mmsr1.search.web.fetch import Fetched, FetchFailed, Reason, Refused, fetch
 from megatron_mmsr1.trajectory import ToolStatus
 
 CAP = 1_000_000
@@ -298,7 +298,7 @@ def test_no_page_takes_for_ever(name: str) -> None:
     code = (
         "import resource, sys; sys.path.insert(0, 'tests');"
         "resource.setrlimit(resource.RLIMIT_CPU, (60, 60));"
-        "from test_search_hostile import PAGES; from megatron_mmsr1.search.pages import html_page;"
+        "from test_search_hostile import PAGES; from megatron_mmsr1.search.server.pages import html_page;"
         f"page = PAGES[{name!r}]();"
         "before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss; title, text = html_page(page);"
         "grown = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before;"

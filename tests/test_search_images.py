@@ -17,10 +17,10 @@ from PIL import Image
 from search_fixtures import emblem, png, seen, write_images
 
 from megatron_mmsr1.errors import UsageError
-from megatron_mmsr1.search.decode import MAX_PIXELS, decode
-from megatron_mmsr1.search.image.descriptor import GRID, SHORTLIST, DescriptorIndex, grid, views
-from megatron_mmsr1.search.interfaces import SearchFailure
-from megatron_mmsr1.search.requests import MAX_IMAGE_BYTES
+from megatron_mmsr1.search.backends.image.descriptor import GRID, SHORTLIST, DescriptorIndex, grid, views
+from megatron_mmsr1.search.backends.interfaces import SearchFailure
+from megatron_mmsr1.search.web.decode import MAX_PIXELS, decode
+from megatron_mmsr1.search.wire import MAX_IMAGE_BYTES
 
 N = 120
 VIEWS = 600

@@ -15,12 +15,12 @@ from pathlib import Path
 
 import pytest
 
-from megatron_mmsr1.search.store import Store
+from megatron_mmsr1.search.store.store import Store
 
 # Says the number of an entry once its put has returned. Many values are equal, some are large.
 WRITER = """
 import asyncio, hashlib, sys
-from megatron_mmsr1.search.store import Store
+from megatron_mmsr1.search.store.store import Store
 def value(i):
     return hashlib.sha256(b"%d" % (i % 500)).digest() * (3000 if i % 50 == 0 else 60)
 async def main(path, first):
@@ -87,7 +87,7 @@ def test_many_rounds_of_killed_writers(tmp_path: Path, seed: int) -> None:
 def test_killed_while_the_file_is_made(tmp_path: Path) -> None:
     """Before, in and after the first transaction: what is there is a store, or becomes one."""
     rng = random.Random(0)
-    script = "import sys; from megatron_mmsr1.search.store import Store; print(flush=True); Store(sys.argv[1])"
+    script = "import sys; from megatron_mmsr1.search.store.store import Store; print(flush=True); Store(sys.argv[1])"
     for turn in range(20):
         path = tmp_path / f"{turn}.sqlite"
         process = subprocess.Popen([sys.executable, "-c", script, str(path)], stdout=subprocess.PIPE, text=True)
@@ -115,7 +115,7 @@ def test_a_reader_goes_on_through_a_writers_death(tmp_path: Path) -> None:
 
 
 async def test_an_import_that_is_killed_leaves_nothing_to_be_seen(tmp_path: Path) -> None:
-    from megatron_mmsr1.search.snapshot import export, import_
+    from megatron_mmsr1.search.store.snapshot import export, import_
 
     store = Store(tmp_path / "a.sqlite")
     for at in range(0, 3000, 100):
@@ -123,7 +123,7 @@ async def test_an_import_that_is_killed_leaves_nothing_to_be_seen(tmp_path: Path
     store.close()
     await asyncio.to_thread(export, tmp_path / "a.sqlite", tmp_path / "a.snap")
     script = (
-        "import sys; from pathlib import Path; from megatron_mmsr1.search.snapshot import import_; print(flush=True);"
+        "import sys; from pathlib import Path; from megatron_mmsr1.search.store.snapshot import import_; print(flush=True);"
         "import_(Path(sys.argv[1]), Path(sys.argv[2]))"
     )
     target, rng = tmp_path / "b.sqlite", random.Random(0)

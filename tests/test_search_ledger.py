@@ -16,9 +16,9 @@ from hypothesis import strategies as st
 
 from megatron_mmsr1.config.search import BudgetSection
 from megatron_mmsr1.errors import RunError, UsageError
-from megatron_mmsr1.search.interfaces import SearchFailure
-from megatron_mmsr1.search.ledger import Account, Ledger, account
-from megatron_mmsr1.search.secrets import Keys, Secret
+from megatron_mmsr1.search.backends.interfaces import SearchFailure
+from megatron_mmsr1.search.upstream.ledger import Account, Ledger, account
+from megatron_mmsr1.search.upstream.secrets import Keys, Secret
 from megatron_mmsr1.trajectory import ToolStatus
 
 
@@ -85,8 +85,8 @@ HAMMER = """
 import sys
 from pathlib import Path
 from megatron_mmsr1.config.search import BudgetSection
-from megatron_mmsr1.search.interfaces import SearchFailure
-from megatron_mmsr1.search.ledger import Ledger
+from megatron_mmsr1.search.backends.interfaces import SearchFailure
+from megatron_mmsr1.search.upstream.ledger import Ledger
 print("ready", flush=True)
 sys.stdin.readline()
 ledger, done = Ledger(Path(sys.argv[1]), BudgetSection(day_calls=1000)), 0

@@ -19,17 +19,17 @@ from vendors.server import Asked, Reply, Vendor
 
 from megatron_mmsr1.config import SearchConfig
 from megatron_mmsr1.errors import UsageError
-from megatron_mmsr1.search.app import build_app
-from megatron_mmsr1.search.cache import Cache
-from megatron_mmsr1.search.calls import Caller, Calls
+from megatron_mmsr1.search.backends.interfaces import ImageResult, Page, SearchFailure, TextResult
 from megatron_mmsr1.search.client import SearchClient
-from megatron_mmsr1.search.compose import Backends
-from megatron_mmsr1.search.interfaces import ImageResult, Page, SearchFailure, TextResult
-from megatron_mmsr1.search.ledger import Account
-from megatron_mmsr1.search.metrics import Metrics
-from megatron_mmsr1.search.replayed import ReplayedImage, ReplayedText
-from megatron_mmsr1.search.replies import TextReply
-from megatron_mmsr1.search.store import Store
+from megatron_mmsr1.search.server.app import build_app
+from megatron_mmsr1.search.server.calls import Caller, Calls
+from megatron_mmsr1.search.server.compose import Backends
+from megatron_mmsr1.search.server.metrics import Metrics
+from megatron_mmsr1.search.server.outcomes import ReplayedImage, ReplayedText
+from megatron_mmsr1.search.store.cache import Cache
+from megatron_mmsr1.search.store.store import Store
+from megatron_mmsr1.search.upstream.ledger import Account
+from megatron_mmsr1.search.wire import TextReply
 from megatron_mmsr1.trajectory import ToolStatus
 
 

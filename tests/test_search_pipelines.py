@@ -18,13 +18,13 @@ from virtual_time import run
 
 from megatron_mmsr1.config import SearchConfig
 from megatron_mmsr1.protocol import clean
-from megatron_mmsr1.search.cache import Cache, Value
-from megatron_mmsr1.search.compose import Backends
-from megatron_mmsr1.search.deadline import within
-from megatron_mmsr1.search.interfaces import ImageResult, Page, SearchFailure, TextResult
-from megatron_mmsr1.search.ledger import Account, account
-from megatron_mmsr1.search.pipelines import ImageSearch, TextSearch
-from megatron_mmsr1.search.store import Store
+from megatron_mmsr1.search.backends.interfaces import ImageResult, Page, SearchFailure, TextResult
+from megatron_mmsr1.search.server.compose import Backends
+from megatron_mmsr1.search.server.pipelines import ImageSearch, TextSearch
+from megatron_mmsr1.search.store.cache import Cache, Value
+from megatron_mmsr1.search.store.store import Store
+from megatron_mmsr1.search.upstream.deadline import within
+from megatron_mmsr1.search.upstream.ledger import Account, account
 from megatron_mmsr1.trajectory import ToolStatus as S
 
 DOWN = SearchFailure(S.UPSTREAM_ERROR, "HTTP 500")

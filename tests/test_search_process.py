@@ -19,8 +19,8 @@ from search_fixtures import write_corpus
 from megatron_mmsr1.config import SearchConfig
 from megatron_mmsr1.errors import RunError, UsageError
 from megatron_mmsr1.search.client import SearchClient
-from megatron_mmsr1.search.launch import launch
-from megatron_mmsr1.search.server import serve
+from megatron_mmsr1.search.server.launch import launch
+from megatron_mmsr1.search.server.main import serve
 
 
 def taken() -> tuple[socket.socket, int]:
@@ -123,7 +123,7 @@ PARENT = """
 import sys, threading, time
 from pathlib import Path
 from megatron_mmsr1.config import SearchConfig
-from megatron_mmsr1.search.launch import launch
+from megatron_mmsr1.search.server.launch import launch
 def go():
     s = launch(SearchConfig(corpus=sys.argv[1]), cache_path=None, log=Path(sys.argv[1]) / "log")
     print(s.child.pid, s.url, flush=True)

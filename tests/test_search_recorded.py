@@ -25,12 +25,12 @@ from search_fixtures import png
 from megatron_mmsr1.config import SearchConfig
 from megatron_mmsr1.config.search import FetchSection, ImageSection
 from megatron_mmsr1.errors import UsageError
-from megatron_mmsr1.search.image.recorded import Recorded, make
-from megatron_mmsr1.search.ledger import Ledger
-from megatron_mmsr1.search.metrics import Metrics
-from megatron_mmsr1.search.recorded_convert import Report, convert
-from megatron_mmsr1.search.recorded_source import read
-from megatron_mmsr1.search.tools import Tools
+from megatron_mmsr1.search.backends.check import Tools
+from megatron_mmsr1.search.backends.image.recorded import Recorded, make
+from megatron_mmsr1.search.backends.recorded_convert import Report, convert
+from megatron_mmsr1.search.backends.recorded_source import read
+from megatron_mmsr1.search.server.metrics import Metrics
+from megatron_mmsr1.search.upstream.ledger import Ledger
 
 PROTOCOLS = range(6)
 

@@ -21,8 +21,8 @@ from test_search_images import HOSTILE
 from megatron_mmsr1.config import SearchConfig
 from megatron_mmsr1.procs.service import Service
 from megatron_mmsr1.search.client import SearchClient, SyncSearchClient
-from megatron_mmsr1.search.launch import launch
-from megatron_mmsr1.search.requests import MAX_BODY_BYTES
+from megatron_mmsr1.search.server.launch import launch
+from megatron_mmsr1.search.wire import MAX_BODY_BYTES
 
 
 @pytest.fixture(scope="module")

@@ -12,9 +12,9 @@ from search_fixtures import write_corpus
 from megatron_mmsr1.config import SearchConfig
 from megatron_mmsr1.procs.service import Service
 from megatron_mmsr1.search.client import SearchClient
-from megatron_mmsr1.search.launch import launch
-from megatron_mmsr1.search.replies import TextReply
-from megatron_mmsr1.search.store import Store
+from megatron_mmsr1.search.server.launch import launch
+from megatron_mmsr1.search.store.store import Store
+from megatron_mmsr1.search.wire import TextReply
 from megatron_mmsr1.trajectory import ToolStatus
 
 CALLS = 300

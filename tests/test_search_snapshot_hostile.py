@@ -18,8 +18,8 @@ from hypothesis import strategies as st
 from store_fixtures import held, make, rows
 
 from megatron_mmsr1.errors import RunError
-from megatron_mmsr1.search.snapshot import import_
-from megatron_mmsr1.search.store import Store
+from megatron_mmsr1.search.store.snapshot import import_
+from megatron_mmsr1.search.store.store import Store
 
 MAGIC = b"mmsr1 snapshot payload 1\n"
 CONTENT = hashlib.sha256(b"value").digest()
@@ -174,7 +174,7 @@ BOMB_SQUAD = """
 import resource, sys
 from pathlib import Path
 from megatron_mmsr1.errors import RunError
-from megatron_mmsr1.search.snapshot import import_
+from megatron_mmsr1.search.store.snapshot import import_
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 for file in sys.argv[2:]:
     try:

@@ -16,7 +16,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from store_fixtures import key
 
-from megatron_mmsr1.search.store import KINDS, SCHEMA, Store, StoreError
+from megatron_mmsr1.search.store.store import KINDS, SCHEMA, Store, StoreError
 
 
 @pytest.fixture
@@ -69,7 +69,7 @@ async def test_put_many_is_all_or_nothing_and_counts_the_new(store: Store) -> No
 
 
 async def test_a_value_over_the_cap_is_refused(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("megatron_mmsr1.search.store_entries.MAX_VALUE", 10)
+    monkeypatch.setattr("megatron_mmsr1.search.store.entries.MAX_VALUE", 10)
     with pytest.raises(StoreError, match=r"c\.sqlite: a value of 11 bytes is over 10"):
         await store.put(key("a"), "text", b"x" * 11)
 
@@ -190,7 +190,7 @@ async def test_the_id_of_what_was_recorded_is_known_for_good(store: Store) -> No
 # -------------------------------------------------------------------------------------------------------------- processes
 WRITER = """
 import asyncio, hashlib, sys
-from megatron_mmsr1.search.store import Store
+from megatron_mmsr1.search.store.store import Store
 async def main(path, first, n):
     store = Store(path)
     async def one(i):

@@ -14,7 +14,7 @@ import pytest
 from store_fixtures import key
 
 from megatron_mmsr1.errors import RunError, UsageError
-from megatron_mmsr1.search.store import Store, StoreDamaged, StoreError
+from megatron_mmsr1.search.store.store import Store, StoreDamaged, StoreError
 
 
 @pytest.fixture
@@ -67,7 +67,7 @@ UNPRIVILEGED = """
 import hashlib, os, sys
 from pathlib import Path
 from megatron_mmsr1.errors import RunError
-from megatron_mmsr1.search.store import Store
+from megatron_mmsr1.search.store.store import Store
 if os.getuid() == 0:
     os.setgid(65534)
     os.setuid(65534)
@@ -178,7 +178,7 @@ async def test_a_full_disk_fails_the_put_and_not_the_store(store: Store) -> None
 
 LIMITED = """
 import asyncio, hashlib, resource, sys
-from megatron_mmsr1.search.store import Store, StoreError
+from megatron_mmsr1.search.store.store import Store, StoreError
 def key(i): return hashlib.sha256(b"%d" % i).digest()
 async def main():
     store = Store(sys.argv[1])

@@ -9,11 +9,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from search_fixtures import TOWNS, page, url, write_corpus
 
-from megatron_mmsr1.search.corpus import Corpus
-from megatron_mmsr1.search.pages import sentences
-from megatron_mmsr1.search.summarise.extractive import summarise
-from megatron_mmsr1.search.text.bm25 import Bm25
-from megatron_mmsr1.search.words import normalise, words
+from megatron_mmsr1.search.backends.corpus import Corpus, normalise, words
+from megatron_mmsr1.search.backends.summarise.extractive import summarise
+from megatron_mmsr1.search.backends.text.bm25 import Bm25
+from megatron_mmsr1.search.server.pages import sentences
 
 
 @pytest.fixture(scope="module")

@@ -13,11 +13,11 @@ from upstream_rig import Rig, now, outcomes, together
 from virtual_time import run
 
 from megatron_mmsr1.config.search import BudgetSection
-from megatron_mmsr1.search import upstream as upstream_module
-from megatron_mmsr1.search.deadline import within
-from megatron_mmsr1.search.interfaces import SearchFailure
-from megatron_mmsr1.search.secrets import Secret
-from megatron_mmsr1.search.upstream import MAX_WAIT_S
+from megatron_mmsr1.search.backends.interfaces import SearchFailure
+from megatron_mmsr1.search.upstream import upstream as upstream_module
+from megatron_mmsr1.search.upstream.deadline import within
+from megatron_mmsr1.search.upstream.secrets import Secret
+from megatron_mmsr1.search.upstream.upstream import MAX_WAIT_S
 from megatron_mmsr1.trajectory import ToolStatus as S
 
 

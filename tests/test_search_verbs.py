@@ -22,7 +22,7 @@ import megatron_mmsr1.cli.entry as cli
 from megatron_mmsr1.cli import search as cli_search
 from megatron_mmsr1.config import SearchConfig
 from megatron_mmsr1.procs.service import Service
-from megatron_mmsr1.search.launch import launch
+from megatron_mmsr1.search.server.launch import launch
 
 Capture = pytest.CaptureFixture[str]
 

@@ -17,7 +17,7 @@ from megatron_mmsr1.config import SearchConfig
 from megatron_mmsr1.rollout.jobs import Progress
 from megatron_mmsr1.run.search_watch import SearchWatch, budget_reached
 from megatron_mmsr1.search.client import SyncSearchClient
-from megatron_mmsr1.search.launch import launch
+from megatron_mmsr1.search.server.launch import launch
 from megatron_mmsr1.trajectory import ToolCall, ToolStatus, Trajectory
 
 CFG = config.parse({"model": {"path": "-"}, "rollout": {"alert_above": 0.25, "pause_above": 0.5}}, "test")

@@ -7,11 +7,11 @@ from collections.abc import Awaitable
 from typing import Any
 
 from megatron_mmsr1.config.search import BackendSection, BudgetSection
-from megatron_mmsr1.search.interfaces import SearchFailure
-from megatron_mmsr1.search.ledger import Ledger
-from megatron_mmsr1.search.metrics import Metrics
-from megatron_mmsr1.search.secrets import Secret
-from megatron_mmsr1.search.upstream import Upstream
+from megatron_mmsr1.search.backends.interfaces import SearchFailure
+from megatron_mmsr1.search.server.metrics import Metrics
+from megatron_mmsr1.search.upstream.ledger import Ledger
+from megatron_mmsr1.search.upstream.secrets import Secret
+from megatron_mmsr1.search.upstream.upstream import Upstream
 
 
 def now() -> float:

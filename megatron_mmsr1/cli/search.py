@@ -94,7 +94,7 @@ def _serve(args: argparse.Namespace) -> None:
     cfg = section(args.config, args.override)
     if cfg.corpus is None and cfg.text.backend == "bm25" and cfg.mode != "replay-strict":
         raise UsageError("search serve: name what is searched: corpus=DIRECTORY (mmsr1 atlas build makes one), or text.backend")
-    from megatron_mmsr1.search import server
+    from megatron_mmsr1.search.server import main as server
 
     what = f"{cfg.text.backend}" + (f" over {cfg.corpus}" if cfg.corpus else "")
 
@@ -116,26 +116,26 @@ def _query(args: argparse.Namespace) -> None:
 
 def _estimate(args: argparse.Namespace) -> None:
     from megatron_mmsr1 import config
-    from megatron_mmsr1.search.estimate import estimate, show
+    from megatron_mmsr1.search.server.estimate import estimate, show
 
     found = estimate(config.load(args.config, args.override))
     _print(found.as_dict()) if args.json else show(found)
 
 
 def _export(args: argparse.Namespace) -> None:
-    from megatron_mmsr1.search.snapshot_verbs import export_verb
+    from megatron_mmsr1.search.store.snapshot_verbs import export_verb
 
     export_verb(args.store, args.out, args.json)
 
 
 def _import(args: argparse.Namespace) -> None:
-    from megatron_mmsr1.search.snapshot_verbs import import_verb
+    from megatron_mmsr1.search.store.snapshot_verbs import import_verb
 
     import_verb(args.file, args.store, args.json)
 
 
 def _stats(args: argparse.Namespace) -> None:
-    from megatron_mmsr1.search.stats import stats
+    from megatron_mmsr1.search.server.stats import stats
 
     stats(args.source, args.json)
 
@@ -144,7 +144,7 @@ def _convert(args: argparse.Namespace) -> None:
     from dataclasses import asdict
 
     from megatron_mmsr1.config.search import FetchSection
-    from megatron_mmsr1.search.recorded_convert import convert
+    from megatron_mmsr1.search.backends.recorded_convert import convert
 
     images = existing(args.images) if args.images else None
     rows = [existing(r) for r in args.rows]

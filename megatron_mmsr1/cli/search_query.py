@@ -11,7 +11,7 @@ from megatron_mmsr1.errors import RunError
 from megatron_mmsr1.trajectory import ToolStatus
 
 if TYPE_CHECKING:
-    from megatron_mmsr1.search.replies import ImageReply, TextReply
+    from megatron_mmsr1.search.wire import ImageReply, TextReply
 
 
 def ask(url: str, *, text: str | None, image: bytes | None, k: int, as_json: bool = False) -> None:

@@ -1,6 +1,7 @@
 """The `search` section: which backends answer, how hard they may be asked, what they may cost, what is kept of their answers.
 
-`text`, `image`, `read` and `summarise` each name a backend: a file of that name in `search/text/`, `search/image/`, ... .
+`text`, `image`, `read` and `summarise` each name a backend: a file of that name in `text/`, `image/`, ... of
+`search/backends/`.
 """
 
 from __future__ import annotations

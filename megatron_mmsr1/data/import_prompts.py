@@ -50,7 +50,7 @@ def read_string(path: Path) -> str:
 
 def import_prompts(first: Path, after_image: Path, after_text: Path, out: Path) -> Prompts:
     """Write the three prompts to the YAML file `out` and return them as `Prompts.load` reads them back, byte for byte."""
-    texts = {
+    texts: dict[str, str] = {
         "system": SYSTEM,
         "first": read_string(first),
         "after_image": read_string(after_image),
@@ -61,6 +61,6 @@ def import_prompts(first: Path, after_image: Path, after_text: Path, out: Path) 
     out.parent.mkdir(parents=True, exist_ok=True)
     out.write_text(yaml.safe_dump(texts, allow_unicode=True, sort_keys=False), encoding="utf-8")
     prompts = Prompts.load(out)
-    if prompts != Prompts(**texts):
+    if any(getattr(prompts, key) != text for key, text in texts.items()):
         raise UsageError(f"{out}: the prompts hold characters that YAML does not keep")
     return prompts

@@ -16,7 +16,7 @@ from collections.abc import Awaitable, Callable
 from megatron_mmsr1.config import RolloutConfig
 from megatron_mmsr1.errors import RunError
 from megatron_mmsr1.rollout.context import Search
-from megatron_mmsr1.search.replies import ImageReply, Reply, TextReply
+from megatron_mmsr1.search.wire import ImageReply, Reply, TextReply
 from megatron_mmsr1.trajectory import ToolStatus
 
 LATEST = 64  # calls that the share is taken over

@@ -28,7 +28,7 @@ def services(cfg: RunConfig, *, engine: bool = True) -> Iterator[Services]:
     """
     preflight.servers(cfg, engine=engine)
     from megatron_mmsr1.rollout import engines as kinds
-    from megatron_mmsr1.search import launch as search_launch
+    from megatron_mmsr1.search.server import launch as search_launch
 
     logs = Path(cfg.output) / "logs"
     checks: list[Callable[[], None]] = []

@@ -14,7 +14,7 @@ from megatron_mmsr1.config.section import Affects, Section
 from megatron_mmsr1.data.images import CanonicalImage
 from megatron_mmsr1.protocol.results import ImageHit, TextHit
 from megatron_mmsr1.protocol.segments import IMAGE, Segment, data, text
-from megatron_mmsr1.search.replies import ImageReply, TextReply
+from megatron_mmsr1.search.wire import ImageReply, TextReply
 from megatron_mmsr1.trajectory import ToolStatus
 
 FAILED = "The tool failed. Please go on without it."

@@ -10,7 +10,7 @@ from megatron_mmsr1.config.section import Section
 from megatron_mmsr1.data.images import ImageError
 from megatron_mmsr1.protocol.results import IMAGE_RESULTS, SEARCH_FAILED, ImageHit, image_observation
 from megatron_mmsr1.protocol.segments import Segment, text
-from megatron_mmsr1.search.replies import ImageReply
+from megatron_mmsr1.search.wire import ImageReply
 from megatron_mmsr1.tools.base import Picture, Result, Scene, Tool, ToolSettings
 from megatron_mmsr1.trajectory import ToolStatus
 

@@ -11,7 +11,7 @@ from megatron_mmsr1.config import ProtocolConfig
 from megatron_mmsr1.config.section import Section
 from megatron_mmsr1.protocol.results import SEARCH_FAILED, TEXT_RESULTS, text_observation
 from megatron_mmsr1.protocol.segments import Segment, clean, text
-from megatron_mmsr1.search.replies import TextReply
+from megatron_mmsr1.search.wire import TextReply
 from megatron_mmsr1.tools.base import Result, Scene, Tool, ToolSettings
 from megatron_mmsr1.trajectory import ToolStatus
 

@@ -23,7 +23,7 @@ async def serve(
     drain_s: int = DRAIN_S,
     freeze: bool = True,
 ) -> None:
-    """Until SIGTERM, SIGINT or `stop`. `sock`: a bound socket (`megatron_mmsr1.search.server.bind`); `ready` is given its port
+    """Until SIGTERM, SIGINT or `stop`. `sock`: a bound socket (`search.server.main.bind`); `ready` is given its port
     once it listens. `freeze`: the garbage collector leaves alone what exists by then (imports, the tokenizer), which it would
     otherwise go through again and again, for a good part of a second each time; for a process that does nothing else."""
     settings = uvicorn.Config(

@@ -13,7 +13,7 @@ from megatron_mmsr1 import protocol
 from megatron_mmsr1.config import ProtocolConfig
 from megatron_mmsr1.data.images import canonicalize
 from megatron_mmsr1.protocol import ImageHit, TextHit
-from megatron_mmsr1.search.replies import ImageReply, TextReply
+from megatron_mmsr1.search.wire import ImageReply, TextReply
 from megatron_mmsr1.tools import ArgumentsError, Picture, Result, Scene, Tool
 from megatron_mmsr1.trajectory import ToolStatus
 

@@ -9,11 +9,11 @@ from typing import Any
 from urllib.parse import quote, quote_plus
 
 from megatron_mmsr1.config import SearchConfig
-from megatron_mmsr1.search.compose import make
-from megatron_mmsr1.search.interfaces import SearchFailure
-from megatron_mmsr1.search.ledger import Ledger
-from megatron_mmsr1.search.metrics import Metrics
-from megatron_mmsr1.search.tools import Tools
+from megatron_mmsr1.search.backends.check import Tools
+from megatron_mmsr1.search.backends.interfaces import SearchFailure
+from megatron_mmsr1.search.server.compose import make
+from megatron_mmsr1.search.server.metrics import Metrics
+from megatron_mmsr1.search.upstream.ledger import Ledger
 from vendors.spec import KEY, Spec
 
 KEY_FORMS = (KEY, quote(KEY, safe=""), quote_plus(KEY), KEY.partition("/")[2])

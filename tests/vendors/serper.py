@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from megatron_mmsr1.search.interfaces import TextResult
+from megatron_mmsr1.search.backends.interfaces import TextResult
 from megatron_mmsr1.trajectory import ToolStatus
 from vendors.server import Asked, Reply, answer
 from vendors.spec import KEY, Case, Spec

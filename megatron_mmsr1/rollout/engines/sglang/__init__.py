@@ -6,15 +6,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from pydantic import Field
-
-from megatron_mmsr1.config import EngineConfig
 from megatron_mmsr1.rollout.engines import base
-
-
-class SGLangSettings(EngineConfig):
-    name: str = "sglang"
-    sglang: dict[str, Any] = Field(default_factory=dict, description="native server arguments, e.g. mem_fraction_static: 0.7")
+from megatron_mmsr1.rollout.engines.sglang.settings import SGLangSettings
 
 
 class SGLang:
@@ -62,3 +55,5 @@ class SGLang:
 
 
 ENGINE: base.Engine = SGLang()
+
+__all__ = ["ENGINE", "SGLang", "SGLangSettings"]

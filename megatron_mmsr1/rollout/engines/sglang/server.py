@@ -13,7 +13,7 @@ from megatron_mmsr1.errors import UsageError
 from megatron_mmsr1.procs.http import Unanswered, answers, post
 from megatron_mmsr1.procs.ports import HOST, free_port, require_port
 from megatron_mmsr1.procs.service import Command, Service
-from megatron_mmsr1.rollout.engines.sglang import SGLangSettings
+from megatron_mmsr1.rollout.engines.sglang.settings import SGLangSettings
 
 # A scheduler with requests in flight does not end on SIGTERM, and holds nothing worth saving.
 STOP_GRACE_S = 1.0

@@ -12,8 +12,8 @@ from typing import Any
 
 import orjson
 
+import megatron_mmsr1.rollout.engines.sglang.streaming as streaming
 from megatron_mmsr1.rollout.engines.base import Turn
-from megatron_mmsr1.rollout.engines.sglang import streaming
 from megatron_mmsr1.rollout.generation import EngineError, Generation, OnTokens
 
 BAN = -1e9

@@ -1,0 +1,1 @@
+"""Where results come from: a backend a file in text/, image/, read/ and summarise/."""

@@ -1,0 +1,1 @@
+"""The search server: its routes, what a call passes, and how it is started."""

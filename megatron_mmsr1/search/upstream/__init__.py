@@ -1,0 +1,1 @@
+"""What stands between a backend's file and its vendor: queue, rate, breaker, ledger, deadline, one exchange."""

@@ -1,0 +1,1 @@
+"""Pages from the open web: addresses that may be asked, fetching, decoding, reading."""
