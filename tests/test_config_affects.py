@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+import yaml
 
 from megatron_mmsr1 import config
 from megatron_mmsr1.config import parse
@@ -83,3 +84,10 @@ def test_an_unclassified_key_counts_as_every_kind() -> None:
 def test_serving_leaves_out_what_belongs_to_the_machine() -> None:
     assert {"url", "cache", "keys", "budget", "estimate"} <= set(keys_of(config.SearchConfig, Affects.MACHINE))
     assert not {"text", "image", "corpus", "fetch"} & set(keys_of(config.SearchConfig, Affects.MACHINE))
+
+
+def test_a_kept_config_has_the_fingerprint_of_the_one_that_was_kept() -> None:
+    """Defaults are not converted when a config is made, but are when it is read back: 30 and 30.0 are one setting."""
+    cfg = config.load(ROOT / "configs" / "atlas.yaml")
+    kept = config.parse(yaml.safe_load(config.dump(cfg)))
+    assert fingerprint(kept) == fingerprint(cfg)

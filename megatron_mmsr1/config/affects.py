@@ -29,7 +29,16 @@ def differing(old: BaseModel, new: BaseModel, kinds: tuple[Affects, ...] = RESUL
 def fingerprint(cfg: BaseModel, kinds: tuple[Affects, ...] = RESULTS) -> str:
     """16 hex digits that differ as soon as a setting of these kinds does. `RESULTS` together with a step's number name its
     rollouts; with `(Affects.ROLLOUT,)` and a name for the weights, an evaluation."""
-    return hashlib.sha256(json.dumps(_chosen(cfg, kinds), sort_keys=True).encode()).hexdigest()[:16]
+    return hashlib.sha256(json.dumps(_plain(_chosen(cfg, kinds)), sort_keys=True).encode()).hexdigest()[:16]
+
+
+def _plain(value: Any) -> Any:
+    """Whole numbers as floats: a default of 30 for a float is read back from a kept config as 30.0."""
+    if isinstance(value, Mapping):
+        return {k: _plain(v) for k, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(v) for v in value]
+    return float(value) if isinstance(value, int) and not isinstance(value, bool) else value
 
 
 def keys_of(model: type[Section], kind: Affects) -> list[str]:
