@@ -60,7 +60,7 @@ def names(kind: str) -> list[str]:
 
 def registry(kind: str) -> Registry[Any]:
     """The backends of a kind: what ships, what is installed, a person's own."""
-    return importlib.import_module(f"megatron_mmsr1.search.{kind}").REGISTRY
+    return importlib.import_module(f"megatron_mmsr1.search.backends.{kind}").REGISTRY
 
 
 def _auto_image(tools: Tools) -> str:
