@@ -128,7 +128,7 @@ def _notes(r: Reply) -> str:
     a = r.outcome
     assert a is not None
     notes = []
-    if a.insisted:
+    if a.forced:
         wanted = "wanted more searches than it may make" if r.lookups else "wanted to search, which it was not to"
         notes.append(f"The model {wanted}, and was made to answer.")
     if a.finish == "length" and a.text:

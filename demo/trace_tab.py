@@ -62,4 +62,4 @@ def _summary(r: Reply) -> str:
     a = r.outcome
     assert a is not None and a.trajectory is not None
     turns = f"{len(a.trajectory.turns)} turns, {len(a.trajectory)} tokens, ended: {a.status.value.replace('_', ' ')}."
-    return f"{turns} It wanted another search; the answer was asked for after this." if a.insisted else turns
+    return f"{turns} It wanted another search; the answer was asked for after this." if a.forced else turns

@@ -156,7 +156,7 @@ class _Work:
 
     async def run(self) -> None:
         trajectory: Trajectory | None = None
-        insisted: ForcedAnswer | None = None
+        forced: ForcedAnswer | None = None
         status, error = Status.ABORTED, ""
         try:
             async with asyncio.timeout(self._ask.deadline_s):
@@ -165,15 +165,15 @@ class _Work:
                     trajectory = await self._search_by_question()
                 status, error = trajectory.status, str(trajectory.extra.get("error", ""))
                 if self._unanswered(trajectory):
-                    insisted = await self._insist(trajectory)
+                    forced = await self._force_answer(trajectory)
         except TimeoutError:
             status, error = Status.ABORTED, f"no answer within {self._ask.deadline_s:g} s"
         except EngineError as e:
             status, error = Status.ENGINE_ERROR, str(e)
         self._end_turn()
         if not error and not self._text:
-            self._answer_at_once(self._answer(trajectory, insisted))
-        cut = insisted.generation.finish == "length" if insisted is not None else status is Status.OUT_OF_TOKENS
+            self._answer_at_once(self._answer(trajectory, forced))
+        cut = forced.generation.finish == "length" if forced is not None else status is Status.OUT_OF_TOKENS
         self._tell(
             Answered(
                 text=self._text,
@@ -183,7 +183,7 @@ class _Work:
                 finish="length" if cut else "stop",
                 status=status,
                 trajectory=trajectory,
-                insisted=insisted is not None,
+                forced=forced is not None,
                 error=error,
             )
         )
@@ -216,7 +216,7 @@ class _Work:
         silent = t.status is Status.INVALID and not words(last.text, self._markup)
         return silent or (t.status in (Status.OUT_OF_ROUNDS, Status.OUT_OF_TOKENS) and last.action not in NOT_CALLS)
 
-    async def _insist(self, t: Trajectory) -> ForcedAnswer:
+    async def _force_answer(self, t: Trajectory) -> ForcedAnswer:
         """An answer from what was found so far."""
         number = len(t.assistant_texts) + bool(self._opening.forced) + 1
         self._begin(number, inside=True)
@@ -292,10 +292,10 @@ class _Work:
         self._answering, self._space = False, ""
         self._show([(ANSWER, text)])
 
-    def _answer(self, t: Trajectory | None, insisted: ForcedAnswer | None) -> str:
+    def _answer(self, t: Trajectory | None, forced: ForcedAnswer | None) -> str:
         """What was answered by a model that showed no answer while it spoke: the sentence that gives up, or its own words."""
-        if insisted is not None:
-            return words(insisted.text, self._markup)
+        if forced is not None:
+            return words(forced.text, self._markup)
         if t is None or t.turns[-1].role != "assistant":
             return ""
         last = t.turns[-1].text

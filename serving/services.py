@@ -15,7 +15,7 @@ from megatron_mmsr1.procs.ports import HOST, free_port, require_port
 from megatron_mmsr1.procs.service import Service as Started
 from megatron_mmsr1.run import preflight
 from serving import router
-from serving.keeper import Keeper, Service
+from serving.restarting import Restarting, Service
 from serving.settings import ServeConfig
 
 # The ids that are new with each event, instead of all so far: the events of a long turn stay short.
@@ -42,10 +42,10 @@ class Services:
         self._say = say
         self._given, self._given_search = [u.rstrip("/") for u in engines], search
         self._no_search = no_search
-        self.keepers: list[Keeper] = []
-        self._engines: list[Keeper] = []
-        self._search: Keeper | None = None
-        self._router: Keeper | None = None
+        self.running: list[Restarting] = []
+        self._engines: list[Restarting] = []
+        self._search: Restarting | None = None
+        self._router: Restarting | None = None
         self._check()
 
     def _check(self) -> None:
@@ -79,9 +79,9 @@ class Services:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        for k in self.keepers:
+        for k in self.running:
             k.ask_to_stop()
-        for k in self.keepers:
+        for k in self.running:
             k.stop()
 
     @property
@@ -98,11 +98,11 @@ class Services:
     @property
     def waiting(self) -> list[str]:
         """What is not up yet."""
-        return [k.name for k in self.keepers if not k.up]
+        return [k.name for k in self.running if not k.up]
 
     def check_start(self) -> bool:
         """Whether all are up. Raises what one of them failed with."""
-        for k in self.keepers:
+        for k in self.running:
             if k.failed is not None:
                 raise k.failed
         return not self.waiting
@@ -114,10 +114,10 @@ class Services:
             failed = front[0].failed
             raise failed if isinstance(failed, RunError) else RunError(str(failed))
 
-    def _keep(self, name: str, start: Callable[[Callable[[], None]], Service]) -> Keeper:
-        keeper = Keeper(name, start, self._say)
-        self.keepers.append(keeper)
-        return keeper
+    def _keep(self, name: str, start: Callable[[Callable[[], None]], Service]) -> Restarting:
+        restarted = Restarting(name, start, self._say)
+        self.running.append(restarted)
+        return restarted
 
     def _engine(self, n: int) -> str:
         """Its URL, where it will be."""

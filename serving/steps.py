@@ -97,7 +97,7 @@ class Answered:
     """The last event. `text` is what the answer's deltas say together.
 
     `error` is set where there is no whole answer: `status` is then ENGINE_ERROR (the engine failed), ABORTED (time ran out) or
-    TOOL_ERROR. `insisted`: the model would have searched on, or said nothing, and was made to answer.
+    TOOL_ERROR. `forced`: the model would have searched on, or said nothing, and was made to answer.
     """
 
     text: str
@@ -107,7 +107,7 @@ class Answered:
     finish: str  # "stop" | "length"
     status: Status
     trajectory: Trajectory | None
-    insisted: bool = False
+    forced: bool = False
     error: str = ""
 
 

@@ -77,13 +77,13 @@ async def test_without_tools_it_answers_all_the_same(answerer, asked):
         last = f.ended(told)
         assert last.text and not last.error and last.usage.searches == 0 and not last.sources
         assert not any(isinstance(s, SearchStarted) for s in told)
-        assert last.insisted == (kind != "picture")
+        assert last.forced == (kind != "picture")
 
 
 @pytest.mark.parametrize("n", [0, 1, 2, 9])
 async def test_as_many_searches_as_are_allowed(answerer, asked, n):
     last = f.ended(await f.steps(answerer, Ask(f.chat(asked["both"]), max_searches=n)))
-    assert last.usage.searches == min(n, 2) and last.text and last.insisted == (n < 2)
+    assert last.usage.searches == min(n, 2) and last.text and last.forced == (n < 2)
 
 
 @pytest.mark.parametrize("tools", [("image",), ("text",)])
@@ -325,7 +325,7 @@ async def test_results_for_which_there_is_no_room():
     a = scripted("<search><img></search>" + END, "a</answer>" + END, max_response_tokens=30)
     told = await f.steps(a, ask())
     last = f.ended(told)
-    assert last.text == "a" and last.insisted and last.usage.searches == 1 and len(last.sources) == 2
+    assert last.text == "a" and last.forced and last.usage.searches == 1 and len(last.sources) == 2
 
 
 @pytest.mark.parametrize("said", ["</text_search>", "I know</reason><answer>b</answer>"])
@@ -341,7 +341,7 @@ async def test_a_forced_search_and_then_no_more():
     """The insistence sees the forced turn and what it found."""
     a = scripted("<text_search>q</text_search>" + END, "a</answer>" + END)
     last = f.ended(await f.steps(a, ask(require_search=True, max_searches=1)))
-    assert last.text == "a" and last.insisted and last.usage.searches == 1
+    assert last.text == "a" and last.forced and last.usage.searches == 1
     prompt = a.context.tokenizer.decode(a.engine.sent[-1][0])  # type: ignore[attr-defined]
     assert "I should look this up." in prompt and "title 1" in prompt and prompt.endswith("<answer>")
 

@@ -148,13 +148,13 @@ def test_searches_of_a_day_are_promised_before_they_are_made():
     """So that answers in the making cannot together overdraw it."""
     clock = Clock()
     held = limits(clock, searches_per_day=5)
-    assert held.promise("ada", 3) == 3
-    assert held.promise("ada", 3) == 2
+    assert held.reserve("ada", 3) == 3
+    assert held.reserve("ada", 3) == 2
     with pytest.raises(ApiError) as e:
-        held.promise("ada", 1)
+        held.reserve("ada", 1)
     assert int(e.value.headers["retry-after"]) <= 86_400 and e.value.headers["x-should-retry"] == "false"
-    assert held.promise("ada", 0) == 0 and held.promise("bob", 5) == 5
+    assert held.reserve("ada", 0) == 0 and held.reserve("bob", 5) == 5
     held.settle("ada", 3, 1)
-    assert held.promise("ada", 9) == 2
+    assert held.reserve("ada", 9) == 2
     clock.now += 86_400
-    assert held.promise("ada", 9) == 5
+    assert held.reserve("ada", 9) == 5

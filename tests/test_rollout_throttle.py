@@ -1,4 +1,4 @@
-"""The door in front of the tools: how many calls at once, and what an outage does to them. In virtual time, but for one."""
+"""The throttle in front of the tools: how many calls at once, and what an outage does to them. In virtual time, but for one."""
 
 from __future__ import annotations
 
@@ -144,7 +144,7 @@ def test_a_threshold_of_1_never_pauses() -> None:
 @pytest.mark.parametrize("status", DOWN)
 @pytest.mark.parametrize("at_once", [1, 4, 500])
 def test_an_outage_costs_time_and_a_window_of_calls(status: S, at_once: int) -> None:
-    """300 calls, most of which wait for their place when the door closes: not one of them goes through but as a probe."""
+    """300 calls, most of which wait for their place when the throttle closes: not one of them goes through but as a probe."""
 
     async def main() -> None:
         tool = Tool(lambda t: status if t < 60 else S.OK)
@@ -153,7 +153,7 @@ def test_an_outage_costs_time_and_a_window_of_calls(status: S, at_once: int) -> 
         throttle.on_change = lambda: closed.append(now() - tool.began)
         got = [r.status for r in await asks(throttle, 300)]
         shut, opened = closed
-        # Those whose failure closed the door had it before anyone could know; no other failure is seen by anybody.
+        # Those whose failure closed the throttle had it before anyone could know; no other failure is seen by anybody.
         assert got.count(status) == ENOUGH - 1 and set(got) == {status, S.OK}
         assert (throttle.pauses, throttle.paused) == (1, False)
         assert throttle.paused_s == pytest.approx(opened - shut)
@@ -254,7 +254,7 @@ def test_the_limit_of_a_pause_ends_the_run_with_a_word() -> None:
 @given(st.integers(0, 2**32), st.sampled_from([1, 3, 100]), st.floats(0.01, 4.0))
 @settings(max_examples=60)
 def test_whatever_is_cancelled_when_the_others_get_through(seed: int, at_once: int, seconds: float) -> None:
-    """Outages come and go, calls come and are given up: who stays is answered, and the door stands open at the end. (The
+    """Outages come and go, calls come and are given up: who stays is answered, and the throttle stands open at the end. (The
     loop raises where everything waits for nothing.)"""
     rng = random.Random(seed)
     outages = [(s, s + rng.uniform(0, 30)) for s in (rng.uniform(0, 100) for _ in range(3))]

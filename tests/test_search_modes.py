@@ -102,7 +102,7 @@ async def test_each_call_gets_again_what_it_got(web: Web, live: Any, tmp_path: P
         assert (await ask("again", "c")).status == "upstream_error"
         assert (await ask("worse", "d")).status == "upstream_error"
         web.down = False
-        assert (await ask("again", "c")).status == "ok"  # asked again, as behind the rollout's door
+        assert (await ask("again", "c")).status == "ok"  # asked again, as behind the rollout's throttle
         assert (await ask("other", "b")).status == "ok"
         web.dead = {"/1"}
         assert seen(await ask("worse", "d"))[:2] == ("ok", True)

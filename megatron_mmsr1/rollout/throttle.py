@@ -1,9 +1,9 @@
-"""The door between a rollout and its tools: so many calls at once, and none at all while the tools are down.
+"""The throttle between a rollout and its tools: so many calls at once, and none while the tools are down.
 
-When more than `rollout.pause_above` of the latest calls ended in an infrastructure failure, the door closes: calls wait, and
-those that were on their way when it closed and fail wait with them and are asked again. One call at a time goes through as a
-probe; the first that is answered opens the door. An outage so costs time, and not a step's worth of trajectories. A reached
-budget is no outage: waiting mends nothing.
+When more than `rollout.pause_above` of the latest calls ended in an infrastructure failure, the throttle closes: calls wait,
+and those that were on their way when it closed and fail wait with them and are asked again. One call at a time goes through as
+a probe; the first that is answered opens it. An outage so costs time, and not a step's worth of trajectories. A reached budget
+is no outage: waiting mends nothing.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ PROBE_S = 1.0  # between two probes
 
 
 class Throttle:
-    """A `Search` in front of another. Belongs to one event loop. `on_change` is told when the door closes and opens."""
+    """A `Search` in front of another. Belongs to one event loop. `on_change` is told when it closes and opens."""
 
     def __init__(self, search: Search, cfg: RolloutConfig, on_change: Callable[[], None] = lambda: None):
         self._search, self._cfg, self.on_change = search, cfg, on_change
@@ -51,7 +51,7 @@ class Throttle:
 
     @property
     def paused_s(self) -> float:
-        """Seconds that the door was closed, all told."""
+        """Seconds that it was closed, all told."""
         return self._before + (asyncio.get_running_loop().time() - self._since if self.paused else 0.0)
 
     @property
@@ -65,7 +65,7 @@ class Throttle:
             try:
                 async with self._slots:
                     if self.paused and not probe:
-                        continue  # the door closed while it waited for its place
+                        continue  # the throttle closed while it waited for its place
                     pauses = self.pauses
                     reply = await ask()
             finally:
@@ -79,7 +79,7 @@ class Throttle:
             self.asked_again += 1
 
     async def _enter(self) -> bool:
-        """Wait for the open door, or for the turn to be the probe; says which."""
+        """Wait until it is open, or for the turn to be the probe; says which."""
         while self.paused:
             if asyncio.get_running_loop().time() - self._since > self._cfg.pause_limit_s:
                 raise RunError(

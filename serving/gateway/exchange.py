@@ -119,8 +119,8 @@ class _Answering:
         queued = time.monotonic()
         async with self._out.alive(g.cfg.gateway.keepalive_s, on=bool(request.stream)), g.limits.slot(deadline_s):
             ask.deadline_s = max(0.001, deadline_s - (time.monotonic() - queued))
-            promised = g.limits.promise(self._record.key, g.most_searches(ask))
-            ask.max_searches = promised
+            reserved = g.limits.reserve(self._record.key, g.most_searches(ask))
+            ask.max_searches = reserved
             made = 0
             try:
                 async with contextlib.aclosing(g.stack.answerer.answer(ask)) as steps:
@@ -134,7 +134,7 @@ class _Answering:
             except AskError as e:
                 raise ApiError(400, str(e), param="messages", code=e.code) from None
             finally:
-                g.limits.settle(self._record.key, promised, made)
+                g.limits.settle(self._record.key, reserved, made)
 
     async def _tell(self, step: Step) -> None:
         completion = self._completion
@@ -159,7 +159,7 @@ class _Answering:
     def _note(self, done: Answered) -> None:
         m, r, u = self._g.metrics, self._record, done.usage
         r.prompt_tokens, r.completion_tokens, r.searches = u.prompt_tokens, u.completion_tokens, u.searches
-        r.turns = (len(done.trajectory.assistant_texts) if done.trajectory is not None else 0) + done.insisted
+        r.turns = (len(done.trajectory.assistant_texts) if done.trajectory is not None else 0) + done.forced
         m.prompt_tokens.inc(u.prompt_tokens)
         m.completion_tokens.inc(u.completion_tokens)
         m.turns.inc(r.turns)

@@ -24,7 +24,7 @@ class _Account:
     requests: deque[float] = field(default_factory=deque)
     running: int = 0
     day: int = 0
-    searches: int = 0  # that day: made, and promised to answers in the making
+    searches: int = 0  # that day: made, and reserved to answers in the making
 
 
 class Limits:
@@ -79,7 +79,7 @@ class Limits:
             self.answering -= 1
             self._mean_s += _WEIGHT * (self._clock() - started - self._mean_s)
 
-    def promise(self, key: str, wanted: int) -> int:
+    def reserve(self, key: str, wanted: int) -> int:
         """How many of `wanted` searches the key may make today, kept for it until `settle`. ApiError 429 for none."""
         if self._cfg.searches_per_day is None or not wanted:
             return wanted
@@ -92,10 +92,10 @@ class Limits:
         account.searches += granted
         return granted
 
-    def settle(self, key: str, promised: int, made: int) -> None:
+    def settle(self, key: str, reserved: int, made: int) -> None:
         if self._cfg.searches_per_day is not None:
             account = self._today(key)
-            account.searches = max(0, account.searches - promised + made)
+            account.searches = max(0, account.searches - reserved + made)
 
     def _count(self, account: _Account) -> None:
         if self._cfg.requests_per_minute is None:

@@ -14,7 +14,7 @@ MARGIN = 0.05  # of the time left, kept back to put together what there is
 
 
 @dataclass(slots=True)
-class Harvest[T]:
+class Successes[T]:
     """`hits` by the candidate's rank; `cut_short`: infrastructure or the deadline, not the candidates, set the number."""
 
     hits: dict[int, T] = field(default_factory=dict)
@@ -25,12 +25,12 @@ class Harvest[T]:
         return any(f.status.infrastructure for f in self.failures)
 
 
-async def harvest[C, T](candidates: Sequence[C], k: int, attempt: Callable[[C], Awaitable[T]]) -> Harvest[T]:
+async def first_successes[C, T](candidates: Sequence[C], k: int, attempt: Callable[[C], Awaitable[T]]) -> Successes[T]:
     """Try candidates in rank order, at most `k` at a time, until `k` succeed, none is left or the deadline is near.
 
     `attempt` raises SearchFailure for a candidate that is no use. Never raises it itself.
     """
-    got: Harvest[T] = Harvest()
+    got: Successes[T] = Successes()
     line = iter(enumerate(candidates))
 
     async def place() -> None:

@@ -13,7 +13,7 @@ import orjson
 from megatron_mmsr1.config import SearchConfig
 from megatron_mmsr1.protocol import ImageHit, TextHit, clean
 from megatron_mmsr1.search.backends.corpus import normalise
-from megatron_mmsr1.search.backends.first_successes import Harvest, harvest
+from megatron_mmsr1.search.backends.first_successes import Successes, first_successes
 from megatron_mmsr1.search.backends.interfaces import Backend, ImageBackend, Page, SearchFailure, TextResult
 from megatron_mmsr1.search.server.compose import Backends
 from megatron_mmsr1.search.store.cache import Cache, Value, cache_key
@@ -101,7 +101,7 @@ class TextSearch:
         spare = 0 if self.local else self._cfg.text.spare
         async with within(max(SEARCH_SHARE * remaining(), 0.001), "the text search"):
             results = await self.results(query, min(k + spare, MAX_K))
-        got = await harvest(results, k, lambda r: self._hit(query, r))
+        got = await first_successes(results, k, lambda r: self._hit(query, r))
         hits = [_tidy(h) for _, h in sorted(got.hits.items())]
         wanting = len(hits) < min(k, len(results))
         if wanting and (over := [f for f in got.failures if f.status is ToolStatus.BUDGET]):
@@ -147,7 +147,7 @@ def _snippets(results: list[TextResult], k: int) -> list[TextHit]:
     return [_tidy(TextHit(r.url, r.snippet, r.title)) for r in results if r.snippet.strip()][:k]
 
 
-def _worst(got: Harvest[TextHit]) -> SearchFailure:
+def _worst(got: Successes[TextHit]) -> SearchFailure:
     """Of several pages' failures the one that says most: an infrastructure failure before a page's own fault."""
     return next((f for f in got.failures if f.status.infrastructure), got.failures[0])
 

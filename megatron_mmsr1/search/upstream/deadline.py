@@ -1,4 +1,4 @@
-"""One clock a call: the deadline that is set at the server's door is what every stage below it, and every retry, looks at.
+"""One clock a call: the deadline that is set at the server's entrance is what every stage below it, and every retry, looks at.
 
 A context variable carries it, so that a call joined with its twins runs under the deadline of whoever came first.
 """

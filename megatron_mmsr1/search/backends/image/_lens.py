@@ -18,7 +18,7 @@ from pydantic import Field
 from megatron_mmsr1.config.search import ImageSection
 from megatron_mmsr1.config.section import Section
 from megatron_mmsr1.search.backends.check import Tools
-from megatron_mmsr1.search.backends.first_successes import harvest
+from megatron_mmsr1.search.backends.first_successes import first_successes
 from megatron_mmsr1.search.backends.interfaces import ImageResult, SearchFailure
 from megatron_mmsr1.search.backends.text._results import is_link, listed, words
 from megatron_mmsr1.search.backends.thumbnails import fetch_thumbnail, reencode
@@ -77,7 +77,7 @@ class Lens(ABC):
         async with self._uploader.public(shown, media_type) as url:
             found = await self._ask(url)
         candidates = found[: k + self._options.spare]
-        got = await harvest(candidates, k, self._thumbnail)
+        got = await first_successes(candidates, k, self._thumbnail)
         without = [n for n in range(len(candidates)) if n not in got.hits]
         kept = sorted([*got.hits, *without[: k - len(got.hits)]])
         return [ImageResult(candidates[n].link, candidates[n].title, got.hits.get(n), 1 / (n + 1)) for n in kept]

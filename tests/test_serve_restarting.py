@@ -10,8 +10,8 @@ from dataclasses import dataclass, field
 import pytest
 
 from megatron_mmsr1.errors import RunError, UsageError
-from serving import keeper
-from serving.keeper import GIVE_UP, Keeper, Stopped
+from serving import restarting
+from serving.restarting import GIVE_UP, Restarting, Stopped
 
 
 @dataclass
@@ -45,8 +45,8 @@ class Scripted:
 
 @pytest.fixture(autouse=True)
 def hasty(monkeypatch):
-    monkeypatch.setattr(keeper, "WATCH_S", 0.01)
-    monkeypatch.setattr(keeper, "BACKOFF_S", 0.01)
+    monkeypatch.setattr(restarting, "WATCH_S", 0.01)
+    monkeypatch.setattr(restarting, "BACKOFF_S", 0.01)
 
 
 def until(true: Callable[[], bool]) -> None:
@@ -59,7 +59,7 @@ def until(true: Callable[[], bool]) -> None:
 def test_what_dies_is_started_again_and_said():
     said: list[str] = []
     s = Scripted(starts=10)
-    k = Keeper("it", s.start, said.append)
+    k = Restarting("it", s.start, said.append)
     for n in range(1, 3):
         until(lambda: k.up)
         s.die()
@@ -72,7 +72,7 @@ def test_what_dies_is_started_again_and_said():
 
 def test_it_gives_up_in_the_end():
     s = Scripted(starts=1)
-    k = Keeper("it", s.start, lambda _: None)
+    k = Restarting("it", s.start, lambda _: None)
     until(lambda: k.up)
     s.die()
     until(lambda: k.failed is not None)
@@ -81,9 +81,9 @@ def test_it_gives_up_in_the_end():
 
 
 def test_one_that_was_well_for_long_is_counted_anew(monkeypatch):
-    monkeypatch.setattr(keeper, "STEADY_S", 0.0)
+    monkeypatch.setattr(restarting, "STEADY_S", 0.0)
     s = Scripted(starts=100)
-    k = Keeper("it", s.start, lambda _: None)
+    k = Restarting("it", s.start, lambda _: None)
     for n in range(GIVE_UP + 3):
         until(lambda n=n: k.up and s.made == n + 1)
         s.die()
@@ -101,7 +101,7 @@ def test_a_first_start_that_fails_is_not_repeated(error):
         calls.append(1)
         raise error
 
-    k = Keeper("it", start, lambda _: None)
+    k = Restarting("it", start, lambda _: None)
     until(lambda: k.failed is not None)
     assert len(calls) == 1 and str(error) in str(k.failed)
     k.stop()
@@ -116,7 +116,7 @@ def test_a_start_that_is_no_longer_wanted():
             wanted()
             time.sleep(0.005)
 
-    k = Keeper("it", start, lambda _: None)
+    k = Restarting("it", start, lambda _: None)
     assert entered.wait(20)
     k.stop()
     assert k.failed is None and not k.up

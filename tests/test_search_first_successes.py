@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from virtual_time import run
 
-from megatron_mmsr1.search.backends.first_successes import harvest
+from megatron_mmsr1.search.backends.first_successes import first_successes
 from megatron_mmsr1.search.backends.interfaces import SearchFailure
 from megatron_mmsr1.search.upstream.deadline import within
 from megatron_mmsr1.trajectory import ToolStatus as S
@@ -38,8 +38,8 @@ def test_a_harvest_holds_what_was_ripe_in_time(times: list[float | None], k: int
                 busy -= 1
 
         began = asyncio.get_running_loop().time()
-        async with within(deadline_s, "the harvest"):
-            got = await harvest(range(len(times)), k, attempt)
+        async with within(deadline_s, "the first_successes"):
+            got = await first_successes(range(len(times)), k, attempt)
         assert busy == 0 and peak <= k and sorted(set(tried)) == sorted(tried)
         assert all(rank == value and times[rank] is not None for rank, value in got.hits.items())
         assert tried == list(range(len(tried)))

@@ -33,7 +33,7 @@ class Stopped(Exception):
 Start = Callable[[Callable[[], None]], Service]
 
 
-class Keeper:
+class Restarting:
     """`start` must give the server the same URL each time. `say` is told, in a sentence, when it ends and when it is back.
 
     The first start is not repeated: what fails at once would fail again, and whoever waits wants to know. `failed` is its
