@@ -23,8 +23,8 @@ from megatron_mmsr1.search.backends.interfaces import ImageResult, SearchFailure
 from megatron_mmsr1.search.backends.text._results import is_link, listed, words
 from megatron_mmsr1.search.backends.thumbnails import fetch_thumbnail, reencode
 from megatron_mmsr1.search.backends.uploaders import open_uploader
-from megatron_mmsr1.search.client import endpoint
 from megatron_mmsr1.search.upstream.deadline import within
+from megatron_mmsr1.search.upstream.endpoint import endpoint
 from megatron_mmsr1.search.upstream.secrets import Secret
 from megatron_mmsr1.search.web.fetch import Fetcher
 from megatron_mmsr1.trajectory import ToolStatus

@@ -12,7 +12,7 @@ from megatron_mmsr1.protocol import clean
 from megatron_mmsr1.search.backends.check import Tools
 from megatron_mmsr1.search.backends.interfaces import Page, SearchFailure
 from megatron_mmsr1.search.backends.text._results import version, words
-from megatron_mmsr1.search.client import endpoint
+from megatron_mmsr1.search.upstream.endpoint import endpoint
 from megatron_mmsr1.search.upstream.secrets import Secret
 from megatron_mmsr1.search.upstream.upstream import Ask, Upstream, message
 from megatron_mmsr1.search.web.addresses import Reason, Refused, refusal

@@ -14,8 +14,8 @@ from megatron_mmsr1.protocol import clean
 from megatron_mmsr1.search.backends.check import Tools
 from megatron_mmsr1.search.backends.interfaces import SearchFailure
 from megatron_mmsr1.search.backends.text._results import version
-from megatron_mmsr1.search.client import endpoint
 from megatron_mmsr1.search.server.pages import sentences
+from megatron_mmsr1.search.upstream.endpoint import endpoint
 from megatron_mmsr1.search.upstream.secrets import Secret
 from megatron_mmsr1.search.upstream.upstream import Ask, Upstream, message
 from megatron_mmsr1.trajectory import ToolStatus
