@@ -107,7 +107,7 @@ def test_upload_ask_two_searches_answer_sources(chromium: Any, site: Site, both:
         drawn = page.locator("button.example img").evaluate_all(
             "nodes => Promise.all(nodes.map(n => n.decode().then(() => n.naturalWidth)))"
         )
-        assert drawn == [56] * 6
+        assert len(drawn) == 7 and set(drawn) <= {56, 560}  # emblems, and the canvas of a crop question
         upload(page, picture)
         page.locator("#question textarea").fill(question)
         page.locator("#question .submit-button").click()

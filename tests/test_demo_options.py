@@ -89,7 +89,7 @@ def test_the_offline_default_is_made_once_and_offers_questions(tmp_path: Path) -
     stamp = (corpus / "world.json").stat().st_mtime_ns
     assert prepare(tmp_path) == cfg and (corpus / "world.json").stat().st_mtime_ns == stamp
     offered = examples(str(corpus))
-    assert len(offered) == 6 and len({e.question for e in offered}) == 6
+    assert len(offered) == 7 and len({e.question for e in offered}) == 7  # one a kind of question, and a follow-up's
     assert all(e.exchange().images and Path(cfg.model.path, "config.json").is_file() for e in offered)
     assert examples(None) == examples(str(tmp_path)) == []
     assert Example("?").exchange().images == []

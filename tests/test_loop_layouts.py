@@ -18,6 +18,8 @@ from loop_fixtures import COLD_START, ROOT, metrics, mmsr1, settings
 from megatron_mmsr1.eval.results import EvalResult
 from megatron_mmsr1.rollout.dump import read_dump
 
+pytestmark = pytest.mark.slow  # minutes of real loops: ./scripts/test.sh --slow
+
 SAME = ("loss", "reward/mean", "tokens", "kl")
 
 

@@ -51,6 +51,7 @@ def run(root: Path, world: int) -> dict[str, str]:
     return json.loads(results.read_text())
 
 
+@pytest.mark.timeout(3600)  # the first test of a world waits for all of its cases, on a machine that may be busy
 @pytest.mark.parametrize(("world", "name"), [(w, n) for w, cases in CASES.items() for n in cases])
 def test_megatron(root: Path, world: int, name: str) -> None:
     found = run(root, world)

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
 from doc_examples import write_examples
 from loop_fixtures import metrics, mmsr1, settings, small_world
 
 from megatron_mmsr1.rollout.dump import read_dump
+
+pytestmark = pytest.mark.slow  # minutes of real loops: ./scripts/test.sh --slow
 
 SHORT = ("data.prompts_per_step=4", "data.group_size=4", "train.steps=2", "data.heldout=[]")
 

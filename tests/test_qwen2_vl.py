@@ -11,6 +11,8 @@ from loop_fixtures import metrics, mmsr1, settings, small_world
 from megatron_mmsr1.data.images import ImageStore, pixel_values
 from megatron_mmsr1.rollout.dump import read_dump
 
+pytestmark = pytest.mark.slow  # minutes of real loops: ./scripts/test.sh --slow
+
 
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:

@@ -13,9 +13,8 @@ import importlib
 import socket
 from typing import Any
 
-from megatron_mmsr1.errors import RunError
+from megatron_mmsr1.procs import patches
 
-FITS = "2.13."
 # torchrun's agent, init_process_group, and whoever asks torch.distributed (SGLang does).
 _MODULES = (
     "torch.distributed",
@@ -27,11 +26,9 @@ _BACKLOG = 4096
 
 def install() -> None:
     """For this process. Raises RunError for another torch than the one that this fits."""
-    import torch
     from torch.distributed import TCPStore
 
-    if not torch.__version__.startswith(FITS):
-        raise RunError(f"megatron_mmsr1.procs.bound_store fits torch {FITS}x, and this is {torch.__version__}: read it again")
+    patches.check("bound-store")
     if TCPStore.__name__ == "BoundStore":
         return
 

@@ -88,7 +88,7 @@ PATCHES = (
         "sglang-on-cpu",
         "sglang",
         "0.5.21",
-        "rollout/sglang_cpu.py",
+        "rollout/engines/sglang/cpu.py",
         "seeded sampling and batched attention, which it has for GPUs only",
         "without CUDA",
     ),
@@ -96,9 +96,16 @@ PATCHES = (
         "sgl-kernel-on-cpu",
         "sglang",
         "0.5.21",
-        "rollout/cpu_shims",
+        "rollout/engines/sglang/cpu_shims",
         "it imports sgl_kernel, whose wheel holds CUDA objects only",
         "without CUDA",
+    ),
+    Patch(
+        "bound-store",
+        "torch",
+        "2.13.0",
+        "procs/bound_store.py",
+        "its rendezvous store listens on every interface and asks nobody who they are",
     ),
 )
 _BY_NAME = {p.name: p for p in PATCHES}

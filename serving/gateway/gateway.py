@@ -89,7 +89,8 @@ class Gateway:
         if unknown:
             shown = unknown[0].encode("ascii", "backslashreplace").decode()
             why = f"no such tool: {shown!r}; there are: {', '.join(known)}"
-            raise ApiError(400, why, param="search.tools", code="invalid_value")
+            where = f"search.tools[{(s.tools or []).index(unknown[0])}]"
+            raise ApiError(400, why, param=where, code="invalid_value")
         return known if s.tools is None else tuple(t for t in known if t in s.tools)
 
     def most_searches(self, ask: Ask) -> int:
