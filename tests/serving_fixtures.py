@@ -32,6 +32,7 @@ def atlas_config(world: Path, **more: Any) -> ServeConfig:
     raw: dict[str, Any] = {
         "model": {"path": str(COLD_START), "dtype": "float32", "min_pixels": 3136, "max_pixels": 3136},
         "protocol": LIMITS,
+        "tools": {"crop": {"limit": 1}},
         "search": {"corpus": str(world), "text_top_sentences": 1},
         "forced_reason": " need facts",  # in the words of its own training
         "engine": {"sglang": {"max_total_tokens": 16384}},

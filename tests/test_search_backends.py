@@ -64,8 +64,8 @@ class Mode:
 
 
 MODES = {
-    "slow": Mode(lambda _: always(Reply(wire="silent")), S.TIMEOUT, billed=True, timeout_s=0.1),
-    "slow body": Mode(lambda _: always(Reply(wire="trickling")), S.TIMEOUT, billed=True, timeout_s=0.1),
+    "slow": Mode(lambda _: always(Reply(wire="silent")), S.TIMEOUT, billed=True, timeout_s=0.5),
+    "slow body": Mode(lambda _: always(Reply(wire="trickling")), S.TIMEOUT, billed=True, timeout_s=0.5),
     "endless body": Mode(lambda _: always(Reply(wire="endless")), S.UPSTREAM_ERROR, billed=True, timeout_s=60),
     "truncated body": Mode(
         lambda s: always(Reply(long_reply(s).body, 200, long_reply(s).headers, "truncated")), S.UPSTREAM_ERROR, billed=True
