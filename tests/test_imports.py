@@ -196,7 +196,7 @@ def test_help_loads_nothing_heavy(argv: list[str]) -> None:
         "trajectory",
         "protocol",
         "errors",
-        "procs.supervisor",
+        "procs.service",
         "procs.progress",
         "eval.results",
         "run.launch",

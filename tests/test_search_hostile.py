@@ -318,7 +318,7 @@ def test_entities_of_a_page_s_own_are_not_expanded() -> None:
 
 def workers() -> list[psutil.Process]:
     """Those of Extractors; a session of tests has other children too."""
-    return [p for p in psutil.Process().children() if any(a.endswith("search.extract") for a in p.cmdline())]
+    return [p for p in psutil.Process().children() if any(a.endswith("search.web.extract") for a in p.cmdline())]
 
 
 async def test_a_page_that_takes_for_ever_costs_one_process() -> None:

@@ -127,7 +127,7 @@ class _Answering:
                     async for step in steps:
                         if isinstance(step, SearchEnded):
                             made += 1
-                            g.metrics.searches[step.kind, step.status].inc()
+                            g.metrics.called(step.kind, step.status)
                         await self._tell(step)
             except ImageError as e:
                 raise ApiError(400, f"a picture cannot be used: {e}", param="messages", code="invalid_image") from None

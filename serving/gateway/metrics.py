@@ -22,10 +22,16 @@ class Metrics:
         tokens = Counter("mmsr1_gateway_tokens", "Tokens of answers, over all turns", ["kind"], registry=r)
         self.prompt_tokens, self.completion_tokens = tokens.labels("prompt"), tokens.labels("completion")
         self.turns = Counter("mmsr1_gateway_turns", "Turns sampled for answers", registry=r)
-        searches = Counter("mmsr1_gateway_searches", "Searches made for answers", ["kind", "status"], registry=r)
-        self.searches = {(k, s): searches.labels(k, s.value) for k in ("image", "text") for s in ToolStatus}
+        self._calls = Counter("mmsr1_gateway_searches", "Tool calls made for answers", ["kind", "status"], registry=r)
+        for kind in ("image", "text"):  # there from the start, so that a rate can be taken; other tools' with their first call
+            for status in ToolStatus:
+                self._calls.labels(kind, status.value)
         self.answering = Gauge("mmsr1_gateway_answering", "Answers being made", registry=r)
         self.waiting = Gauge("mmsr1_gateway_waiting", "Requests that wait for a place, or are still being read", registry=r)
+
+    def called(self, kind: str, status: ToolStatus) -> None:
+        """One call of a tool. Kinds are those of the tools that are configured, so there are few."""
+        self._calls.labels(kind, status.value).inc()
 
     def render(self) -> bytes:
         return generate_latest(self._registry)
