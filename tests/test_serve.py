@@ -194,7 +194,7 @@ def test_keys(model, atlas_engine, tmp_path, capfd):
         (["{model}", "gateway.host=0.0.0.0"], "--new-key"),
         (["{model}", "gateway.keys={none}"], "cannot be read"),
         (["{model}", "model.max_pixels=999999"], "exceeds"),
-        (["{model}", "--config", "{none}"], "cannot be read as YAML"),
+        (["{model}", "--config", "{none}"], "cannot be read: No such file"),
         (["{model}", "--engine", "localhost"], "no URL of a server"),
         (["{model}", "--state", "{model}/config.json"], "--state"),
         (["{model}", "engine.sglang.mem_fraction_statik=0.5", "--no-search"], "did you mean mem_fraction_static"),

@@ -81,7 +81,10 @@ def _exchange(method: str, url: str, body: bytes | None, timeout_s: float, max_b
     at = urlsplit(url)
     until = time.monotonic() + timeout_s
     kind = http.client.HTTPSConnection if at.scheme == "https" else http.client.HTTPConnection
-    connection = kind(str(at.hostname), at.port, timeout=timeout_s)
+    try:
+        connection = kind(str(at.hostname), at.port, timeout=timeout_s)
+    except http.client.InvalidURL as e:
+        raise Unanswered(f"{url!r} is no http URL ({e})") from None
     with contextlib.ExitStack() as stack:
         try:
             connection.connect()
