@@ -138,8 +138,11 @@ def test_dumps_read_back_equal(worker, weights, tmp_path):
         read_dump(tmp_path, 9)
 
 
-def test_a_worker_without_tokenizer_or_prompts_says_so(engine, tmp_path):
-    with RolloutWorker(settings(tmp_path), [engine.url], None, tmp_path) as w, pytest.raises(UsageError, match="tokenizer"):
+def test_a_worker_without_a_checkpoint_says_so(engine, tmp_path):
+    with (
+        RolloutWorker(settings(tmp_path), [engine.url], None, tmp_path) as w,
+        pytest.raises(UsageError, match=r"config\.json is missing"),
+    ):
         roll(w, None)
 
 
