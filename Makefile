@@ -8,7 +8,7 @@ help:        ## this list
 env:         ## make the environment (.venv)
 	./scripts/env.sh
 
-fast:        ## style, types, and the tests that start no process
+fast:        ## style, and the tests that start no process
 	./scripts/test.sh --fast
 
 test:        ## what CI runs

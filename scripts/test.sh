@@ -2,7 +2,7 @@
 # Install what the tests need, check the style and the types, run the tests. Arguments go on to pytest.
 #
 #   ./scripts/test.sh                    what CI runs: all but the slow tests and those for a GPU
-#   ./scripts/test.sh --fast             the tests that start no engine, server, ranks or browser: about a minute
+#   ./scripts/test.sh --fast             style, and the tests that start no engine, server, ranks or browser
 #   ./scripts/test.sh --slow             the slow ones too        ./scripts/test.sh --gpu    those for a GPU too
 #   ./scripts/test.sh tests/test_cli.py  one file                 ./scripts/test.sh -k resume -x
 set -euo pipefail
@@ -27,5 +27,5 @@ export PATH="$venv/bin:$PATH" PYTHONPATH="$PWD${PYTHONPATH:+:$PYTHONPATH}"
 if [[ $fast == no ]]; then ./scripts/browser.sh >/dev/null; fi
 ruff check .
 ruff format --check .
-pyright --pythonpath "$venv/bin/python"
+if [[ $fast == no ]]; then pyright --pythonpath "$venv/bin/python"; fi
 exec python -m pytest -q -m "$marks" "${arguments[@]}"
