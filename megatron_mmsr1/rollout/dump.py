@@ -8,6 +8,7 @@ from a torn one. Files of format 1, JSON throughout, are still read.
 
 from __future__ import annotations
 
+import io
 import os
 import tempfile
 from collections.abc import Sequence
@@ -83,7 +84,7 @@ def read_meta(path: Path) -> dict[str, Any]:
     """The meta of one dump file, without its trajectories. RunError that names a damaged file."""
     try:
         with zstandard.open(path, "rb") as f:
-            return orjson.loads(_first_line(f))["meta"]
+            return orjson.loads(_line(io.BufferedReader(f)))["meta"]
     except (zstandard.ZstdError, ValueError, KeyError, OSError) as e:
         raise RunError(f"{path} is damaged ({e}): delete it, and the step is rolled out again") from e
 
@@ -113,37 +114,22 @@ def read_file(path: Path) -> tuple[list[Trajectory], dict[str, Any]]:
     """One leader's. Raises RunError as `read_dump` does."""
     try:
         with zstandard.open(path, "rb") as f:
-            data = memoryview(f.read())
-        header, at = _line(data, 0)
-        header = orjson.loads(header)
-        if header["format"] not in (1, FORMAT):
-            raise RunError(f"{path} has format {header['format']}; this version reads 1 and {FORMAT}")
-        lines = []
-        for _ in range(header["trajectories"]):
-            line, at = _line(data, at)
-            lines.append(line)
+            reader = io.BufferedReader(f)
+            header = orjson.loads(_line(reader))
+            if header["format"] not in (1, FORMAT):
+                raise RunError(f"{path} has format {header['format']}; this version reads 1 and {FORMAT}")
+            lines = [_line(reader) for _ in range(header["trajectories"])]
+            data = reader.read()
         if header["format"] == 1:
             return [Trajectory.from_dict(orjson.loads(line)) for line in lines], header["meta"]
-        return flat.read(lines, data[at:]), header["meta"]
+        return flat.read(lines, data), header["meta"]
     except (zstandard.ZstdError, ValueError, KeyError, TypeError) as e:
         raise RunError(f"{path} is damaged ({e}): delete it, and the step is rolled out again") from e
 
 
-def _line(data: memoryview, at: int) -> tuple[bytes, int]:
-    """The line that begins at `at`, without its end, and where the next begins. ValueError where none ends."""
-    size = 4096
-    while True:
-        piece = bytes(data[at : at + size])
-        end = piece.find(b"\n")
-        if end >= 0:
-            return piece[:end], at + end + 1
-        if at + size >= len(data):
-            raise ValueError("it ends within a line")
-        size *= 4
-
-
-def _first_line(f: Any) -> bytes:
-    out = b""
-    while b"\n" not in out and (more := f.read(4096)):
-        out += more
-    return out.partition(b"\n")[0]
+def _line(reader: io.BufferedReader) -> bytes:
+    """The next line, without its end. ValueError where none ends."""
+    line = reader.readline()
+    if not line.endswith(b"\n"):
+        raise ValueError("it ends within a line")
+    return line[:-1]
