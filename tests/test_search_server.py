@@ -37,8 +37,9 @@ def server(world: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Se
     tmp = tmp_path_factory.mktemp("server")
     with launch(SearchConfig(corpus=str(world)), cache_path=tmp / "cache.sqlite", log=tmp / "log") as s:
         yield s
-    assert s.child.returncode == 0
-    assert "Traceback" not in (tmp / "log").read_text()
+    log = (tmp / "log").read_text()
+    assert s.child.returncode == 0, log[-4000:]
+    assert "Traceback" not in log
 
 
 @pytest.fixture

@@ -82,6 +82,24 @@ def test_a_failed_start_leaves_nothing(tmp_path: Path) -> None:
     assert s.child.ended and not s.up
 
 
+ENDS_LATE = """
+import signal, sys, time
+signal.signal(signal.SIGTERM, lambda *_: (time.sleep(float(sys.argv[1])), sys.exit(7)))
+open("up", "w").close()
+signal.pause()
+"""
+
+
+def test_the_exit_code_is_the_commands_whenever_it_ends(tmp_path: Path) -> None:
+    """The guard looks every 20 ms: an end between two of its system calls is told like any other."""
+    for turn in range(40):
+        (tmp_path / "up").unlink(missing_ok=True)
+        argv = [sys.executable, "-I", "-S", "-c", ENDS_LATE, str(turn * 0.0005)]
+        with Service(Command(name="late", argv=argv, log=tmp_path / "log", cwd=tmp_path)).start() as s:
+            until((tmp_path / "up").exists)
+        assert s.child.returncode == 7
+
+
 def test_several_stop_beside_each_other(tmp_path: Path) -> None:
     """Each takes half a second to end. One after the other, the last would still be up when the first is gone."""
     script = "trap 'sleep 0.5; date +%s%N >>ended; exit 0' TERM; touch up.$$; while :; do sleep 0.02; done"

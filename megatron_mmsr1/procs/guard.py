@@ -85,9 +85,9 @@ def end_all(main: int, grace: float) -> int | None:
     deadline = time.monotonic() + grace
     asked = False
     while True:
+        left = descendants(os.getpid())  # before the collecting: what ends in between is collected in the next round
         seen = reap(main)
         code = seen if seen is not None else code
-        left = descendants(os.getpid())
         if not left:
             return code
         if time.monotonic() > deadline:
