@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import socket
+from pathlib import Path
 
 import pytest
 
@@ -27,3 +28,10 @@ def test_free_and_taken() -> None:
 def test_port_0_takes_any() -> None:
     with bind("127.0.0.1", 0) as a, bind("127.0.0.1", 0) as b:
         assert a.getsockname()[1] != b.getsockname()[1]
+
+
+def test_port_0_takes_none_that_a_client_may_be_given() -> None:
+    lowest = int(Path("/proc/sys/net/ipv4/ip_local_port_range").read_text().split()[0])
+    for _ in range(20):
+        with bind("127.0.0.1", 0) as sock:
+            assert sock.getsockname()[1] < lowest

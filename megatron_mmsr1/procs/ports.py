@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import random
 import socket
 
@@ -10,24 +11,41 @@ from megatron_mmsr1.errors import RunError
 HOST = "127.0.0.1"
 # Below the range from which the kernel draws client ports (32768 on Linux), so that no connection takes one in between.
 PORTS = range(20000, 32000)
+TRIES = 200
 
 
 def bind(host: str, port: int) -> socket.socket:
-    """A bound TCP socket that does not listen yet; port 0 takes a free one. Raises RunError that names the port.
+    """A bound TCP socket that accepts nothing yet; port 0 takes a free one of `PORTS`. Raises RunError that names the port.
 
-    Bound in a parent and inherited by a child it leaves no moment in which another process could take the port.
+    Bound in a parent and inherited by a child it leaves no moment in which another process could take the port. The kernel is
+    not asked for "any port": it would give one of those that it also gives to clients, and a client that tries again and again
+    to reach a server that is being restarted there may be given the server's own port and be connected to itself.
     """
+    if port:
+        try:
+            return _bound(host, port)
+        except OSError as e:
+            why = f"port {port} on {host} cannot be used ({e.strerror})"
+            raise RunError(f"{why}: end what listens there, or take port 0 for any free one") from None
+    for candidate in _candidates():
+        try:
+            return _bound(host, candidate)
+        except OSError as e:
+            if e.errno != errno.EADDRINUSE:
+                raise RunError(f"no port on {host} can be used ({e.strerror})") from None
+    raise _none_free(host)
+
+
+def _bound(host: str, port: int) -> socket.socket:
     # The protocol is named, for asyncio switches Nagle's algorithm off only on sockets that say that they are TCP's.
     sock = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP)
-    sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         sock.bind((host, port))
-        if port:
-            sock.listen(0)  # Linux lets two sockets with SO_REUSEADDR bind; only one of them may listen
-    except OSError as e:
+        sock.listen(0)  # Linux lets two sockets with SO_REUSEADDR bind; only one of them may listen
+    except OSError:
         sock.close()
-        why = f"port {port} on {host} cannot be used ({e.strerror})"
-        raise RunError(f"{why}: end what listens there, or take port 0 for any free one") from None
+        raise
     return sock
 
 
@@ -43,11 +61,19 @@ def port_is_free(port: int, host: str = HOST) -> bool:
 
 
 def free_port(host: str = HOST) -> int:
-    """A port that could be bound just now. Raises RunError if 200 tries all fail."""
-    for port in random.Random().sample(PORTS, 200):
+    """A port that could be bound just now. Raises RunError if `TRIES` draws all fail."""
+    for port in _candidates():
         if port_is_free(port, host):
             return port
-    raise RunError(f"no free port between {PORTS.start} and {PORTS.stop} on {host}: stop what holds them (ss -ltnp lists it)")
+    raise _none_free(host)
+
+
+def _candidates() -> list[int]:
+    return random.Random().sample(PORTS, TRIES)
+
+
+def _none_free(host: str) -> RunError:
+    return RunError(f"no free port between {PORTS.start} and {PORTS.stop} on {host}: stop what holds them (ss -ltnp lists it)")
 
 
 def require_port(port: int, what: str, host: str = HOST) -> int:
