@@ -128,6 +128,11 @@ class Trajectory:
         return len(self.token_ids) or (self.turns[-1].end if self.turns else 0)
 
     @property
+    def is_outline(self) -> bool:
+        """Whether its tokens are elsewhere."""
+        return not self.token_ids and bool(self.turns)
+
+    @property
     def sampled_tokens(self) -> int:
         """Tokens of the assistant's turns."""
         return sum(t.end - t.start for t in self.turns if t.role == "assistant")

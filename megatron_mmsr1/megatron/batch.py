@@ -93,19 +93,19 @@ def token_weights(t: Trajectory) -> np.ndarray:
     return np.asarray(t.loss_mask if t.loss_weights is None else t.loss_weights, dtype=np.float32)
 
 
-def scored(t: Trajectory) -> tuple[int, float]:
-    """How many tokens the loss covers and the sum of their weights, of an outline too. Position 0 is never scored."""
-    if not len(t.token_ids):
+def scored(t: Trajectory, weights: np.ndarray) -> tuple[int, float]:
+    """How many tokens the loss covers and the sum of their weights, of an outline too. `weights`: its `token_weights`.
+    Position 0 is never scored."""
+    if t.is_outline:
         return t.sampled_tokens, float(t.sampled_tokens)
-    weights = token_weights(t)[1:]
-    return int(np.count_nonzero(weights)), float(weights.sum(dtype=np.float64))
+    return int(np.count_nonzero(weights[1:])), float(weights[1:].sum(dtype=np.float64))
 
 
 def check(trajectories: Sequence[Trajectory], g: PackingSpec, vocabulary: int) -> None:
     """Raise UsageError for a trajectory that cannot be trained on: broken invariants, ids outside the vocabulary, a loss on
     tokens that may not be sampled. Outlines, which another replica trains on, are left to its check."""
     for t in trajectories:
-        if not len(t.token_ids) and t.turns:
+        if t.is_outline:
             continue
         where = f"trajectory {t.prompt_id}#{t.sample_index}"
         try:

@@ -34,7 +34,7 @@ class Objective:
 
     def __post_init__(self) -> None:
         self.weights = [token_weights(t) for t in self.trajectories]
-        counts = [scored(t) for t in self.trajectories]
+        counts = [scored(t, w) for t, w in zip(self.trajectories, self.weights, strict=True)]
         self.totals = Totals(
             tokens=float(sum(tokens for tokens, _ in counts)),
             weight=sum(weight for _, weight in counts),

@@ -52,15 +52,13 @@ class Rollouts:
         indices = self.sampler.take(self.cfg.data.prompts_per_step)
         ranks, leads = self.ranks, self.ranks.is_leader
         source = ranks.broadcast_object(self._source(step) if ranks.rank == 0 else None)
-        self.generated = False
+        self.generated = source is None
         if source is not None:
             self.local = read_share(source, step, ranks.dp_rank, ranks.dp_size) if leads else []
             self._outline()
-            replayed = self.cfg.train.mode == "train-only"
-            # No reward at all is an outage's or a used-up budget's: roll out again.
-            self.generated = not replayed and all(t.reward is None for t in self._outlines)
-        if source is None or self.generated:
-            self.generated = True
+            # No reward at all is an outage's or a used-up budget's: roll out again, where there is somebody to.
+            self.generated = self.cfg.train.mode != "train-only" and all(t.reward is None for t in self._outlines)
+        if self.generated:
             self.local = self._generate(indices, step)
             self._outline()
             if leads and self.cfg.logging.dump_rollouts:

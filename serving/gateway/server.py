@@ -11,6 +11,8 @@ from collections.abc import Callable
 import uvicorn
 from starlette.types import ASGIApp
 
+from megatron_mmsr1.procs.listening import ListeningServer
+
 DRAIN_S = 5  # how long answers in the making may take to end after a signal
 
 
@@ -23,7 +25,7 @@ async def serve(
     drain_s: int = DRAIN_S,
     freeze: bool = True,
 ) -> None:
-    """Until SIGTERM, SIGINT or `stop`. `sock`: a bound socket (`search.server.main.bind`); `ready` is given its port
+    """Until SIGTERM, SIGINT or `stop`. `sock`: a bound socket (`procs.ports.bind`); `ready` is given its port
     once it listens. `freeze`: the garbage collector leaves alone what exists by then (imports, the tokenizer), which it would
     otherwise go through again and again, for a good part of a second each time; for a process that does nothing else."""
     settings = uvicorn.Config(
@@ -40,7 +42,7 @@ async def serve(
     if freeze:
         gc.collect()
         gc.freeze()
-    server = _Server(settings, lambda: ready and ready(sock.getsockname()[1]))
+    server = ListeningServer(settings, lambda: ready and ready(sock.getsockname()[1]))
     watch = asyncio.create_task(_stop(server, stop)) if stop is not None else None
     try:
         await server.serve(sockets=[sock])
@@ -54,15 +56,3 @@ async def serve(
 async def _stop(server: uvicorn.Server, stop: asyncio.Event) -> None:
     await stop.wait()
     server.should_exit = True
-
-
-class _Server(uvicorn.Server):
-    """Says when it listens."""
-
-    def __init__(self, settings: uvicorn.Config, listening: Callable[[], object]):
-        super().__init__(settings)
-        self._listening = listening
-
-    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        await super().startup(sockets)
-        self._listening()

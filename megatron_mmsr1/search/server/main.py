@@ -1,4 +1,4 @@
-"""The search server as a process: `python -m megatron_mmsr1.search.server.main --config run.yaml`."""
+"""The search server as a process: `python -m megatron_mmsr1.search.server --config run.yaml`."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from pydantic import ValidationError
 from megatron_mmsr1 import config
 from megatron_mmsr1.config import SearchConfig
 from megatron_mmsr1.errors import RunError, UsageError
+from megatron_mmsr1.procs.listening import ListeningServer
 from megatron_mmsr1.procs.ports import bind
 from megatron_mmsr1.search.server.app import build_app
 from megatron_mmsr1.search.server.launch import DRAIN_S
@@ -47,24 +48,12 @@ def serve(
             timeout_keep_alive=75,  # longer than any client of ours keeps a connection, so that none meets a closed one
             timeout_graceful_shutdown=DRAIN_S,
         )
-        server = _Server(settings, lambda: ready and ready(sock.getsockname()[1]))
+        server = ListeningServer(settings, lambda: ready and ready(sock.getsockname()[1]))
         # uvicorn raises the signal again once it has drained; a drained server has ended well. Before it takes over the
         # signals, one must still stop it.
         for sig in (signal.SIGTERM, signal.SIGINT):
             signal.signal(sig, lambda *_: setattr(server, "should_exit", True))
         server.run(sockets=[sock])
-
-
-class _Server(uvicorn.Server):
-    """Says when it listens."""
-
-    def __init__(self, settings: uvicorn.Config, listening: Callable[[], object]):
-        super().__init__(settings)
-        self._listening = listening
-
-    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        await super().startup(sockets)
-        self._listening()
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -105,7 +94,3 @@ def _parser() -> argparse.ArgumentParser:
     p.add_argument("--fd", type=int, help=argparse.SUPPRESS)
     p.add_argument("overrides", nargs="*", help="key=value, on top of --config")
     return p
-
-
-if __name__ == "__main__":
-    sys.exit(main())
