@@ -177,6 +177,7 @@ def test_a_worker_ends_with_its_leader(checkpoints, tmp_path):
 def test_an_engine_killed_in_mid_rollout_fails_its_trajectories_only(checkpoints, tmp_path):
     """A server of its own dies while turns of minutes are in flight: all end, as the engine's fault, and nothing hangs."""
     cfg = settings(checkpoints["random"])
+    cfg.engine.outage_s = 0  # nobody replaces it, as a run would
     cfg.protocol.max_turn_tokens = 3000
     cfg.protocol.max_response_tokens = 3500
     with launch_engine(checkpoints["random"], tmp_path / "engine.log") as server:
