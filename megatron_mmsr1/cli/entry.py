@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import megatron_mmsr1.cli.cluster as cluster_verbs
 import megatron_mmsr1.cli.plugins as plugin_verbs
 import megatron_mmsr1.cli.search as search_verbs
 import megatron_mmsr1.cli.serve as serve_verbs
@@ -200,6 +201,7 @@ def build_parser() -> argparse.ArgumentParser:
     serve_verbs.add(verbs)
     search_verbs.add(verbs)
     plugin_verbs.add(verbs)
+    cluster_verbs.add(verbs)
 
     atlas = group(verbs, "atlas", "build or look at an Atlas world")
     p = verb(

@@ -15,6 +15,7 @@ from pydantic import Field, SerializeAsAny, ValidationError, model_validator
 from megatron_mmsr1.config.algorithm import AlgorithmConfig
 from megatron_mmsr1.config.checks import problems
 from megatron_mmsr1.config.explain import explain_all
+from megatron_mmsr1.config.placement import PlacementConfig
 from megatron_mmsr1.config.reading import override, read_mapping
 from megatron_mmsr1.config.search import SearchConfig
 from megatron_mmsr1.config.section import Affects, Logging, Machine, Rollout, Section, Training
@@ -185,7 +186,7 @@ class TrainConfig(Section):
     AFFECTS = Affects.MACHINE
 
     steps: int = Field(default=100, gt=0)
-    ranks: int = Field(default=1, gt=0, description="processes torchrun starts on this machine")
+    ranks: int = Field(default=1, gt=0, description="training processes, over all nodes")
     threads_per_rank: int | None = Field(default=None, description="CPU threads a rank; default: cores / ranks")
     save_interval: int = Field(default=50, gt=0)
     keep_checkpoints: int = Field(default=2, gt=0)
@@ -242,6 +243,7 @@ class RunConfig(Section):
     optimizer: OptimizerConfig = OptimizerConfig()
     megatron: MegatronConfig = MegatronConfig()
     train: TrainConfig = Field(default_factory=TrainConfig)
+    placement: PlacementConfig = PlacementConfig()
     sft: SftConfig = SftConfig()
     logging: LoggingConfig = LoggingConfig()
 

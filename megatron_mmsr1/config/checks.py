@@ -13,7 +13,7 @@ Rule = Callable[["RunConfig"], Iterator[str]]
 
 def problems(cfg: RunConfig) -> list[str]:
     """Every rule that is broken; `RunConfig` refuses to be made while there is one."""
-    return [said for rule in (_pictures, _layout, _training, _conversation, _micro_batches) for said in rule(cfg)]
+    return [said for rule in (_pictures, _layout, _placement, _training, _conversation, _micro_batches) for said in rule(cfg)]
 
 
 def _pictures(cfg: RunConfig) -> Iterator[str]:
@@ -38,6 +38,21 @@ def _layout(cfg: RunConfig) -> Iterator[str]:
         )
     if m.sequence_parallel and m.tensor_parallel == 1:
         yield "megatron.sequence_parallel needs megatron.tensor_parallel > 1"
+
+
+def _placement(cfg: RunConfig) -> Iterator[str]:
+    p, ranks = cfg.placement, cfg.train.ranks
+    if ranks % p.trainer.nodes:
+        yield f"train.ranks={ranks} do not divide over placement.trainer.nodes={p.trainer.nodes}"
+    elif p.trainer.gpus_per_node not in (None, 0, ranks // p.trainer.nodes):
+        yield (
+            f"placement.trainer.gpus_per_node={p.trainer.gpus_per_node}, but each of {p.trainer.nodes} nodes runs "
+            f"{ranks // p.trainer.nodes} ranks, a GPU each: set train.ranks to nodes x gpus_per_node"
+        )
+    if p.colocated and p.engines.nodes:
+        yield "placement.colocated=true puts engines on the trainer's GPUs: leave placement.engines.nodes out"
+    if p.colocated and cfg.engine.urls:
+        yield "placement.colocated=true starts engines beside the ranks, but engine.urls names some that run already"
 
 
 def _training(cfg: RunConfig) -> Iterator[str]:

@@ -1,0 +1,28 @@
+"""The verbs of a cluster: `mmsr1 plan` shows what would run where."""
+
+from __future__ import annotations
+
+import argparse
+
+from megatron_mmsr1.cli.parts import Verbs, verb, with_config
+
+
+def add(verbs: Verbs[argparse.ArgumentParser]) -> None:
+    p = with_config(
+        verb(verbs, "plan", _plan, "show which process would run on which node and GPU", "mmsr1 plan configs/atlas.yaml")
+    )
+    p.add_argument("--nodes", type=int, help="plan for so many nodes instead of those that are here")
+    p.add_argument("--gpus", type=int, default=8, help="GPUs of each of --nodes")
+    p.add_argument("--steps", action="store_true", help="one line a Slurm step, for the job's script")
+
+
+def _plan(args: argparse.Namespace) -> None:
+    from megatron_mmsr1 import config
+    from megatron_mmsr1.cluster import picture
+    from megatron_mmsr1.cluster.nodes import Node, of_job
+    from megatron_mmsr1.cluster.placement import plan
+
+    cfg = config.load(args.config, args.override)
+    nodes = of_job() if args.nodes is None else [Node(f"node{i}", f"node{i}", args.gpus) for i in range(args.nodes)]
+    found = plan(cfg, nodes)
+    print(picture.steps(found) if args.steps else picture.picture(cfg, found))

@@ -1,0 +1,70 @@
+"""What `mmsr1 plan` prints: node by node, GPU by GPU, which process, with the memory that is certain."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from megatron_mmsr1.cluster.memory import engine_bytes, parameters, trainer_bytes
+from megatron_mmsr1.cluster.placement import ENGINES, SEARCH, TRAINER, Place, Plan
+from megatron_mmsr1.config import RunConfig
+
+NAMES = {TRAINER: "rank", ENGINES: "engine", SEARCH: "search server"}
+
+
+def picture(cfg: RunConfig, plan: Plan) -> str:
+    """The plan as text, a line a process."""
+    n = parameters(Path(cfg.model.path)) if Path(cfg.model.path).is_dir() else None
+    lines = [_head(cfg, n)]
+    for number, node in enumerate(plan.nodes):
+        here = [p for p in plan.places if p.node == number]
+        gpus = f"{node.gpus} GPUs" if node.gpus else "no GPU"
+        lines.append(f"node {number}  {node.name} ({node.address}), {gpus}")
+        lines += [f"  {_devices(p):<10} {_what(cfg, p):<40} {_memory(cfg, p, n)}".rstrip() for p in here]
+        used = {g for p in here for g in p.gpus}
+        idle = [str(g) for g in range(node.gpus) if g not in used]
+        if idle:
+            lines.append(f"  {_numbers(idle):<10} idle")
+        if not here:
+            lines.append("  nothing")
+    return "\n".join(lines)
+
+
+def steps(plan: Plan) -> str:
+    """`STEP NODE,NODE`, a line a Slurm step: for the job's script."""
+    return "\n".join(f"{name} {','.join(n.name for n in nodes)}" for name, nodes in plan.steps)
+
+
+def _head(cfg: RunConfig, n: int | None) -> str:
+    m = cfg.megatron
+    layout = f"TP{m.tensor_parallel} x PP{m.pipeline_parallel} x DP{cfg.data_parallel}"
+    model = f"{cfg.model.path} ({n / 1e9:.2f} G parameters)" if n else f"{cfg.model.path} (not here: memory unknown)"
+    return f"{cfg.name}: {cfg.train.ranks} ranks as {layout}, {model}"
+
+
+def _what(cfg: RunConfig, p: Place) -> str:
+    if p.role == TRAINER:
+        m = cfg.megatron
+        tp, rest = p.index % m.tensor_parallel, p.index // m.tensor_parallel
+        dp, pp = rest % cfg.data_parallel, rest // cfg.data_parallel
+        leads = ", leads a replica" if tp == pp == 0 and not cfg.algorithm.supervised else ""
+        return f"rank {p.index} (tp {tp}, pp {pp}, dp {dp}{leads})"
+    port = getattr(cfg.engine, "sglang", {}).get("port")
+    at = f", port {int(port) + p.index}" if p.role == ENGINES and port else ", a free port of 20000 to 31999"
+    return f"{NAMES[p.role]}{f' {p.index}' if p.role == ENGINES else ''}{at}"
+
+
+def _memory(cfg: RunConfig, p: Place, n: int | None) -> str:
+    if n is None or p.role == SEARCH:
+        return ""
+    each = trainer_bytes(cfg, n) if p.role == TRAINER else engine_bytes(cfg, n, len(p.gpus))
+    what = "weights, gradients, optimizer" if p.role == TRAINER else "weights"
+    size = f"{each / 2**30:.1f} GiB" if each >= 2**29 else f"{each / 2**20:.1f} MiB"
+    return f"{size} {what}{' a GPU' if len(p.gpus) > 1 else ''}"
+
+
+def _devices(p: Place) -> str:
+    return _numbers([str(g) for g in p.gpus]) if p.gpus else "-"
+
+
+def _numbers(found: list[str]) -> str:
+    return f"GPU {found[0]}" if len(found) == 1 else f"GPU {found[0]}-{found[-1]}" if len(found) > 1 else ""

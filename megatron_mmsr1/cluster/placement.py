@@ -1,0 +1,142 @@
+"""Which process runs on which node and GPU: a pure function of the config and the nodes, and its picture."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from megatron_mmsr1.cluster.nodes import Node
+from megatron_mmsr1.config import RunConfig
+from megatron_mmsr1.errors import UsageError
+
+TRAINER, ENGINES, SEARCH = "trainer", "engines", "search"
+# SGLang's names of the number of GPUs that one engine takes.
+_TENSOR_PARALLEL = ("tp_size", "tensor_parallel_size")
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """One process: `index` counts those of its role (a rank, an engine), `node` is its number, `gpus` are device numbers."""
+
+    role: str
+    index: int
+    node: int
+    gpus: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    nodes: tuple[Node, ...]
+    places: tuple[Place, ...]
+
+    def of(self, role: str) -> list[Place]:
+        return [p for p in self.places if p.role == role]
+
+    def node(self, place: Place) -> Node:
+        return self.nodes[place.node]
+
+    def nodes_of(self, role: str) -> list[Node]:
+        """Each once, in order."""
+        return [self.nodes[i] for i in sorted({p.node for p in self.of(role)})]
+
+    @property
+    def steps(self) -> list[tuple[str, list[Node]]]:
+        """Slurm's steps beside the head's: what fails together. Empty where all is on the first node."""
+        if len(self.nodes) == 1:
+            return []
+        return [(role, self.nodes_of(role)) for role in (TRAINER, ENGINES) if self.of(role)]
+
+
+def plan(cfg: RunConfig, nodes: Sequence[Node]) -> Plan:
+    """Ranks on the first nodes, in order; engines behind them, on nodes of their own or on the GPUs that ranks leave free.
+
+    Raises UsageError with a sentence for every setting that does not fit the nodes.
+    """
+    p = cfg.placement
+    problems = [*_counts(cfg, len(nodes))]
+    if problems:
+        raise UsageError("; ".join(problems))
+    places: list[Place] = []
+    per_node = cfg.train.ranks // p.trainer.nodes
+    taken = dict.fromkeys(range(len(nodes)), 0)
+    trains = cfg.train.mode != "rollout-only"
+    for rank in range(cfg.train.ranks if trains else 0):
+        node, local = divmod(rank, per_node)
+        on_gpu = _on_gpu(p.trainer.gpus_per_node, nodes[node])
+        places.append(Place(TRAINER, rank, node, (local,) if on_gpu else ()))
+        if on_gpu:
+            taken[node] = local + 1
+            if local >= nodes[node].gpus:
+                problems.append(
+                    f"node {nodes[node].name} has {nodes[node].gpus} GPUs for {per_node} ranks: lower train.ranks or raise "
+                    "placement.trainer.nodes"
+                )
+    if _starts_engines(cfg):
+        problems += _place_engines(cfg, nodes, places, taken)
+    if cfg.search.url is None and not cfg.algorithm.supervised and cfg.train.mode != "train-only":
+        places.append(Place(SEARCH, 0, p.search))
+    if problems:
+        raise UsageError("; ".join(dict.fromkeys(problems)))
+    return Plan(tuple(nodes), tuple(places))
+
+
+def nodes_wanted(cfg: RunConfig) -> int:
+    """How many nodes a job of this config takes."""
+    p = cfg.placement
+    return p.trainer.nodes + ((p.engines.nodes or 0) if _starts_engines(cfg) else 0)
+
+
+def gpus_wanted(cfg: RunConfig) -> int:
+    """The most GPUs that one of those nodes must have, where the config says so; 0 where it leaves it to the nodes."""
+    p = cfg.placement
+    ranks = p.trainer.gpus_per_node or 0
+    if not _starts_engines(cfg) or not p.engines.gpus_each:
+        return ranks
+    hosts = p.engines.nodes or p.trainer.nodes
+    engines = -(-p.engines.count // hosts) * p.engines.gpus_each
+    return max(ranks, engines) if p.engines.nodes or p.colocated else ranks + engines
+
+
+def _starts_engines(cfg: RunConfig) -> bool:
+    return not cfg.engine.urls and not cfg.algorithm.supervised and cfg.train.mode != "train-only"
+
+
+def _counts(cfg: RunConfig, available: int) -> list[str]:
+    p, wanted, found = cfg.placement, nodes_wanted(cfg), []
+    if wanted > available:
+        found.append(f"placement wants {wanted} nodes, the job has {available}")
+    if p.search >= wanted:
+        found.append(f"placement.search={p.search}: the nodes are numbered 0 to {wanted - 1}")
+    return found
+
+
+def _on_gpu(said: int | None, node: Node) -> bool:
+    return bool(said) or (said is None and node.gpus > 0)
+
+
+def _place_engines(cfg: RunConfig, nodes: Sequence[Node], places: list[Place], taken: dict[int, int]) -> list[str]:
+    p, problems = cfg.placement, []
+    first, hosts = (p.trainer.nodes, p.engines.nodes) if p.engines.nodes else (0, p.trainer.nodes)
+    free = dict.fromkeys(range(len(nodes)), 0) if p.colocated else dict(taken)
+    for i in range(p.engines.count):
+        node = first + i * hosts // p.engines.count
+        each = gpus_of_an_engine(cfg, nodes[node])
+        gpus = tuple(range(free[node], free[node] + each))
+        free[node] += each
+        places.append(Place(ENGINES, i, node, gpus))
+        if gpus and gpus[-1] >= nodes[node].gpus:
+            problems.append(
+                f"node {nodes[node].name} has {nodes[node].gpus} GPUs: {taken[node] if not p.colocated else 0} for ranks and "
+                f"{each} for each of its engines do not fit; lower placement.engines.count, raise placement.engines.nodes, or "
+                "set placement.colocated=true"
+            )
+    return problems
+
+
+def gpus_of_an_engine(cfg: RunConfig, node: Node) -> int:
+    """What the config says, else its tensor-parallel size on a node that has GPUs."""
+    said = cfg.placement.engines.gpus_each
+    if said is not None:
+        return said
+    native = getattr(cfg.engine, "sglang", {})
+    return next((int(native[k]) for k in _TENSOR_PARALLEL if k in native), 1) if node.gpus else 0

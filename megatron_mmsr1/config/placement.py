@@ -1,0 +1,46 @@
+"""The `placement:` section: on which nodes and GPUs the parts of a run are."""
+
+from __future__ import annotations
+
+from pydantic import Field
+
+from megatron_mmsr1.config.section import Affects, Section
+
+
+class TrainerPlacement(Section):
+    nodes: int = Field(default=1, gt=0, description="nodes that the ranks are spread over evenly, the first ones of the job")
+    gpus_per_node: int | None = Field(
+        default=None, ge=0, description="GPUs of each; default: one a rank where the node has GPUs, else none"
+    )
+
+
+class EnginesPlacement(Section):
+    nodes: int | None = Field(
+        default=None, gt=0, description="nodes of the engines' own, after the trainer's; default: the trainer's nodes"
+    )
+    count: int = Field(default=1, gt=0, description="engines that are started, spread evenly over their nodes")
+    gpus_each: int | None = Field(
+        default=None, ge=0, description="GPUs of each; default: its tensor-parallel size where the node has GPUs, else none"
+    )
+
+
+class PlacementConfig(Section):
+    AFFECTS = Affects.MACHINE
+
+    trainer: TrainerPlacement = TrainerPlacement()
+    engines: EnginesPlacement = EnginesPlacement()
+    colocated: bool = Field(
+        default=False,
+        description="engines share the trainer's GPUs: they give their memory back while it trains. Needs engines that can",
+    )
+    search: int = Field(default=0, ge=0, description="node of the search server, counted from 0")
+    join_timeout_s: float = Field(default=300, gt=0, description="how long the first node waits for the others")
+    hung_after_s: float = Field(
+        default=1800, gt=0, description="a rank that has not moved for so long is named with its stack, and the run ends"
+    )
+    restarts: int = Field(
+        default=0,
+        ge=0,
+        description="how often ranks that died are started again from the latest checkpoint; refused when two lives in a row "
+        "made no step",
+    )
