@@ -25,6 +25,7 @@ from megatron_mmsr1.rollout.agent import open_group, opening_tokens
 from megatron_mmsr1.rollout.context import Context
 from megatron_mmsr1.run import preflight
 from megatron_mmsr1.run.preflight_rows import SAMPLE, check_rows, chosen_rows, prompt_length
+from megatron_mmsr1.run.services import services
 
 
 def run(world: Path, out: Path, *more: str) -> RunConfig:
@@ -132,3 +133,13 @@ def test_layout_reward_and_hub_names_are_checked_before_anything_starts(
     with pytest.raises(UsageError) as e:
         preflight.train(run(atlas_world, tmp_path, *more))  # some when the config is read
     assert says in str(e.value)
+
+
+def test_a_run_that_searches_nothing_needs_no_search_server(atlas_world: Path, tmp_path: Path) -> None:
+    bare = ["search.corpus=null", "protocol.max_rounds=1", "protocol.image_searches=0", "protocol.text_searches=0"]
+    cfg = run(atlas_world, tmp_path, *bare, "reward=math_answer")
+    preflight.train(cfg)
+    with services(cfg, engine=False) as found:
+        assert found.search is None and not (tmp_path / "logs").exists()
+    with pytest.raises(UsageError, match="nothing to search"):
+        preflight.train(run(atlas_world, tmp_path, "search.corpus=null"))

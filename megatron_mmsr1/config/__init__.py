@@ -82,7 +82,7 @@ class ProtocolConfig(Section):
     options: dict[str, Any] = Field(default_factory=dict, description="the protocol's own settings")
     prompts: str = Field(
         default="mmsearch",
-        description="a set that ships (atlas, hermes, mmsearch) or a YAML file; default: the protocol's own, else mmsearch",
+        description="one that ships (atlas, hermes, maths, mmsearch) or a YAML file; default: the protocol's own, else mmsearch",
     )
     max_rounds: int = Field(default=3, gt=0, description="assistant turns a trajectory")
     image_searches: int = Field(default=1, ge=0, description="image searches a trajectory")
@@ -253,6 +253,12 @@ class RunConfig(Section):
         if found:
             raise ValueError("\n  ".join(found))
         return self
+
+    @property
+    def searches(self) -> bool:
+        """Whether the run needs a search server: a trajectory may search, or the config says where (an own tool may)."""
+        allowed = self.protocol.image_searches + self.protocol.text_searches
+        return bool(allowed or self.search.url or self.search.corpus or self.search.text.backend != "bm25")
 
     @property
     def data_parallel(self) -> int:

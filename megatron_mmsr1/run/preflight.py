@@ -135,7 +135,7 @@ def local_services(cfg: RunConfig, *, engine: bool = True) -> None:
     from megatron_mmsr1.protocol import Prompts
 
     Prompts.load(cfg.protocol.prompts)
-    if cfg.search.url is None:
+    if cfg.search.url is None and cfg.searches:
         search(cfg)
     native = getattr(cfg.engine, "sglang", {})  # another engine has no such key
     if engine and not cfg.engine.urls and native.get("port"):

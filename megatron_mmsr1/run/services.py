@@ -21,7 +21,8 @@ class Services:
 
 @contextmanager
 def services(cfg: RunConfig, *, engine: bool = True) -> Iterator[Services]:
-    """The engine and the search server that the config names, or ones of our own until the block ends.
+    """The engine and the search server that the config names, or ones of our own until the block ends. A run that searches nothing
+    has no search server.
 
     Raises RunError if one does not become healthy.
     Servers that the config names are asked first whether they answer.
@@ -34,7 +35,7 @@ def services(cfg: RunConfig, *, engine: bool = True) -> Iterator[Services]:
     checks: list[Callable[[], None]] = []
     with ExitStack() as stack:
         search = cfg.search.url
-        if search is None:
+        if search is None and cfg.searches:
             cache = Path(cfg.search.cache or Path(cfg.output) / "search-cache.sqlite")
             server = search_launch.launch(cfg.search, cache_path=cache, log=logs / "search.log")
             stack.callback(server.stop)
