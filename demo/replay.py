@@ -10,7 +10,6 @@ from demo.escape import esc
 from demo.runs import Point, Row
 
 Index = list[tuple[Point, tuple[Row, ...]]]
-HEADS = ("point", "rollouts", "mean reward", "searching", "searches each", "commonest answer")
 PROMPTS = 12  # shown of a point, unless one is followed
 
 

@@ -40,6 +40,18 @@ def test_each_leader_writes_its_own_and_a_missing_part_is_no_dump(tmp_path: Path
     assert [t.prompt_id for t in read_dump(tmp_path, 0)[0]] == ["q0", "q1", "q2", "q3", "q4"]
 
 
+@pytest.mark.parametrize(("before", "after"), [(1, 2), (2, 1), (2, 3), (3, 2)])
+def test_a_step_made_anew_by_another_number_of_leaders_has_one_dump(tmp_path: Path, before: int, after: int) -> None:
+    """The older set was once read in the place of the new one where it was a whole file, and either where both had parts."""
+    for parts, start in ((before, 0), (after, 100)):
+        for part in range(parts):
+            write_dump(tmp_path, 0, some(1, start + part), {"weights": 0}, part=part, parts=parts)
+            write_dump(tmp_path, "eval_after", some(1), {})
+    assert len(dump_files(tmp_path, 0)) == after
+    assert [t.prompt_id for t in read_dump(tmp_path, 0)[0]] == [f"q{100 + part}" for part in range(after)]
+    assert len(list(tmp_path.iterdir())) == after + 1  # the evaluation's stays
+
+
 def test_lines_are_json_without_tokens(tmp_path: Path) -> None:
     path = write_dump(tmp_path, 0, some(2), {})
     lines = zstandard.decompress(path.read_bytes(), max_output_size=1 << 20).split(b"\n")

@@ -6,14 +6,19 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from megatron_mmsr1 import config
 from megatron_mmsr1.config.affects import fingerprint
+from megatron_mmsr1.data.store import ImageStore
+from megatron_mmsr1.errors import RunError
 from megatron_mmsr1.rollout.dump import dump_files, read_dump, write_dump
 from megatron_mmsr1.run.rollouts import Rollouts, share
-from megatron_mmsr1.trajectory import Trajectory
+from megatron_mmsr1.trajectory import ImageRef, Trajectory
+
+said: list[str] = []  # what the rollouts warned of
 
 
 @given(st.lists(st.integers(0, 5), min_size=1, max_size=24), st.integers(1, 4))
@@ -84,7 +89,7 @@ def rollouts(out: Path, worker: Worker, *, dp_rank: int = 0, sent: list[list[Any
         SimpleNamespace(identity=dict, heard=None, paused_s=0.0, pauses_of_all=lambda _: None),
     )
     ranks = Leader(dp_rank, sent if sent is not None else [[]])
-    return Rollouts(cfg, ranks, list(range(4)), sampler, worker, watch)  # type: ignore[arg-type]
+    return Rollouts(cfg, ranks, list(range(4)), sampler, worker, watch, said.append)  # type: ignore[arg-type]
 
 
 def test_every_rank_sees_outlines_and_only_the_leader_whole_trajectories(tmp_path: Path) -> None:
@@ -117,6 +122,38 @@ def test_rollouts_without_a_reward_are_made_anew(tmp_path: Path) -> None:
     write_dump(tmp_path / "rollouts", 0, first.local, {"weights": 0, "config": fingerprint(first.cfg), "search": {}})
     again = rollouts(tmp_path, worker)
     assert all(t.reward == 1.0 for t in again.take(0)) and again.generated and worker.asked == 2
+
+
+def with_pictures(out: Path) -> None:
+    """A run's dump of step 0 whose trajectories have two pictures, one of which has gone from the run's images."""
+    first = rollouts(out, Worker())
+    first.take(0)
+    images = ImageStore(out / "images")
+    kept, lost = images.put(b"kept"), images.put(b"lost")
+    (out / "images" / lost[:2] / f"{lost}.png").unlink()
+    for t in first.local:
+        t.images = [ImageRef(kept, (1, 4, 4)), ImageRef(lost, (1, 4, 4))]
+    write_dump(out / "rollouts", 0, first.local, {"weights": 0, "config": fingerprint(first.cfg), "search": {}})
+
+
+def test_rollouts_whose_pictures_are_gone_are_made_anew_and_it_is_said(tmp_path: Path) -> None:
+    """Such a resume once ended in the middle of the step, with the hash of a picture."""
+    with_pictures(tmp_path)
+    worker = Worker()
+    said.clear()
+    again = rollouts(tmp_path, worker)
+    assert not any(t.images for t in again.take(0)) and again.generated and worker.asked == 1
+    assert said == [
+        f"step 0: 1 pictures of its rollouts in {tmp_path}/rollouts are missing from {tmp_path}/images: the step is rolled out "
+        "again"
+    ]
+
+
+def test_a_replay_whose_pictures_are_gone_says_what_to_copy(tmp_path: Path) -> None:
+    with_pictures(tmp_path / "old")
+    replay = rollouts(tmp_path / "new", Worker(), mode="train-only", replay=str(tmp_path / "old" / "rollouts"))
+    with pytest.raises(RunError, match=r"1 pictures of its rollouts .*old/images: copy images/ of that run there"):
+        replay.take(0)
 
 
 def test_each_leader_dumps_its_own_and_other_numbers_of_leaders_read_it(tmp_path: Path) -> None:

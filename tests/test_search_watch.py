@@ -47,6 +47,20 @@ def test_a_pause_is_said_once_when_it_begins_and_once_when_it_ends() -> None:
     assert "10 s" in h.told[0]
 
 
+def test_a_long_rollout_says_how_far_it_is_and_a_short_one_nothing() -> None:
+    h = Heard(None)
+    for seconds in (0.5, 10.0, 29.0, 31.0, 59.0, 62.0):  # of one batch
+        h.watch.heard(Progress(int(seconds), 96, seconds, 100, {"answered": int(seconds)}))
+    for seconds in (0.5, 29.0, 30.5):  # of the next one: its own half minute
+        h.watch.heard(Progress(int(seconds), 96, seconds, 100))
+    h.watch.heard(Progress(96, 96, 99.0))  # the end has a line of its own, the step's
+    assert h.told == [
+        "rollout 31/96, 1.0/s, 100 tokens (31 answered)",
+        "rollout 62/96, 1.0/s, 100 tokens (62 answered)",
+        "rollout 30/96, 1.0/s, 100 tokens",
+    ]
+
+
 def test_pauses_are_counted_in_the_step_that_had_them() -> None:
     h = Heard(None)
     seen = []

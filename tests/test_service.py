@@ -15,7 +15,7 @@ from process_fixtures import FAMILY, alive, command, family, server, until
 from megatron_mmsr1.errors import RunError, UsageError
 from megatron_mmsr1.procs.child import tail
 from megatron_mmsr1.procs.ports import free_port, port_is_free
-from megatron_mmsr1.procs.service import Command, Service, stop_all
+from megatron_mmsr1.procs.service import Command, Service
 from megatron_mmsr1.procs.signals import Terminated, exit_on_signals
 
 
@@ -106,7 +106,10 @@ def test_several_stop_beside_each_other(tmp_path: Path) -> None:
     services = [Service(command(script, tmp_path / "log", cwd=tmp_path)).start() for _ in range(3)]
     until(lambda: len(list(tmp_path.glob("up.*"))) == 3)
     asked = time.time_ns()
-    stop_all(services)
+    for s in services:
+        s.ask_to_stop()
+    for s in services:
+        s.stop()
     ends = sorted(int(n) for n in (tmp_path / "ended").read_text().split())
     assert len(ends) == 3 and all(s.child.ended for s in services)
     # the spread of the ends is smaller than the time that a single one takes: they overlapped

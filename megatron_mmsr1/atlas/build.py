@@ -22,6 +22,7 @@ from megatron_mmsr1.atlas.picture import Emblem, draw, png, random_view
 from megatron_mmsr1.atlas.questions import Question, questions
 from megatron_mmsr1.atlas.spec import AtlasSpec
 from megatron_mmsr1.atlas.world import Entity, World, make_world
+from megatron_mmsr1.data.files import write_text
 from megatron_mmsr1.errors import UsageError
 
 SPLITS = ("train", "heldout")
@@ -52,7 +53,7 @@ def build(spec: AtlasSpec, out: Path, *, model: bool = True, shape: ModelShape |
     # Last: its presence says that the rest is complete.
     data = {"spec": spec.model_dump(mode="json")}
     data |= {s: [e.to_dict() for e in es] for s, es in (("known", world.known), *((s, world.split(s)) for s in SPLITS))}
-    before.write_text(json.dumps(data, indent=1) + "\n")
+    write_text(before, json.dumps(data, indent=1) + "\n")
     return world
 
 

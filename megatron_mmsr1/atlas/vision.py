@@ -9,7 +9,6 @@ minute.
 from __future__ import annotations
 
 import random
-import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -17,6 +16,7 @@ from typing import Any
 from megatron_mmsr1.atlas.canvas import CORNERS
 from megatron_mmsr1.atlas.picture import COLOURS, SHAPES, Emblem, draw, png, random_emblem, random_view
 from megatron_mmsr1.atlas.spec import Views
+from megatron_mmsr1.data.files import unfinished
 from megatron_mmsr1.data.images import pixel_values
 
 GRID = (1, 4, 4)  # patches of a 56-pixel picture
@@ -100,10 +100,8 @@ def _replace_tower(checkpoint: Path, weights: dict[str, Any]) -> None:
     kept = load_file(path)
     prefix = next(k for k in kept if "visual." in k).partition("visual.")[0] + "visual."
     kept |= {prefix + name: w.detach().contiguous() for name, w in weights.items()}
-    with tempfile.NamedTemporaryFile(dir=checkpoint, delete=False) as f:
-        save_file(kept, f.name, metadata={"format": "pt"})
-    Path(f.name).chmod(0o644)
-    Path(f.name).replace(path)
+    with unfinished(path) as part:
+        save_file(kept, part, metadata={"format": "pt"})
 
 
 def main() -> None:

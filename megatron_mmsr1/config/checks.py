@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from megatron_mmsr1.config import RunConfig
-
-Rule = Callable[["RunConfig"], Iterator[str]]
 
 
 def problems(cfg: RunConfig) -> list[str]:

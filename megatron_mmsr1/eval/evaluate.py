@@ -13,6 +13,7 @@ from megatron_mmsr1.errors import RunError, UsageError
 from megatron_mmsr1.eval.key import Key, evaluation_key, model_id
 from megatron_mmsr1.eval.results import EvalResult, save_all
 from megatron_mmsr1.rollout.dump import write_dump
+from megatron_mmsr1.rollout.jobs import now_and_then
 from megatron_mmsr1.search.server.facts import identity
 from megatron_mmsr1.trajectory import Trajectory
 
@@ -81,6 +82,7 @@ def ask_all(
             weight_version=weight_version,
             group_size=1,
             temperature=cfg.rollout.eval_temperature,
+            progress=now_and_then(say),
         )
         if attempt:
             for i, t in zip(left, made, strict=True):

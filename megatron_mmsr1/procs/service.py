@@ -10,7 +10,7 @@ import contextlib
 import os
 import threading
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Self
@@ -301,12 +301,3 @@ class Service:
     def _pause(self, seconds: float) -> None:
         if self._stop.wait(seconds):
             raise Stopped
-
-
-def stop_all(services: Iterable[Service]) -> None:
-    """All at once: each gets its grace time beside the others."""
-    found = list(services)
-    for s in found:
-        s.ask_to_stop()
-    for s in found:
-        s.stop()

@@ -9,8 +9,6 @@ from a torn one. Files of format 1, JSON throughout, are still read.
 from __future__ import annotations
 
 import io
-import os
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -19,6 +17,7 @@ import orjson
 import zstandard
 
 from megatron_mmsr1.data import flat
+from megatron_mmsr1.data.files import replacing
 from megatron_mmsr1.errors import RunError
 from megatron_mmsr1.trajectory import Trajectory
 
@@ -34,14 +33,19 @@ def dump_path(directory: str | Path, step: int | str, part: int = 0, parts: int 
     return Path(directory) / (f"{stem}{SUFFIX}" if parts == 1 else f"{stem}.part{part:05d}of{parts:05d}{SUFFIX}")
 
 
+def parts_of(file: Path) -> int:
+    """How many leaders wrote the dump that this file belongs to."""
+    stem = file.name.removesuffix(SUFFIX)
+    return int(stem.rpartition("of")[2]) if ".part" in stem else 1
+
+
 def dump_files(directory: str | Path, step: int | str) -> list[Path]:
     """The files of a step's rollouts, in the leaders' order; empty unless all of them are there."""
     whole = dump_path(directory, step)
     if whole.is_file():
         return [whole]
     stem = whole.name.removesuffix(SUFFIX)
-    found = sorted(Path(directory).glob(f"{stem}.part*{SUFFIX}"))
-    for parts in {int(f.name.removesuffix(SUFFIX).rpartition("of")[2]) for f in found}:
+    for parts in {parts_of(f) for f in Path(directory).glob(f"{stem}.part*{SUFFIX}")}:
         files = [dump_path(directory, step, part, parts) for part in range(parts)]
         if all(f.is_file() for f in files):
             return files
@@ -57,27 +61,29 @@ def write_dump(
     part: int = 0,
     parts: int = 1,
 ) -> Path:
-    """Write all or nothing, over an earlier dump of that step; returns the file. `meta` must be JSON."""
+    """Write all or nothing, over an earlier dump of that step, by however many leaders; returns the file. `meta` must be
+    JSON."""
     path = dump_path(directory, step, part, parts)
-    path.parent.mkdir(parents=True, exist_ok=True)
     header = {"format": FORMAT, "step": step, "trajectories": len(trajectories), "meta": meta}
-    handle, unfinished = tempfile.mkstemp(dir=path.parent, prefix=".", suffix=".part")
-    try:
-        with os.fdopen(handle, "wb") as f:
-            with zstandard.ZstdCompressor(level=3).stream_writer(f, closefd=False) as out:
-                out.write(orjson.dumps(header, option=_OPTIONS) + b"\n")
-                for line in flat.described(trajectories):
-                    out.write(line + b"\n")
-                for values in flat.buffers(trajectories):
-                    out.write(values)
-            f.flush()
-            os.fsync(f.fileno())
-        os.chmod(unfinished, 0o644)
-        os.replace(unfinished, path)
-    except OSError:
-        Path(unfinished).unlink(missing_ok=True)
-        raise
+    with replacing(path) as f:
+        with zstandard.ZstdCompressor(level=3).stream_writer(f, closefd=False) as out:
+            out.write(orjson.dumps(header, option=_OPTIONS) + b"\n")
+            for line in flat.described(trajectories):
+                out.write(line + b"\n")
+            for values in flat.buffers(trajectories):
+                out.write(values)
+        if part == 0:
+            # Those of another number of leaders, before this one is there: of two whole sets none could say which is newer.
+            _remove_others(directory, step, parts)
     return path
+
+
+def _remove_others(directory: str | Path, step: int | str, parts: int) -> None:
+    """The files of a step's dump that another number of leaders than `parts` wrote."""
+    stem = dump_path(directory, step).name.removesuffix(SUFFIX)
+    for file in [dump_path(directory, step), *Path(directory).glob(f"{stem}.part*{SUFFIX}")]:
+        if parts_of(file) != parts:
+            file.unlink(missing_ok=True)
 
 
 def read_meta(path: Path) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from megatron_mmsr1.data.dataset import Prompt
@@ -36,6 +37,20 @@ class Progress:
         ended = ", ".join(f"{n} {name}" for name, n in sorted(self.statuses.items(), key=lambda x: -x[1]))
         ended += " (paused: search is down)" if self.paused else ""
         return f"rollout {self.done}/{self.total}, {rate:.1f}/s, {self.tokens} tokens" + (f" ({ended})" if ended else "")
+
+
+def now_and_then(say: Callable[[str], None], every_s: float = 30.0) -> Callable[[Progress], None]:
+    """What to give to a batch as its `progress`: it tells `say` a line every `every_s` seconds."""
+    said_s = 0.0
+
+    def heard(p: Progress) -> None:
+        nonlocal said_s
+        said_s = min(said_s, p.seconds)  # a new batch begins at 0
+        if p.done < p.total and p.seconds - said_s >= every_s:
+            said_s = p.seconds
+            say(p.line())
+
+    return heard
 
 
 @dataclass(slots=True, frozen=True)

@@ -9,6 +9,7 @@ from pathlib import Path
 from megatron_mmsr1 import config
 from megatron_mmsr1.config import RunConfig
 from megatron_mmsr1.config.affects import differing
+from megatron_mmsr1.data.files import write_text
 from megatron_mmsr1.errors import UsageError
 from megatron_mmsr1.run.lock import RunLock
 from megatron_mmsr1.run.logs import read_metrics
@@ -34,7 +35,7 @@ def open_run(cfg: RunConfig, check: Callable[[RunConfig], None], command: str) -
     with ExitStack() as stack:
         try:
             lock = stack.enter_context(RunLock(out, command))
-            kept.write_text(config.dump(cfg))
+            write_text(kept, config.dump(cfg))
             Stop(out).withdraw()  # of an earlier life
         except OSError as e:
             raise UsageError(f"output={out} cannot be written ({e.strerror}): name another output=") from None

@@ -39,7 +39,7 @@ class RunLog:
         for kept in (self.path, directory / "samples.jsonl"):
             cut_from(kept, resume_step, done=done)
         self.logged = {row["step"] for row in read_metrics(self.path)} if self.path.is_file() else set[int]()
-        (directory / "environment.json").write_text(json.dumps(collect(), indent=1) + "\n")
+        files.write_text(directory / "environment.json", json.dumps(collect(), indent=1) + "\n")
         self._file = self.path.open("a", encoding="utf-8")
         self._board = TensorBoard(directory / "tensorboard", resume_step) if cfg.logging.tensorboard else None
         self._wandb = _start_wandb(directory, cfg) if cfg.logging.wandb else None
@@ -154,7 +154,7 @@ def _start_wandb(directory: Path, cfg: RunConfig) -> Any:
     mode = None if os.environ.get("WANDB_MODE") else "online" if os.environ.get("WANDB_API_KEY") else "offline"
     id_file = directory / "wandb_id"
     if not id_file.is_file():
-        id_file.write_text(secrets.token_hex(4))
+        files.write_text(id_file, secrets.token_hex(4))
     return wandb.init(
         project=cfg.logging.wandb_project,
         name=cfg.name,

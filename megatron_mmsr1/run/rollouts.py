@@ -7,13 +7,15 @@ outlines, and then each replica the trajectories that it trains on.
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from megatron_mmsr1.config import RunConfig
 from megatron_mmsr1.config.affects import fingerprint
 from megatron_mmsr1.data.dataset import PromptDataset
 from megatron_mmsr1.data.sampler import ResumableSampler
+from megatron_mmsr1.data.store import ImageStore
+from megatron_mmsr1.errors import RunError
 from megatron_mmsr1.rollout.dump import dump_files, read_meta, read_share, write_dump
 from megatron_mmsr1.rollout.worker import RolloutWorker
 from megatron_mmsr1.run.ranks import Ranks
@@ -36,9 +38,10 @@ class Rollouts:
         sampler: ResumableSampler,
         worker: RolloutWorker | None,
         watch: SearchWatch,
+        warn: Callable[[str], None],
     ) -> None:
         self.cfg, self.ranks, self.dataset, self.sampler = cfg, ranks, dataset, sampler
-        self.worker, self.watch = worker, watch
+        self.worker, self.watch, self.warn = worker, watch, warn
         self.directory = Path(cfg.output) / "rollouts"
         self.generated = False
         self.seconds = 0.0
@@ -57,7 +60,8 @@ class Rollouts:
             self.local = read_share(source, step, ranks.dp_rank, ranks.dp_size) if leads else []
             self._outline()
             # No reward at all is an outage's or a used-up budget's: roll out again, where there is somebody to.
-            self.generated = self.cfg.train.mode != "train-only" and all(t.reward is None for t in self._outlines)
+            unscored = self.cfg.train.mode != "train-only" and all(t.reward is None for t in self._outlines)
+            self.generated = self._pictures_gone(source, step) or unscored
         if self.generated:
             self.local = self._generate(indices, step)
             self._outline()
@@ -81,6 +85,21 @@ class Rollouts:
         mine = [i for i, owner in enumerate(wanted) if owner == self.ranks.dp_rank]
         held = dict(zip(mine, whole, strict=True))
         return [held.get(i, t) for i, t in zip(places, kept, strict=True)]
+
+    def _pictures_gone(self, source: Path, step: int) -> bool:
+        """Collective. Whether pictures of the rollouts just read are missing beside them, so that the step must be rolled out
+        again; RunError where nobody can."""
+        images = ImageStore(source.parent / "images")
+        wanted = {i.sha256 for t in self.local for i in t.images}
+        gone = int(self.ranks.max([float(sum(sha not in images for sha in wanted))])[0])
+        if not gone:
+            return False
+        what = f"step {step}: {gone} pictures of its rollouts in {source} are missing from {images.root}"
+        if self.cfg.train.mode == "train-only":
+            raise RunError(f"{what}: copy images/ of that run there, or name the rollouts/ of a run that has its images/")
+        if self.ranks.rank == 0:
+            self.warn(f"{what}: the step is rolled out again")
+        return True
 
     def _outline(self) -> None:
         per_leader = self.ranks.gather_from_leaders([[t.outline() for t in self.local]])

@@ -6,7 +6,6 @@ says torch.cuda or imports megatron.core: that is megatron/'s.
 
 from __future__ import annotations
 
-from collections import Counter
 from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
@@ -30,6 +29,7 @@ from megatron_mmsr1.run.rollouts import Rollouts
 from megatron_mmsr1.run.search_watch import SearchWatch, budget_reached
 from megatron_mmsr1.run.step_log import StepLog
 from megatron_mmsr1.run.stop import Stop
+from megatron_mmsr1.run.trainable import require_something, scored
 from megatron_mmsr1.run.weights import Weights
 from megatron_mmsr1.trajectory import Trajectory
 
@@ -62,7 +62,7 @@ class Run:
             self.worker = RolloutWorker(cfg, engines, search, self.out / "images")
         self.rollouts: Rollouts | None = None
         if dataset is not None and sampler is not None:
-            self.rollouts = Rollouts(cfg, self.parallel, dataset, sampler, self.worker, self.watch)
+            self.rollouts = Rollouts(cfg, self.parallel, dataset, sampler, self.worker, self.watch, self._warn)
         self.weights = Weights(cfg, self.actor, engines)
         self.evaluations = Evaluations(cfg, self.parallel, self.worker, self.actor.weights_id, self.watch, self.logger)
         self.step_log = StepLog(cfg, self.logger, self.watch, skipped_rows=0 if dataset is None else dataset.skipped)
@@ -84,25 +84,11 @@ class Run:
         is never charged to the model; and so are groups without variance, where nothing gives their tokens a
         gradient (`Composition.select`).
         """
-        good = [t for t in trajectories if t.reward is not None and not t.infrastructure_failure]
         self.spent = budget_reached(trajectories)
+        good = scored(trajectories)
         if not good and self.spent:
             raise RunError(self._stopped())
-        unscored = [str(t.extra["reward_error"]) for t in trajectories if "reward_error" in t.extra]
-        if not good and unscored:
-            raise RunError(
-                f"no trajectory of step {self.step} has a reward; {len(unscored)} times the reward failed: {unscored[0]}"
-            )
-        if not good:
-            raise RunError(
-                f"all {len(trajectories)} trajectories of step {self.step} failed in the engine or the search server; "
-                f"see {self.out}/logs and the rollout dump"
-            )
-        if not any(t.sampled_tokens for t in good):
-            raise RunError(
-                f"step {self.step}: not one token was sampled in {len(good)} trajectories ({_ends(good)}): there is nothing to "
-                "train on. Raise protocol.max_prompt_tokens or protocol.max_response_tokens, or lower model.max_pixels"
-            )
+        require_something(good, trajectories, self.step, self.out)
         kept, values = self.actor.algorithm.select([float(t.reward or 0.0) for t in good], [t.group_id for t in good])
         return [good[i] for i in kept], values
 
@@ -191,8 +177,3 @@ class Run:
                 self.worker.close()
         if self.logger:
             self.logger.close()
-
-
-def _ends(trajectories: list[Trajectory]) -> str:
-    """How they ended, the most frequent first: "8 out_of_tokens"."""
-    return ", ".join(f"{n} {status}" for status, n in Counter(str(t.status) for t in trajectories).most_common())

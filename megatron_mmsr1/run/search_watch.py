@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from megatron_mmsr1.config import RunConfig
-from megatron_mmsr1.rollout.jobs import Progress
+from megatron_mmsr1.rollout.jobs import Progress, now_and_then
 from megatron_mmsr1.search.server.facts import ask, identity
 from megatron_mmsr1.trajectory import ToolStatus, Trajectory
 
@@ -21,6 +21,7 @@ class SearchWatch:
 
     def __init__(self, url: str | None, cfg: RunConfig, warn: Callable[[str], None], info: Callable[[str], None]):
         self.url, self._cfg, self._warn, self._info = url, cfg, warn, info
+        self._tell = now_and_then(info)
         self._paused = False
         self.paused_s = 0.0  # of this rank's worker, since it began
         self._longest_s = 0.0
@@ -31,7 +32,8 @@ class SearchWatch:
         return identity(self.url)
 
     def heard(self, progress: Progress) -> None:
-        """The worker's progress: a pause is said when it begins and when it ends."""
+        """The worker's progress: said now and then; a pause when it begins and when it ends."""
+        self._tell(progress)
         self.paused_s = progress.paused_s
         if progress.paused == self._paused:
             return

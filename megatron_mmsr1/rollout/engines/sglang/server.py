@@ -18,6 +18,7 @@ from megatron_mmsr1.rollout.engines.sglang.settings import SGLangSettings
 # A scheduler with requests in flight does not end on SIGTERM, and holds nothing worth saving.
 STOP_GRACE_S = 1.0
 NAME = "the engine"
+_SHARED = ("sglang_loads_", "sgl_shm")  # beginnings of the names in /dev/shm that SGLang leaves there whenever it ends
 FOLLOW = "follow"  # an argument of ours among SGLang's (entry.py)
 # What torchrun tells its workers would make SGLang join their process group.
 _FOREIGN = ("RANK", "LOCAL_RANK", "GROUP_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
@@ -79,6 +80,7 @@ def launch(
         alive=lambda url: answers(f"{url}/health_generate", timeout_s=30.0),
         hung_after_s=cfg.hung_after_s,
         refusal="SGLang refuses its arguments",
+        shared=_SHARED,
         grace_s=STOP_GRACE_S,
     )
     return Service(command).start(progress)
