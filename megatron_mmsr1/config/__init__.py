@@ -82,7 +82,7 @@ class ProtocolConfig(Section):
     options: dict[str, Any] = Field(default_factory=dict, description="the protocol's own settings")
     prompts: str = Field(
         default="mmsearch",
-        description="one that ships (atlas, hermes, maths, mmsearch) or a YAML file; default: the protocol's own, else mmsearch",
+        description="one that ships (atlas, hermes, maths, mmsearch), or a YAML file; default: the protocol's or mmsearch",
     )
     max_rounds: int = Field(default=3, gt=0, description="assistant turns a trajectory")
     image_searches: int = Field(default=1, ge=0, description="image searches a trajectory")

@@ -21,10 +21,9 @@ class Services:
 
 @contextmanager
 def services(cfg: RunConfig, *, engine: bool = True) -> Iterator[Services]:
-    """The engine and the search server that the config names, or ones of our own until the block ends. A run that searches nothing
-    has no search server.
+    """The engine and the search server that the config names, or ones of our own until the block ends.
 
-    Raises RunError if one does not become healthy.
+    A run that searches nothing has no search server. Raises RunError if one does not become healthy.
     Servers that the config names are asked first whether they answer.
     """
     preflight.servers(cfg, engine=engine)
