@@ -5,17 +5,24 @@
 #   ./scripts/test.sh --fast             style, and the tests that start no engine, server, ranks or browser
 #   ./scripts/test.sh --slow             the slow ones too        ./scripts/test.sh --gpu    those for a GPU too
 #   ./scripts/test.sh tests/test_cli.py  one file                 ./scripts/test.sh -k resume -x
+#
+# Without a path the tests run in three processes at once (-n 2 makes it two): more than two cores would hold, for much of a test
+# is waiting. tests/suite.py says which tests share one.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
 marks="" arguments=()
 slow=no gpu=no fast=no
+workers=(-n 3 --dist loadgroup --no-loadscope-reorder)
 for argument in "$@"; do
   case "$argument" in
     --slow) slow=yes ;;
     --gpu) gpu=yes ;;
     --fast) fast=yes ;;
-    *) arguments+=("$argument") ;;
+    *)
+      arguments+=("$argument")
+      if [[ -e "${argument%%::*}" ]]; then workers=(); fi
+      ;;
   esac
 done
 if [[ $slow == no ]]; then marks="not slow"; fi
@@ -28,4 +35,5 @@ if [[ $fast == no ]]; then ./scripts/browser.sh >/dev/null; fi
 ruff check .
 ruff format --check .
 if [[ $fast == no ]]; then pyright --pythonpath "$venv/bin/python"; fi
-exec python -m pytest -q -m "$marks" "${arguments[@]}"
+export PYTHONDONTWRITEBYTECODE= # each worker and each process that a test starts would compile the project anew
+exec python -m pytest -q -m "$marks" "${workers[@]}" "${arguments[@]}"

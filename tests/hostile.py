@@ -92,11 +92,21 @@ def redirect(location: str, status: int = 302) -> bytes:
     return http(b"", status, location=location)
 
 
-def gzip_bomb(megabytes: int) -> bytes:
-    """A gzip stream of so many megabytes of zeros, a kilobyte each, made without compressing them all."""
+def zeros(n: int) -> bytes:
+    """`n` zero bytes as raw deflate: a megabyte is compressed once and repeated."""
     compressor = zlib.compressobj(9, zlib.DEFLATED, -zlib.MAX_WBITS)
     block = compressor.compress(bytes(2**20)) + compressor.flush(zlib.Z_FULL_FLUSH)
-    return b"\x1f\x8b\x08\0\0\0\0\0\0\xff" + block * megabytes + compressor.flush()
+    return block * (n >> 20) + compressor.compress(bytes(n % 2**20)) + compressor.flush()
+
+
+def gzip_bomb(megabytes: int) -> bytes:
+    """A gzip stream of so many megabytes of zeros, a kilobyte each, without its end."""
+    return b"\x1f\x8b\x08\0\0\0\0\0\0\xff" + zeros(megabytes << 20)
+
+
+def zlib_bomb(n: int) -> bytes:
+    """A whole zlib stream of `n` zero bytes. Their Adler-32 is 1 in its lower half and the count modulo 65521 in its upper."""
+    return b"\x78\xda" + zeros(n) + struct.pack(">HH", n % 65521, 1)
 
 
 def chunk(kind: bytes, data: bytes) -> bytes:
@@ -107,9 +117,7 @@ def chunk(kind: bytes, data: bytes) -> bytes:
 def png(width: int, height: int, *extra: bytes, pixels: bytes | None = None) -> bytes:
     """An RGBA PNG of zeros, honest about its size unless `pixels` says otherwise, with `extra` chunks before its data."""
     if pixels is None:
-        compressor = zlib.compressobj(9)
-        row = bytes(1 + 4 * width)
-        pixels = b"".join(compressor.compress(row) for _ in range(height)) + compressor.flush()
+        pixels = zlib_bomb((1 + 4 * width) * height)
     header = struct.pack(">IIBBBBB", width, height, 8, 6, 0, 0, 0)
     body = chunk(b"IHDR", header) + b"".join(extra) + chunk(b"IDAT", pixels) + chunk(b"IEND", b"")
     return b"\x89PNG\r\n\x1a\n" + body

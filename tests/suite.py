@@ -1,4 +1,5 @@
-"""The suite as a whole, as a pytest plugin: which tests start processes, how long each may take, what each file took."""
+"""The suite as a whole, as a pytest plugin: which tests start processes, how long each may take, which share a worker, and what
+each file took."""
 
 from __future__ import annotations
 
@@ -19,47 +20,68 @@ STARTS = re.compile(
     r"|\bRolloutWorker\("
 )
 LIMIT_S = {"plain": 300, "process": 900, "slow": 3600}  # generous: the machine may be busy with other work
+SHARED = ("engine", "atlas_engine")  # fixtures of a session that every worker would start for itself
+LONGEST = ("test_outage", "test_megatron", "test_loop", "test_replay", "test_serve", "test_bad_input", "test_demo_browser")
 
 _spent: dict[str, float] = defaultdict(float)
 
 
 @functools.cache
-def starting(path: Path) -> frozenset[str]:
-    """The functions of a file that start a process, themselves or by another function of the file."""
-    text = path.read_text(encoding="utf-8")
+def starting(file: str) -> frozenset[str]:
+    """The functions of one of our files that start a process, themselves or by another function of the file."""
+    if Path(file).parent != HERE:
+        return frozenset()
+    text = Path(file).read_text(encoding="utf-8")
+    lines = text.splitlines()
     defined = {
-        node.name: ast.get_source_segment(text, node) or ""
+        node.name: "\n".join(lines[node.lineno - 1 : node.end_lineno])
         for node in ast.walk(ast.parse(text))
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef)
     }
+    calls = {name: set(re.findall(r"\b(\w+)\(", source.partition(":\n")[2])) for name, source in defined.items()}
     found = {name for name, source in defined.items() if STARTS.search(source)}
-    while True:
-        calls = re.compile(rf"\b({'|'.join(map(re.escape, found))})\(") if found else None
-        more = {n for n, source in defined.items() if calls and n not in found and calls.search(source.partition(":\n")[2])}
-        if not more:
-            return frozenset(found)
+    while more := {name for name in defined.keys() - found if calls[name] & found}:
         found |= more
+    return frozenset(found)
 
 
 def starts_processes(item: Any) -> bool:
     """Whether a test, or a fixture that it uses, starts a process."""
     definitions = item._fixtureinfo.name2fixturedefs.values()
     functions: list[Callable[..., Any]] = [item.function, *(d.func for found in definitions for d in found)]
-    for function in functions:
-        code = getattr(function, "__code__", None)
-        path = Path(code.co_filename) if code else Path()
-        if path.parent == HERE and function.__name__ in starting(path):
-            return True
-    return False
+    codes = ((f.__name__, getattr(f, "__code__", None)) for f in functions)
+    return any(code is not None and name in starting(code.co_filename) for name, code in codes)
 
 
+def uses_shared(item: Any, name: str) -> bool:
+    """Whether a test uses the session's fixture of this name, and not one of its file's own."""
+    found = item._fixtureinfo.name2fixturedefs.get(name)
+    return found is not None and found[-1].scope == "session"
+
+
+def group_of(item: Any, sharing: dict[Path, str]) -> str:
+    """Tests of a group run in one worker, one after another: those of a file, and those of all files that share an engine."""
+    return sharing[item.path] if item.path in sharing else item.path.stem
+
+
+@pytest.hookimpl(tryfirst=True)  # before pytest-xdist reads the groups
 def pytest_collection_modifyitems(items: list[Any]) -> None:
+    sharing = {item.path: name for name in SHARED for item in items if uses_shared(item, name)}
     for item in items:
         kind = "slow" if item.get_closest_marker("slow") else "process" if starts_processes(item) else "plain"
         if kind != "plain":
             item.add_marker(pytest.mark.process)
         if item.get_closest_marker("timeout") is None:
             item.add_marker(pytest.mark.timeout(LIMIT_S[kind]))
+        item.add_marker(pytest.mark.xdist_group(group_of(item, sharing)))
+    processes = {group_of(item, sharing) for item in items if item.get_closest_marker("process")}
+    order = (*SHARED, *LONGEST)
+
+    def place(item: Any) -> tuple[int, bool]:
+        group = group_of(item, sharing)
+        return order.index(group) if group in order else len(order), group not in processes
+
+    items.sort(key=place)  # the longest begin first; workers then end together
 
 
 def pytest_runtest_logreport(report: Any) -> None:
