@@ -76,6 +76,12 @@ def test_a_checkpoint_away_from_its_run_says_what_is_missing(tmp_path: Path) -> 
         export(alone, tmp_path / "out")
 
 
+def test_a_base_model_that_is_gone_is_named_before_a_rank_is_started(run: Path) -> None:
+    with pytest.raises(UsageError, match=r"config\.yaml: model\.path: .*m/config\.json is missing"):
+        export(checkpoint(run, 2), run / "out")
+    assert not (run / "out").exists() and not (run / ".out.part").exists()
+
+
 def test_nothing_is_written_over(run: Path) -> None:
     (run / "out").mkdir()
     with pytest.raises(UsageError, match="exists"):

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,7 +18,10 @@ from typing import Any
 from megatron_mmsr1.errors import RunError
 
 MANIFEST, LATEST = "manifest.json", "latest"
-ADVICE = "resume from another checkpoint, by writing its name into the file `latest` beside it"
+ADVICE = (
+    "resume from another checkpoint, by writing its name into the file `latest` beside it; mmsr1 checkpoints verify RUN says "
+    "which are whole"
+)
 EXPORT_AGAIN = "download or export the checkpoint again"
 
 
@@ -71,22 +74,29 @@ def verify(directory: Path, *, contents: bool, advice: str = ADVICE, part: tuple
     so that n ranks share the reading; sizes are compared of all.
     """
     held = read(directory, advice)
-    for name, (size, _) in held.files.items():
+    for fault in faults(directory, held, contents=contents, part=part):
+        raise RunError(f"{fault}; {advice}")
+    return held
+
+
+def faults(directory: Path, held: Manifest, *, contents: bool, part: tuple[int, int] = (0, 1)) -> Iterator[str]:
+    """A sentence a file that is not as the manifest says: sizes first, then checksums of those whose size is right."""
+    right = dict[str, str]()  # name -> checksum
+    for name, (size, digest) in sorted(held.files.items()):
         file = directory / name
         if not file.is_file():
-            raise RunError(f"checkpoint file {file} is missing; {advice}")
-        if file.stat().st_size != size:
-            raise RunError(f"checkpoint file {file} is torn: {file.stat().st_size} of {size} bytes; {advice}")
+            yield f"checkpoint file {file} is missing"
+        elif file.stat().st_size != size:
+            yield f"checkpoint file {file} is torn: {file.stat().st_size} of {size} bytes"
+        elif digest:
+            right[name] = digest
     if contents:
-        known = [n for n, (_, digest) in sorted(held.files.items()) if digest]
-        found = checksums(directory, known[part[0] :: part[1]])
-        changed = [n for n, digest in found.items() if digest != held.files[n][1]]
-        if changed:
-            raise RunError(
-                f"checkpoint file {directory / changed[0]} has changed since it was written: its SHA-256 is another, a disk or "
-                f"a copy damaged it; {advice}"
-            )
-    return held
+        for name, digest in checksums(directory, [*right][part[0] :: part[1]]).items():
+            if digest != right[name]:
+                yield (
+                    f"checkpoint file {directory / name} has changed since it was written: its SHA-256 is another, a disk or a "
+                    "copy damaged it"
+                )
 
 
 def latest(parent: Path) -> Path | None:

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import megatron_mmsr1.cli.checkpoints as checkpoint_verbs
 import megatron_mmsr1.cli.cluster as cluster_verbs
 import megatron_mmsr1.cli.plugins as plugin_verbs
 import megatron_mmsr1.cli.search as search_verbs
@@ -111,7 +112,6 @@ def _export(args: argparse.Namespace) -> None:
     source = existing(args.source)
     print(f"exporting {source} to {args.out} ...", file=sys.stderr, flush=True)
     export(source, Path(args.out))
-    print(f"wrote {args.out}; serve it: mmsr1 serve {args.out}")
 
 
 def _atlas_build(args: argparse.Namespace) -> None:
@@ -198,6 +198,7 @@ def build_parser() -> argparse.ArgumentParser:
     p.add_argument("source", metavar="RUN_OR_CHECKPOINT", help="a run (its latest checkpoint) or one checkpoint directory")
     p.add_argument("out", metavar="OUT", help="directory to write")
 
+    checkpoint_verbs.add(verbs)
     serve_verbs.add(verbs)
     search_verbs.add(verbs)
     plugin_verbs.add(verbs)

@@ -19,6 +19,7 @@ import yaml
 
 from megatron_mmsr1 import __version__, config
 from megatron_mmsr1.config import RunConfig
+from megatron_mmsr1.data.files import write_text
 from megatron_mmsr1.eval.key import model_id
 from megatron_mmsr1.eval.results import EvalResult, compare, load_all, of_model
 from megatron_mmsr1.protocol import Prompts
@@ -42,8 +43,8 @@ def write(run: Path, directory: Path, *, step: int) -> None:
     found = load_all(run / "eval") if (run / "eval").is_dir() else []
     evals, refused = of_model(found, step, model_id(directory))
     for why in refused:
-        print(f"{directory / README} goes without it: {why}", file=sys.stderr)
-    (directory / README).write_text(card(cfg, step=step, evals=evals, days=_days(run)), encoding="utf-8")
+        print(f"the model's {README} goes without it: {why}", file=sys.stderr)
+    write_text(directory / README, card(cfg, step=step, evals=evals, days=_days(run)))
 
 
 def card(cfg: RunConfig, *, step: int, evals: list[EvalResult], days: tuple[str, str] | None) -> str:

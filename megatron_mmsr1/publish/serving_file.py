@@ -18,6 +18,7 @@ import yaml
 from megatron_mmsr1.config import RunConfig, SearchConfig
 from megatron_mmsr1.config.affects import keys_of
 from megatron_mmsr1.config.section import Affects
+from megatron_mmsr1.data.files import write_text
 
 NAME = "serving.yaml"
 PROMPTS = "prompts.yaml"
@@ -39,7 +40,7 @@ def write(cfg: RunConfig, directory: Path) -> None:
     head = (
         "# How this model was trained to search. Serve it: mmsr1 serve THIS_DIRECTORY   (key=value replaces what stands here)\n"
     )
-    (directory / NAME).write_text(head + yaml.safe_dump(data, sort_keys=False, allow_unicode=True), encoding="utf-8")
+    write_text(directory / NAME, head + yaml.safe_dump(data, sort_keys=False, allow_unicode=True))
 
 
 def plain(cfg: RunConfig) -> dict[str, Any]:

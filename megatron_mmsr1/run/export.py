@@ -15,6 +15,7 @@ from megatron_mmsr1 import config
 from megatron_mmsr1.data import files
 from megatron_mmsr1.errors import UsageError
 from megatron_mmsr1.procs.signals import exit_on_signals
+from megatron_mmsr1.run import preflight
 from megatron_mmsr1.run.directory import logged_steps, step_of
 from megatron_mmsr1.run.torchrun import run_ranks
 
@@ -39,17 +40,17 @@ def export(source: Path, target: Path) -> None:
     if target.exists():
         raise UsageError(f"{target} exists: name a directory that does not")
     found = find(source)
-    if found.finished:
-        with files.building(target) as part:
+    with files.building(target) as part:
+        if found.finished:
             shutil.copytree(found.directory, part, dirs_exist_ok=True)
-    else:
-        _convert(found, target)
-    if found.run is None:
-        print(f"{source} has no {CONFIG}: the model goes without its page and without serving.yaml", file=sys.stderr)
-    else:
-        from megatron_mmsr1.publish import model_card
+        else:
+            _convert(found, part)
+        if found.run is None:
+            print(f"{source} has no {CONFIG}: the model goes without its page and without serving.yaml", file=sys.stderr)
+        else:
+            from megatron_mmsr1.publish import model_card
 
-        model_card.write(found.run, target, step=found.step)
+            model_card.write(found.run, part, step=found.step)
     print(f"wrote {target}: the model after step {found.step}. Serve it: mmsr1 serve {target}", file=sys.stderr)
 
 
@@ -79,9 +80,10 @@ def _convert(found: Source, target: Path) -> None:
     """By ranks, in the layout that the run was trained in."""
     if found.run is None:
         raise UsageError(f"{found.directory}: no {CONFIG} in the run that it belongs to: leave the checkpoint in its run")
+    cfg = config.load(found.run / CONFIG)
+    preflight.model(cfg.model.path, f"{found.run / CONFIG}: model.path", cfg.model.family)
     print(f"converting {found.directory} ...", file=sys.stderr, flush=True)
     logs = Path(tempfile.mkdtemp(prefix="mmsr1-export-"))
-    cfg = config.load(found.run / CONFIG)
     args = [str(found.run / CONFIG), str(found.directory), str(target), str(found.step)]
     with exit_on_signals():
         run_ranks(cfg, "megatron_mmsr1.run.export_ranks", args, logs / "export.log")
