@@ -145,6 +145,15 @@ def test_broken_rows_can_be_left_out_and_are_counted(world: Path, out: Path, tmp
     assert f"data.heldout: 1 of 16 rows are left out, the first: {file}, row {BAD_ROW}, column images[0]" in done.stderr
     results = json.loads((out / "eval" / "policies.json").read_text())["results"]
     assert {r["rows"][-1]["n"] for r in results} == {15}
+    assert "evaluating 15 questions (oracle) ..." in done.stderr and f"written to {out}/eval/policies.json" in done.stderr
+
+
+def test_policies_answer_atlas_questions_only(world: Path, out: Path, tmp_path: Path) -> None:
+    """Said once only after a search server had been started."""
+    file = broken_table(world / "heldout.parquet", tmp_path / "foreign.parquet", images=[])
+    more = settings(world, out, f"model.path={world}/model", f"data.heldout=[{file}]")
+    refused(mmsr1("eval", ATLAS, *more, "--policies"), 2, "scripted policies answer Atlas questions only", "data.heldout")
+    assert not out.exists()
 
 
 def test_a_torn_parquet_file(world: Path, tmp_path: Path, train: Any) -> None:

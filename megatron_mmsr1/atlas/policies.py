@@ -57,10 +57,16 @@ def run_policy(name: str, prompts: Sequence[Prompt], cfg: RunConfig, search: str
     """
     if name not in POLICIES:
         raise UsageError(f"no policy {name!r}: there are {', '.join(POLICIES)}")
-    if foreign := [p for p in prompts if not p.images or "kind" not in p.extra or "phrasing" not in p.extra]:
-        raise UsageError(f"scripted policies answer Atlas questions only; {foreign[0].prompt_id} is none")
+    require_atlas(prompts)
     script = Script(POLICIES[name], prompts, min_pixels=cfg.model.min_pixels, max_pixels=cfg.model.max_pixels)
     return asyncio.run(_run(script, prompts, cfg, search))
+
+
+def require_atlas(prompts: Sequence[Prompt]) -> None:
+    """UsageError that names the first prompt that is not of an Atlas world."""
+    for p in prompts:
+        if not p.images or "kind" not in p.extra or "phrasing" not in p.extra:
+            raise UsageError(f"scripted policies answer Atlas questions only; {p.prompt_id} of data.heldout is none")
 
 
 async def _run(script: Script, prompts: Sequence[Prompt], cfg: RunConfig, search: str | None) -> list[Trajectory]:

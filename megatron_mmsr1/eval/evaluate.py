@@ -95,26 +95,29 @@ def ask_all(
     return done
 
 
-def evaluate_model(cfg: RunConfig, engines: list[str], search: str | None) -> EvalResult:
+def evaluate_model(cfg: RunConfig, engines: list[str], search: str | None, say: Callable[[str], None]) -> EvalResult:
     """The model that `model.path` names, under the run's own name."""
     from megatron_mmsr1.rollout.worker import RolloutWorker
 
     prompts = heldout(cfg)
     key = evaluation_key(cfg, prompts, model_id(Path(cfg.model.path)))
+    say(f"evaluating {len(prompts)} questions ({cfg.model.path}) ...")
     worker = RolloutWorker(cfg, engines, search, Path(cfg.output) / "images")
     try:
-        return evaluate_with(worker, cfg, "model", prompts, key, weight_version=0, search=search)
+        return evaluate_with(worker, cfg, "model", prompts, key, weight_version=0, search=search, say=say)
     finally:
         worker.close()
 
 
-def evaluate_policies(cfg: RunConfig, search: str | None) -> list[EvalResult]:
+def evaluate_policies(cfg: RunConfig, search: str | None, say: Callable[[str], None]) -> list[EvalResult]:
     """Oracle, never, always and random, with the real search server and the real reward; OUTPUT/eval/policies.json."""
     from megatron_mmsr1.atlas.policies import POLICIES, run_policy
 
     results = []
+    prompts = heldout(cfg)
     for policy in POLICIES:
-        done = run_policy(policy, heldout(cfg), cfg, search)
+        say(f"evaluating {len(prompts)} questions ({policy}) ...")
+        done = run_policy(policy, prompts, cfg, search)
         results.append(EvalResult.from_trajectories(policy, done, cfg.protocol, search=identity(search)))
     save_all(results, Path(cfg.output) / "eval" / "policies.json")
     return results

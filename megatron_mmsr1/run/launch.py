@@ -108,22 +108,31 @@ def evaluate(cfg: RunConfig, policies: bool) -> Path:
     """`mmsr1 eval`: the held-out questions through the model of the config, or through the scripted policies; saved beside
     the run's other evaluations and printed as a table with them.
     """
-    from megatron_mmsr1.eval.evaluate import evaluate_model, evaluate_policies
+    from megatron_mmsr1.eval.evaluate import evaluate_model, evaluate_policies, heldout
 
     preflight.evaluate(cfg, engine=not policies)
+    if policies:
+        from megatron_mmsr1.atlas.policies import require_atlas
+
+        require_atlas(heldout(cfg))
     out = Path(cfg.output)
     out.mkdir(parents=True, exist_ok=True)
     with exit_on_signals(), services(cfg, engine=not policies) as found:
         if policies:
-            evaluate_policies(cfg, found.search)
+            evaluate_policies(cfg, found.search, _say)
         else:
-            evaluate_model(cfg, found.engines, found.search)
+            evaluate_model(cfg, found.engines, found.search, _say)
     import rich
 
     from megatron_mmsr1.eval.results import load_all, table
 
     rich.print(table(load_all(out / "eval")))
+    _say(f"written to {out / 'eval' / ('policies.json' if policies else 'model.json')}")
     return out / "eval"
+
+
+def _say(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)
 
 
 class Tail:
