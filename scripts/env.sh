@@ -2,7 +2,7 @@
 # Make the one environment, or find that it is there already. Says what it does on stderr; prints the environment's path on stdout.
 #
 #   ./scripts/env.sh          everything a CPU machine needs, from requirements.lock (hashed), into .venv
-#   ./scripts/env.sh --gpu    the same, then the `gpu` extra of pyproject.toml (needs the CUDA toolkit: some of it is compiled)
+#   ./scripts/env.sh --gpu    the same, then requirements-gpu.lock (needs the CUDA toolkit, not a GPU: some of it is compiled)
 #
 # MMSR1_PYTHON=PATH   the Python 3.12 to use; default: the first that runs of those on this machine
 # MMSR1_VENV=DIR      put the environment there, or use the one that is there if it was made from this very lock
@@ -69,7 +69,8 @@ lock_sha="$(cat requirements.lock scripts/bootstrap.in | sha256sum | cut -d' ' -
 home_stamp="$PWD $(sha256sum pyproject.toml | cut -d' ' -f1)"
 
 installed_for() { [[ -f "$stamp" && "$(sed -n 1p "$stamp")" == "$lock_sha" && -x "$venv/bin/python" ]]; }
-gpu_ready() { [[ "$gpu" == no ]] || grep -qx gpu "$stamp"; }
+gpu_line() { printf 'gpu %s\n' "$(sha256sum requirements-gpu.lock | cut -d' ' -f1)"; }
+gpu_ready() { [[ "$gpu" == no ]] || grep -qx "$(gpu_line)" "$stamp"; }
 
 # Made by another checkout: usable as it is, because every script puts its own checkout first on PYTHONPATH.
 is_ready() { installed_for && gpu_ready && [[ -n "${MMSR1_VENV:-}" || "$(sed -n 2p "$stamp")" == "$home_stamp" ]]; }
@@ -101,15 +102,18 @@ say "env.sh: installing $(grep -c '^[a-z0-9].*==' requirements.lock) pinned pack
 UV_COMPILE_BYTECODE_TIMEOUT=600 "$venv/bin/uv" pip sync --quiet --require-hashes --compile-bytecode requirements.lock >&2
 "$venv/bin/uv" pip install --quiet --no-deps -e . >&2
 if [[ "$gpu" == yes ]]; then
-  command -v nvidia-smi >/dev/null || die "--gpu: there is no nvidia-smi on this machine"
   command -v nvcc >/dev/null || die "--gpu: no nvcc on the PATH: install the CUDA toolkit that matches torch ($("$venv/bin/python" -c 'import torch; print(torch.version.cuda)'))"
-  say "env.sh: installing the gpu extra (transformer-engine and flash-attn are compiled here: this can take an hour)"
-  sed -nE 's/^([A-Za-z0-9_.-]+==[^ ;]+).*/\1/p' requirements.lock >"$venv/constraints.txt"
-  "$venv/bin/uv" pip install --no-build-isolation -c "$venv/constraints.txt" -e '.[gpu]' >&2
+  say "env.sh: installing requirements-gpu.lock (transformer-engine and flash-attn are compiled here: this can take an hour)"
+  # Their build scripts would rather download binaries that no lock knows; and they import wheel, so it comes before them.
+  export NVTE_PYTORCH_FORCE_BUILD="${NVTE_PYTORCH_FORCE_BUILD:-TRUE}" FLASH_ATTENTION_FORCE_BUILD="${FLASH_ATTENTION_FORCE_BUILD:-TRUE}"
+  sed -n '/^wheel==/,/[^\\]$/p' requirements-gpu.lock >"$venv/build-tools.txt"
+  for file in "$venv/build-tools.txt" requirements-gpu.lock; do
+    PATH="$venv/bin:$PATH" "$venv/bin/uv" pip install --no-deps --no-build-isolation --require-hashes -r "$file" >&2
+  done
 fi
 {
   printf '%s\n%s\n' "$lock_sha" "$home_stamp"
-  if [[ "$gpu" == yes ]]; then echo gpu; fi
+  if [[ "$gpu" == yes ]]; then gpu_line; fi
 } >"$stamp.new"
 mv "$stamp.new" "$stamp"
 say "env.sh: ready ($venv)"

@@ -76,19 +76,6 @@ def test_the_unit_runs_a_command_of_ours() -> None:
     assert g.host == "0.0.0.0" and g.keys  # never open without
 
 
-def test_what_the_images_copy_is_there() -> None:
-    docker = (RECIPES / "docker" / "Dockerfile").read_text()
-    named = [w for line in re.findall(r"^COPY (.*) \S+$", docker, re.MULTILINE) for w in line.split()]
-    apptainer = (RECIPES / "apptainer" / "mmsr1.def").read_text()
-    files = re.search(r"^%files\n((?: +.*\n)+)", apptainer, re.MULTILINE)
-    assert files
-    assert named and {line.split()[0] for line in files[1].splitlines()} == set(named)
-    assert not [n for n in named if not (ROOT / n).exists()]
-    # What env.sh installs is what pyproject.toml packs, and the environment's inputs.
-    packed = re.search(r"packages = \[(.*)\]", (ROOT / "pyproject.toml").read_text())
-    assert packed and set(re.findall(r'"(\w+)"', packed[1])) <= set(named)
-
-
 def job(tools, keys: Path, *args: str, **env: str) -> subprocess.CompletedProcess[str]:
     tools("scontrol", 'echo "scontrol $*" >&2')
     path = tools("mmsr1", 'printf "%s\\n" "$@"')
