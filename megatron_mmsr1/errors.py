@@ -25,6 +25,14 @@ class RunError(Exception):
     """The input was fine, the world was not (a dead engine, a torn file): the message names it and what to do. Exit code 1."""
 
 
+class Interrupted(RunError):
+    """Something died, or the run was asked to stop: the same command goes on from the latest checkpoint. Exit code 75, at which
+    a job's script has it queued again."""
+
+
+AGAIN = 75  # EX_TEMPFAIL of sysexits.h
+
+
 def is_full_disk(error: BaseException) -> bool:
     """Whether a write failed for want of room or of quota. Libraries that write for us (torch, safetensors) say it in words."""
     if isinstance(error, OSError) and error.errno in FULL:
@@ -39,7 +47,8 @@ def full_disk(error: BaseException) -> str:
 
 
 def exit_with_message(main: Callable[[], None]) -> NoReturn:
-    """Run an entry point and exit as every verb does: 2 for usage, 1 for failure, 130 for an interrupt.
+    """Run an entry point and exit as every verb does: 2 for usage, 1 for failure, 75 for what may go well when it is tried
+    again, 130 for an interrupt.
 
     A rank that fails must leave at once (its peers wait for it in a collective), so this ends the process without the
     interpreter's slow teardown.
@@ -51,19 +60,20 @@ def exit_with_message(main: Callable[[], None]) -> NoReturn:
         code = 2
         _leave(str(e), code)
     except RunError as e:
-        code = 1
+        code = AGAIN if isinstance(e, Interrupted) else 1
         _leave(str(e), code)
     except KeyboardInterrupt:
         code = 130
     except SystemExit as e:  # argparse, after --help or a wrong flag
         code = e.code if isinstance(e.code, int) else 0 if e.code is None else 1
     except BaseException as e:
-        code = 1
         traceback.print_exc()
         rank = f"rank {os.environ.get('RANK', '0')}"
         if is_full_disk(e):
+            code = 1
             _leave(f"{rank}: {full_disk(e)}; the same command then resumes", code)
         else:
+            code = AGAIN  # most often a peer that died: the collective that it was in fails here
             _leave(f"{rank} met what should not happen: {type(e).__name__}: {e}", code)
     sys.stdout.flush()
     sys.stderr.flush()
@@ -103,4 +113,4 @@ def left_by_child(path: Path) -> UsageError | RunError | None:
         report = json.loads(path.read_text(encoding="utf-8"))
     except (FileNotFoundError, ValueError):
         return None
-    return (UsageError if report["code"] == 2 else RunError)(report["message"])
+    return {2: UsageError, AGAIN: Interrupted}.get(report["code"], RunError)(report["message"])

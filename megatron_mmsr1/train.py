@@ -40,8 +40,10 @@ def cold_start(run: Run) -> None:
 
 
 def main() -> None:
+    from megatron_mmsr1.cluster import rendezvous
     from megatron_mmsr1.megatron import platform
 
+    rendezvous.adopt()
     platform.install()  # before anything imports megatron.core
     from megatron_mmsr1 import config
     from megatron_mmsr1.run.lock import lock_of_ranks

@@ -1,4 +1,4 @@
-"""The verbs of a cluster: `mmsr1 plan` shows what would run where."""
+"""The verbs of a cluster: `mmsr1 plan` shows what would run where, `mmsr1 node` runs a node's share of it."""
 
 from __future__ import annotations
 
@@ -15,6 +15,9 @@ def add(verbs: Verbs[argparse.ArgumentParser]) -> None:
     p.add_argument("--gpus", type=int, default=8, help="GPUs of each of --nodes")
     p.add_argument("--steps", action="store_true", help="one line a Slurm step, for the job's script")
 
+    p = verb(verbs, "node", _node, "run a node's share of a job, as its first node tells it", "mmsr1 node --step trainer")
+    p.add_argument("--step", required=True, help="which of the job's steps this is: trainer or engines")
+
 
 def _plan(args: argparse.Namespace) -> None:
     from megatron_mmsr1 import config
@@ -26,3 +29,9 @@ def _plan(args: argparse.Namespace) -> None:
     nodes = of_job() if args.nodes is None else [Node(f"node{i}", f"node{i}", args.gpus) for i in range(args.nodes)]
     found = plan(cfg, nodes)
     print(picture.steps(found) if args.steps else picture.picture(cfg, found))
+
+
+def _node(args: argparse.Namespace) -> None:
+    from megatron_mmsr1.cluster import agent
+
+    agent.run(args.step)

@@ -18,19 +18,22 @@ import megatron_mmsr1.cli.plugins as plugin_verbs
 import megatron_mmsr1.cli.search as search_verbs
 import megatron_mmsr1.cli.serve as serve_verbs
 from megatron_mmsr1.cli.parts import Format, existing, group, verb, with_config
-from megatron_mmsr1.errors import RunError, UsageError, of_a_file
+from megatron_mmsr1.errors import AGAIN, Interrupted, RunError, UsageError, of_a_file
 
 if TYPE_CHECKING:
     from megatron_mmsr1.config import RunConfig
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one verb. Returns the exit code: 0; 2 for wrong usage; 1 for a failure; 130 for an interrupt."""
+    """Run one verb. Returns the exit code: 0; 2 for wrong usage; 1 for a failure; 75 where the same command goes on; 130 for an
+    interrupt."""
     args = parse(argv)
     try:
         args.run(args)
     except UsageError as e:
         return _say(e, 2)
+    except Interrupted as e:
+        return _say(e, AGAIN)
     except RunError as e:
         return _say(e, 1)
     except KeyboardInterrupt:

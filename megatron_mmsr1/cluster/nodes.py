@@ -1,4 +1,4 @@
-"""The nodes of this job: Slurm's, or this machine alone."""
+"""The nodes of this job: Slurm's, those that a person names, or this machine alone."""
 
 from __future__ import annotations
 
@@ -11,8 +11,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from megatron_mmsr1.errors import RunError
+from megatron_mmsr1.errors import RunError, UsageError
 
+NAMED = "MMSR1_NODES"  # environment, where there is no Slurm: NAME=ADDRESS=GPUS,NAME=ADDRESS=GPUS
 LOOPBACK = "127.0.0.1"
 TIMEOUT_S = 30.0
 
@@ -27,12 +28,34 @@ class Node:
 
 
 def of_job(environ: Mapping[str, str] = os.environ) -> list[Node]:
-    """Slurm's nodes in their order, else this machine. Raises RunError where Slurm does not answer."""
+    """In their order: those of `MMSR1_NODES`, else Slurm's, else this machine. Raises RunError where Slurm does not answer,
+    UsageError for a list that cannot be read."""
+    if said := environ.get(NAMED):
+        return [_named(entry) for entry in said.split(",")]
     names = environ.get("SLURM_JOB_NODELIST") or environ.get("SLURM_NODELIST")
     if not names:
         return [Node(socket.gethostname(), LOOPBACK, local_gpus(environ))]
     gpus = slurm_gpus(environ)
-    return [Node(n, address(n), gpus) for n in _scontrol("show", "hostnames", names).split()]
+    return [Node(n, address(n), gpus) for n in of_names(names)]
+
+
+def _named(entry: str) -> Node:
+    name, *rest = entry.strip().split("=")
+    if not name or len(rest) != 2 or not rest[1].isdigit():
+        raise UsageError(f"{NAMED}: {entry!r} must be NAME=ADDRESS=GPUS")
+    return Node(name, rest[0], int(rest[1]))
+
+
+def own_address(name: str, environ: Mapping[str, str] = os.environ) -> str:
+    """Of this node, whose name in the job this is; loopback outside any job."""
+    if NAMED in environ:
+        return next((n.address for n in of_job(environ) if n.name == name), LOOPBACK)
+    return address(name) if "SLURM_JOB_ID" in environ else LOOPBACK
+
+
+def of_names(listed: str) -> list[str]:
+    """Slurm's compact list of nodes (n[1-3]) name by name. Raises RunError where Slurm does not answer."""
+    return _scontrol("show", "hostnames", listed).split()
 
 
 def address(name: str) -> str:

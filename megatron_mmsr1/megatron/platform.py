@@ -34,7 +34,7 @@ def install() -> None:
     # This one sets its own level, to report every optional package that is absent.
     logging.getLogger("megatron.bridge.utils.import_utils").disabled = True
     if torch.cuda.is_available():
-        torch.cuda.set_device(local_rank())
+        torch.cuda.set_device(_device())
     else:
         from megatron_mmsr1.megatron import cpu
 
@@ -49,6 +49,11 @@ def local_rank() -> int:
     return int(os.environ.get("LOCAL_RANK", "0"))
 
 
+def _device() -> int:
+    """The local rank's, of those that this process sees: Slurm may show each rank its own alone."""
+    return local_rank() % torch.cuda.device_count()
+
+
 def has_cuda() -> bool:
     """Whether tensors live on a GPU."""
     return torch.cuda.is_available()
@@ -56,7 +61,7 @@ def has_cuda() -> bool:
 
 def device() -> torch.device:
     """Where parameters and activations live."""
-    return torch.device("cuda", local_rank()) if has_cuda() else torch.device("cpu")
+    return torch.device("cuda", _device()) if has_cuda() else torch.device("cpu")
 
 
 def backend() -> str:

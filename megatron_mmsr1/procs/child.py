@@ -13,6 +13,7 @@ from pathlib import Path
 
 from megatron_mmsr1.procs.causes import cause, memory_kills, said_signal
 from megatron_mmsr1.procs.guard import descendants
+from megatron_mmsr1.procs.stacks import RankState, of_ranks
 
 KILL_S = 5.0  # how long processes may take to go that were killed
 GUARD = Path(__file__).with_name("guard.py")
@@ -90,6 +91,10 @@ class Child:
     def why(self) -> str:
         """What caused the end, as a sentence; "" where nothing tells."""
         return cause(self.returncode, self.log, self._kills)
+
+    def ranks(self) -> list[RankState]:
+        """The ranks below it as they are now, with their stacks."""
+        return of_ranks(self.pid)
 
     def ask_to_end(self) -> None:
         """SIGTERM to all of it, without waiting; the guard sends SIGKILL after the grace time."""

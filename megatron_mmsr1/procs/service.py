@@ -6,8 +6,6 @@ outlives this process. `start` waits until it is ready; `watch` does so in a thr
 
 from __future__ import annotations
 
-import contextlib
-import os
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -18,7 +16,8 @@ from typing import Self
 from megatron_mmsr1.errors import RunError, UsageError
 from megatron_mmsr1.procs.child import Child, tail
 from megatron_mmsr1.procs.liveness import Liveness
-from megatron_mmsr1.procs.ports import bind, port_is_free
+from megatron_mmsr1.procs.machine import HERE, Machine, Process, Spawn
+from megatron_mmsr1.procs.ports import port_is_free
 
 POLL_S = 0.1
 PORT_WAIT_S = 10.0  # what ended a moment ago may hold its port for a moment more
@@ -34,7 +33,8 @@ class Command:
     `alive_every_s` seconds once it is ready; silent for `hung_after_s`, it counts as hung. `refusal`: what its exit with code 2
     means, where that is the person's error. `listen`: a host and a port (0: any) of a socket that is bound here and inherited
     under the number that follows `--fd` in the arguments; the URL is then the socket's. `shared`: beginnings of names in
-    /dev/shm that it leaves there when it is killed. `grace_s`: from SIGTERM to SIGKILL.
+    /dev/shm that it leaves there when it is killed. `grace_s`: from SIGTERM to SIGKILL. `machine`: where it runs; the paths are
+    the same there.
     """
 
     name: str
@@ -54,6 +54,7 @@ class Command:
     refusal: str = ""
     shared: Sequence[str] = ()
     grace_s: float = 10.0
+    machine: Machine = HERE
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,7 +87,7 @@ class Service:
         self.restarts = 0
         self.failed: UsageError | RunError | None = None
         self.started_s = 0.0  # seconds that the last start took
-        self._child: Child | None = None
+        self._process: Process | None = None
         self._liveness: Liveness | None = None
         self._port = command.listen[1] if command.listen else 0
         self._up = threading.Event()
@@ -110,11 +111,18 @@ class Service:
         return f"http://{f'[{host}]' if ':' in host else host}:{self._port}"
 
     @property
-    def child(self) -> Child:
-        """The process of the latest start. Raises ValueError before the first."""
-        if self._child is None:
+    def process(self) -> Process:
+        """Of the latest start. Raises ValueError before the first."""
+        if self._process is None:
             raise ValueError(f"{self.name} was not started")
-        return self._child
+        return self._process
+
+    @property
+    def child(self) -> Child:
+        """The same, of a service on this machine. Raises ValueError for one on another."""
+        if not isinstance(self.process, Child):
+            raise ValueError(f"{self.name} is not on this machine")
+        return self.process
 
     @property
     def up(self) -> bool:
@@ -132,7 +140,7 @@ class Service:
         if self._thread is None:
             self._stop.clear()
         try:
-            self._child = self._launch()
+            self._process = self._launch()
             self._until_ready(began, progress)
         except BaseException:
             self._end()
@@ -144,18 +152,25 @@ class Service:
         self._up.set()
         return self
 
-    def _launch(self) -> Child:
+    def _launch(self) -> Process:
         c = self.command
-        env = {k: v for k, v in os.environ.items() if k not in c.without} | dict(c.env)
-        with contextlib.ExitStack() as stack:
-            argv, inherits = [*c.argv], []
-            if c.listen is not None:
-                if self._child is not None:  # a restart: clients know the port
-                    self._wait_for_port(c.listen[0])
-                sock = stack.enter_context(bind(c.listen[0], self._port))
-                self._port = sock.getsockname()[1]
-                argv, inherits = [*argv, "--fd", str(sock.fileno())], [sock.fileno()]
-            return Child(c.name, argv, log=c.log, env=env, cwd=c.cwd, inherits=inherits, shared=c.shared, grace_s=c.grace_s)
+        if c.listen is not None and self._process is not None and c.machine is HERE:  # a restart: clients know the port
+            self._wait_for_port(c.listen[0])
+        process, port = c.machine.launch(
+            Spawn(
+                name=c.name,
+                argv=c.argv,
+                log=c.log,
+                env=c.env,
+                without=c.without,
+                cwd=c.cwd,
+                listen=(c.listen[0], self._port) if c.listen is not None else None,
+                shared=c.shared,
+                grace_s=c.grace_s,
+            )
+        )
+        self._port = port or self._port
+        return process
 
     def _wait_for_port(self, host: str) -> None:
         until = time.monotonic() + PORT_WAIT_S
@@ -163,7 +178,7 @@ class Service:
             self._pause(POLL_S)
 
     def _until_ready(self, began: float, progress: Callable[[float], None] | None) -> None:
-        c, child = self.command, self.child
+        c, child = self.command, self.process
         while c.ready is not None and not c.ready(self.url):
             waited = time.monotonic() - began
             if child.ended:
@@ -188,8 +203,8 @@ class Service:
         self._check_child()
 
     def _check_child(self) -> None:
-        if self.child.ended:
-            raise RunError(self.child.describe_end())
+        if self.process.ended:
+            raise RunError(self.process.describe_end())
         silent = self._liveness.silent_s if self._liveness is not None else 0.0
         if silent >= self.command.hung_after_s:
             raise RunError(
@@ -203,7 +218,7 @@ class Service:
 
         Raises RunError if it ends otherwise, and what `poll` raises.
         """
-        child = self.child
+        child = self.process
         while not child.ended:
             if poll is not None:
                 poll()
@@ -216,8 +231,8 @@ class Service:
     def ask_to_stop(self) -> None:
         """Without waiting, so that several stop at once."""
         self._stop.set()
-        if self._child is not None:
-            self._child.ask_to_end()
+        if self._process is not None:
+            self._process.ask_to_end()
 
     def stop(self) -> None:
         """End it with all that it started, and wait for that; harmless if it has ended."""
@@ -237,8 +252,8 @@ class Service:
         if self._liveness is not None:
             self._liveness.close()
             self._liveness = None
-        if self._child is not None:
-            self._child.end()
+        if self._process is not None:
+            self._process.end()
 
     # ------------------------------------------------------------------------------------------------------------- watch
     def watch(self, say: Callable[[str], None]) -> Self:

@@ -1,22 +1,25 @@
-"""SIGTERM and SIGHUP as an exit that unwinds: what a verb started ends with it, as on Ctrl-C."""
+"""Signals as an exit that unwinds: what a verb started ends with it, as on Ctrl-C."""
 
 from __future__ import annotations
 
 import signal
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
 
-NUMBERS = (signal.SIGTERM, signal.SIGHUP)
+from megatron_mmsr1.errors import AGAIN
+
+NUMBERS = (signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)
 
 
 class Terminated(SystemExit):
-    """SIGTERM or SIGHUP reached a process that had started others; it exits with 128 + the signal."""
+    """SIGTERM or SIGHUP reached a process that had started others; it exits with 128 + the signal. SIGUSR1, by which Slurm says
+    that a job's time is nearly over, exits with 75 where there is nothing to save."""
 
 
 @contextmanager
 def exit_on_signals() -> Iterator[None]:
-    """Inside the block SIGTERM and SIGHUP raise Terminated. Main thread only."""
+    """Inside the block SIGTERM, SIGHUP and SIGUSR1 raise Terminated. Main thread only."""
     before = {number: signal.signal(number, _exit) for number in NUMBERS}
     try:
         yield
@@ -26,4 +29,14 @@ def exit_on_signals() -> Iterator[None]:
 
 
 def _exit(number: int, _frame: FrameType | None) -> None:
-    raise Terminated(128 + number)
+    raise Terminated(AGAIN if number == signal.SIGUSR1 else 128 + number)
+
+
+@contextmanager
+def on_usr1(act: Callable[[], None]) -> Iterator[None]:
+    """Inside the block SIGUSR1 calls `act` instead. Main thread only."""
+    before = signal.signal(signal.SIGUSR1, lambda *_: act())
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGUSR1, before)

@@ -6,17 +6,20 @@ import sys
 from pathlib import Path
 
 from megatron_mmsr1.config import RunConfig
-from megatron_mmsr1.errors import RunError
+from megatron_mmsr1.errors import Interrupted, RunError
 from megatron_mmsr1.procs.progress import Follower, progress
-from megatron_mmsr1.procs.signals import exit_on_signals
+from megatron_mmsr1.procs.signals import exit_on_signals, on_usr1
 from megatron_mmsr1.run import preflight
 from megatron_mmsr1.run.directory import checkpointed_step, open_run
 from megatron_mmsr1.run.evaluations import rename_earlier_after
 from megatron_mmsr1.run.finished import nothing_left
+from megatron_mmsr1.run.lives import Lives
 from megatron_mmsr1.run.lock import TOKEN, RunLock
+from megatron_mmsr1.run.phases import clear
 from megatron_mmsr1.run.services import Services, services
 from megatron_mmsr1.run.stop import Stop
-from megatron_mmsr1.run.torchrun import run_ranks
+from megatron_mmsr1.run.torchrun import RanksDied, run_ranks
+from megatron_mmsr1.run.watchdog import Watchdog
 
 # What the progress shows of a step: its short name and the metric.
 SHOWN = {
@@ -61,7 +64,22 @@ def sft(cfg: RunConfig) -> Path:
 
 
 def _ranks(cfg: RunConfig, out: Path, found: Services, lock: RunLock) -> None:
-    """The loop on its ranks, with what they do shown meanwhile."""
+    """The loop on its ranks; started again where they died and `placement.restarts` allows it."""
+    lives = Lives(out, cfg.placement.restarts)
+    while True:
+        try:
+            _one_life(cfg, out, found, lock)
+            break
+        except Interrupted as e:
+            lives.died(e)
+            if not isinstance(e, RanksDied) or not lives.again():
+                raise
+            print(f"{e}\nthe ranks are started again ({lives.left} restarts left)", file=sys.stderr, flush=True)
+    _say_end(cfg, "done")
+
+
+def _one_life(cfg: RunConfig, out: Path, found: Services, lock: RunLock) -> None:
+    """With what the ranks do shown meanwhile."""
     args = [str(out / "config.yaml"), *(arg for url in found.engines for arg in ("--engine", url))]
     args += ["--search", found.search] if found.search else []
     title = "Cold start" if cfg.algorithm.supervised else "GRPO"
@@ -76,18 +94,33 @@ def _ranks(cfg: RunConfig, out: Path, found: Services, lock: RunLock) -> None:
             lock.check()
 
         stop = Stop(out)
+        stop.withdraw()
+        clear(out)
         try:
             log, env = out / "logs" / "ranks.log", {TOKEN: lock.holder.token}
-            run_ranks(cfg, "megatron_mmsr1.train", args, log, env=env, poll=poll, on_interrupt=stop.ask)
+            watch = Watchdog(out, cfg.placement.hung_after_s)
+            with on_usr1(stop.ask_and_go_on):
+                run_ranks(
+                    cfg,
+                    "megatron_mmsr1.train",
+                    args,
+                    log,
+                    machines=found.machines,
+                    env=env,
+                    poll=poll,
+                    watch=watch,
+                    on_interrupt=stop.ask,
+                )
         except KeyboardInterrupt:
             stop.say_what_is_lost()
             raise
         except RunError as e:
+            if stop.goes_on:
+                raise Interrupted(str(e)) from None
             if not stop.asked:
                 raise
             print(e, file=sys.stderr, flush=True)
             raise KeyboardInterrupt from None
-    _say_end(cfg, "done")
 
 
 def _say_end(cfg: RunConfig, how: str) -> None:

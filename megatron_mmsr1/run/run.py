@@ -15,7 +15,7 @@ from megatron_mmsr1.data.dataset import PromptDataset
 from megatron_mmsr1.data.images import ImageStore
 from megatron_mmsr1.data.sampler import ResumableSampler
 from megatron_mmsr1.data.usable_rows import usable_rows
-from megatron_mmsr1.errors import RunError, UsageError
+from megatron_mmsr1.errors import Interrupted, RunError, UsageError
 from megatron_mmsr1.megatron.actor import MegatronActor
 from megatron_mmsr1.publish import model_card
 from megatron_mmsr1.rollout.worker import RolloutWorker
@@ -24,6 +24,7 @@ from megatron_mmsr1.run.directory import ROWS
 from megatron_mmsr1.run.evaluations import Evaluations
 from megatron_mmsr1.run.lock import RunLock
 from megatron_mmsr1.run.logs import RunLog
+from megatron_mmsr1.run.phases import Phases
 from megatron_mmsr1.run.resume import Checkpoints
 from megatron_mmsr1.run.rollouts import Rollouts
 from megatron_mmsr1.run.search_watch import SearchWatch, budget_reached
@@ -46,6 +47,7 @@ class Run:
         self.actor = MegatronActor(cfg, self.images, total_steps=cfg.train.steps)
         self.parallel = self.actor.parallel
         self.lead = self.parallel.rank == 0
+        self.phases = Phases(self.out, self.parallel.rank)
         self.spent = ""  # which budget of the search is used up
         self.source: Source | None = None
         dataset = self._dataset() if grpo else None
@@ -56,7 +58,7 @@ class Run:
         self.logger = RunLog(self.out, cfg, resume_step=self.step) if self.lead else None
         if self.logger and self.checkpoints.source:
             self.logger.info(f"resuming at step {self.step} from {self.checkpoints.source}")
-        self.watch = SearchWatch(search, cfg, self._warn, self._info)
+        self.watch = SearchWatch(search, cfg, self._warn, self._info, beat=self.phases.beat)
         self.worker: RolloutWorker | None = None
         if grpo and cfg.train.mode == "full" and self.parallel.is_leader:
             self.worker = RolloutWorker(cfg, engines, search, self.out / "images")
@@ -72,11 +74,13 @@ class Run:
     def rollout(self, step: int) -> list[Trajectory]:
         """The outlines of all ranks' finished trajectories of this step, the same list on every rank."""
         assert self.rollouts is not None
+        self.phases.enter("rollout", step)
         return self.rollouts.take(step)
 
     def shares(self, kept: list[Trajectory]) -> list[Trajectory]:
         """The same list, in which those that this rank trains on are whole; the others stay outlines."""
         assert self.rollouts is not None
+        self.phases.enter("training", self.step)
         return self.rollouts.shares(kept, self.actor.owners([len(t) for t in kept]))
 
     def advantages(self, trajectories: list[Trajectory]) -> tuple[list[Trajectory], list[float]]:
@@ -94,12 +98,14 @@ class Run:
 
     def demonstrations(self, step: int) -> list[Trajectory]:
         """The cold start's examples of this step, the same list on every rank (the source is seeded and rewinds by step)."""
+        self.phases.enter("training", step)
         self.source = self.source or open_source(self.cfg, self.images)
         return self.source.batch(step, self.cfg.sft.examples_per_step)
 
     def publish(self, version: int) -> None:
         """The weights into every engine under this version, where there are engines."""
         if not self.cfg.algorithm.supervised and self.cfg.train.mode == "full":
+            self.phases.enter("weight update", self.step)
             self.weights.publish(version)
 
     def log(self, step: int, metrics: dict[str, float], trajectories: list[Trajectory], trained: list[Trajectory]) -> None:
@@ -116,9 +122,11 @@ class Run:
     def evaluate(self, name: str, *, at: int) -> None:
         """Held-out questions, if the run stands at step `at`."""
         if self.step == at:
+            self.phases.enter(f"evaluation {name}", at)
             self.evaluations.evaluate(name, step=at)
 
     def evaluate_if_due(self, step: int) -> None:
+        self.phases.enter("evaluation", step)
         self.evaluations.evaluate_if_due(step)
 
     # ------------------------------------------------------------------------------------------------------ checkpoints
@@ -126,14 +134,16 @@ class Run:
         """RunError, with a checkpoint written first, once the search budget is used up or the person asked to stop."""
         asked = self.parallel.broadcast_object(Stop(self.out).requested if self.lead else False)
         if self.checkpoints.due(step) or self.spent or asked:
+            self.phases.enter("checkpoint", step)
             self.checkpoints.save(step, self.watch)
         if self.spent:
             raise RunError(self._stopped())
         if asked and step < self.cfg.train.steps:
-            raise RunError(f"stopped after step {step}, whose checkpoint is written: the same command goes on from there")
+            raise Interrupted(f"stopped after step {step}, whose checkpoint is written: the same command goes on from there")
 
     def finish(self) -> None:
         """The trained model as a Hugging Face checkpoint, with its page and serving.yaml."""
+        self.phases.enter("export", self.step)
         self.actor.export(self.out / "model", step=self.step)
         if self.lead:
             try:

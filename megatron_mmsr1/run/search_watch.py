@@ -17,10 +17,18 @@ STEP_CAP = "search.budget.step_"  # how the server's word of a reached cap begin
 
 
 class SearchWatch:
-    """`url` None: the run searches nothing. `warn` and `info` say a line to the person."""
+    """`url` None: the run searches nothing. `warn` and `info` say a line to the person; `beat` is called when the worker is
+    heard."""
 
-    def __init__(self, url: str | None, cfg: RunConfig, warn: Callable[[str], None], info: Callable[[str], None]):
-        self.url, self._cfg, self._warn, self._info = url, cfg, warn, info
+    def __init__(
+        self,
+        url: str | None,
+        cfg: RunConfig,
+        warn: Callable[[str], None],
+        info: Callable[[str], None],
+        beat: Callable[[], None] = lambda: None,
+    ):
+        self.url, self._cfg, self._warn, self._info, self._beat = url, cfg, warn, info, beat
         self._tell = now_and_then(info)
         self._paused = False
         self.paused_s = 0.0  # of this rank's worker, since it began
@@ -33,6 +41,7 @@ class SearchWatch:
 
     def heard(self, progress: Progress) -> None:
         """The worker's progress: said now and then; a pause when it begins and when it ends."""
+        self._beat()
         self._tell(progress)
         self.paused_s = progress.paused_s
         if progress.paused == self._paused:

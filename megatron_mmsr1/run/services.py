@@ -8,6 +8,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from megatron_mmsr1.cluster.machines import Machines
 from megatron_mmsr1.config import RunConfig
 from megatron_mmsr1.run import preflight
 
@@ -17,6 +18,7 @@ class Services:
     engines: list[str]
     search: str | None
     check: Callable[[], None] = lambda: None  # raises RunError once one that we started has died
+    machines: Machines | None = None  # where the ranks run; None: here
 
 
 @contextmanager

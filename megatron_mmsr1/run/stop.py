@@ -1,4 +1,5 @@
-"""Ctrl-C: the first one ends a run after the step that it is in, with a checkpoint; the second one at once."""
+"""Ctrl-C: the first one ends a run after the step that it is in, with a checkpoint; the second one at once. SIGUSR1, by which
+Slurm warns of the end of a job's time, is the first one, and the job goes on later."""
 
 from __future__ import annotations
 
@@ -16,6 +17,7 @@ class Stop:
     def __init__(self, out: Path) -> None:
         self.out, self.file = out, out / NAME
         self.asked = False
+        self.goes_on = False  # asked for by SIGUSR1
 
     @property
     def requested(self) -> bool:
@@ -34,6 +36,12 @@ class Stop:
             file=sys.stderr,
             flush=True,
         )
+
+    def ask_and_go_on(self) -> None:
+        """Ask the ranks; the job is to be queued again."""
+        self.goes_on = True
+        self.file.touch()
+        print("SIGUSR1: stopping after this step, with a checkpoint; the job goes on from it", file=sys.stderr, flush=True)
 
     def say_what_is_lost(self) -> None:
         print(f"\nstopped at once. The same command goes on from {self._last()}", file=sys.stderr, flush=True)

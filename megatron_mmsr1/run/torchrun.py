@@ -1,20 +1,61 @@
-"""Ranks on this machine: one SPMD program under torchrun, its failure told by the rank that failed first.
+"""Ranks under torchrun, on the machines of a plan: one SPMD program, its failure told by the rank that failed first.
 
-On a cluster srun starts `python -m megatron_mmsr1.train` itself.
+srun may start `python -m megatron_mmsr1.train` itself instead (`cluster.rendezvous`).
 """
 
 from __future__ import annotations
 
 import os
 import sys
+import time
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 
+from megatron_mmsr1.cluster.machines import Machines
+from megatron_mmsr1.cluster.placement import TRAINER
 from megatron_mmsr1.config import RunConfig
-from megatron_mmsr1.errors import REPORT, RunError, UsageError, left_by_child
+from megatron_mmsr1.errors import REPORT, Interrupted, RunError, UsageError, left_by_child
 from megatron_mmsr1.procs.child import tail
-from megatron_mmsr1.procs.ports import HOST, free_port
+from megatron_mmsr1.procs.machine import Process
 from megatron_mmsr1.procs.service import Command, Service
+
+POLL_S = 0.2
+
+
+class RanksDied(Interrupted):
+    """Ranks were killed, or hang: they may be started again beside the same servers."""
+
+
+class RankGroup:
+    """The ranks of a run while they run: a torchrun on each node."""
+
+    def __init__(self, services: Sequence[Service]) -> None:
+        self.services = services
+
+    @property
+    def processes(self) -> list[Process]:
+        return [s.process for s in self.services]
+
+    def wait(self, poll: Callable[[], None] | None) -> None:
+        """Until all have ended well. Raises RunError once one has not, and what `poll` raises."""
+        while not all(p.ended for p in self.processes):
+            self._failed()
+            if poll is not None:
+                poll()
+            time.sleep(POLL_S)
+        self._failed()
+        if poll is not None:
+            poll()
+
+    def _failed(self) -> None:
+        for p in self.processes:
+            if p.ended and p.returncode != 0:
+                raise RunError(p.describe_end())
+
+    @property
+    def ended_badly(self) -> Service | None:
+        return next((s for s in self.services if s.process.ended and s.process.returncode != 0), None)
 
 
 def run_ranks(
@@ -23,44 +64,78 @@ def run_ranks(
     args: Sequence[str],
     log: Path,
     *,
+    machines: Machines | None = None,
     env: dict[str, str] | None = None,
     poll: Callable[[], None] | None = None,
+    watch: Callable[[Sequence[Process]], None] | None = None,
     on_interrupt: Callable[[], None] | None = None,
 ) -> None:
-    """Start `python -m MODULE ARGS` on `train.ranks` ranks and wait for them; `poll` is called meanwhile,
-    `on_interrupt` at the first Ctrl-C, which the ranks are then left to answer; the second one ends them.
+    """Start `python -m MODULE ARGS` on `train.ranks` ranks and wait for them; `poll` is called meanwhile, and `watch` with the
+    processes above them. `on_interrupt` is called at the first Ctrl-C, which the ranks are then left to answer; the second one
+    ends them. `machines`: default, all ranks are on this one. `log`: of this machine; other nodes' are beside it.
 
-    What the first of them to fail reported is raised here, as its own kind of error; RunError too for ranks that were killed.
+    What the first of them to fail reported is raised here, as its own kind of error; RanksDied for ranks that were killed.
     """
-    threads = cfg.train.threads_per_rank or max(1, (os.cpu_count() or 1) // cfg.train.ranks)
-    argv = [sys.executable, "-m", "megatron_mmsr1.procs.torchrun", "--nproc-per-node", str(cfg.train.ranks)]
-    argv += ["--master-addr", HOST, "--master-port", str(free_port()), "-m", module, *args]
     report = log.with_name("failure.json")
     report.unlink(missing_ok=True)
-    # All ranks are here: what they listen on is for this machine alone (procs/bound_store.py).
-    ours = {} if "GLOO_SOCKET_IFNAME" in os.environ else {"GLOO_SOCKET_IFNAME": "lo"}
-    ours |= {"OMP_NUM_THREADS": str(threads), "PYTHONUNBUFFERED": "1", REPORT: str(report.resolve())}
-    with Service(Command(name="ranks", argv=argv, log=log, env={**ours, **(env or {})})).start() as ranks:
+    commands = _commands(cfg, machines, module, args, log, {REPORT: str(report.resolve()), **(env or {})})
+
+    def both() -> None:
+        if poll is not None:
+            poll()
+        if watch is not None:
+            watch(group.processes)
+
+    with ExitStack() as stack:
+        group = RankGroup([stack.enter_context(Service(c).start()) for c in commands])
         try:
             try:
-                ranks.wait(poll=poll)
+                group.wait(both)
             except KeyboardInterrupt:
                 if on_interrupt is None:
                     raise
                 on_interrupt()
-                ranks.wait(poll=poll)
+                group.wait(both)
         except RunError:
-            if not ranks.child.ended:
-                raise  # not the ranks: a server ended
-            raise _failure(ranks, left_by_child(report)) from None
+            failed = group.ended_badly
+            if failed is None:
+                raise  # not the ranks: a server ended, or one hangs
+            raise _failure(failed, left_by_child(report)) from None
+
+
+def _commands(
+    cfg: RunConfig, machines: Machines | None, module: str, args: Sequence[str], log: Path, env: dict[str, str]
+) -> list[Command]:
+    """One a node that has ranks."""
+    found = machines or Machines.alone(cfg.train.ranks)
+    firsts = {p.node: p for p in reversed(found.plan.of(TRAINER))}
+    per_node = cfg.train.ranks // len(firsts)
+    threads = cfg.train.threads_per_rank or max(1, (os.cpu_count() or 1) // per_node)
+    env = {"OMP_NUM_THREADS": str(threads), "PYTHONUNBUFFERED": "1", **env}
+    if found.head is None and "GLOO_SOCKET_IFNAME" not in os.environ:
+        env["GLOO_SOCKET_IFNAME"] = "lo"  # what they listen on is for this machine alone (procs/bound_store.py)
+    master = found.of(firsts[min(firsts)])
+    rendezvous = ["--master-addr", master.address, "--master-port", str(master.free_port())]
+    commands = []
+    for number, node in enumerate(sorted(firsts)):
+        machine = found.of(firsts[node])
+        argv = [sys.executable, "-m", "megatron_mmsr1.procs.torchrun", "--nproc-per-node", str(per_node)]
+        argv += ["--nnodes", str(len(firsts)), "--node-rank", str(number), *rendezvous, "-m", module, *args]
+        own = log if found.head is None else log.with_name(found.log_name("ranks", firsts[node], alone=True))
+        devices = {"CUDA_VISIBLE_DEVICES": ",".join(str(g) for p in found.plan.of(TRAINER) if p.node == node for g in p.gpus)}
+        name = f"ranks on {machine.name}" if machine.name else "ranks"
+        on_gpu = bool(firsts[node].gpus)
+        commands.append(Command(name=name, argv=argv, log=own, env={**env, **(devices if on_gpu else {})}, machine=machine))
+    return commands
 
 
 def _failure(ranks: Service, said: UsageError | RunError | None) -> UsageError | RunError:
     """Of ranks that have ended: what one of them said, or what can be told from outside."""
     if said is not None:
-        return type(said)(f"{said} (the ranks' log: {ranks.log})")
-    why = ranks.child.why() or "One that is killed cannot say why."
-    return RunError(
-        f"the ranks ended with exit code {ranks.child.returncode} and none said why. {why} The same command resumes. The log "
-        f"{ranks.log} ends:\n{tail(ranks.log, 6)}"
+        kind = RanksDied if type(said) is Interrupted else type(said)
+        return kind(f"{said} (the ranks' log: {ranks.log})")
+    why = ranks.process.why() or "One that is killed cannot say why."
+    return RanksDied(
+        f"the {ranks.name} ended with exit code {ranks.process.returncode} and none said why. {why} The same command resumes. "
+        f"The log {ranks.log} ends:\n{tail(ranks.log, 6)}"
     )
