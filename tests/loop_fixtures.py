@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -41,10 +42,11 @@ def settings(world: Path, out: Path, *more: str) -> list[str]:
     ]
 
 
-def mmsr1(*args: str, timeout: float = 400) -> subprocess.CompletedProcess[str]:
-    """The command as a person runs it, from the repository's root."""
+def mmsr1(*args: str, timeout: float = 400, env: Mapping[str, str] | None = None) -> subprocess.CompletedProcess[str]:
+    """The command as a person runs it, from the repository's root. `env` is added to the environment."""
     command = [sys.executable, "-m", "megatron_mmsr1.cli", *args]
-    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=timeout, check=False)
+    env = {**os.environ, **(env or {})}
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=timeout, check=False, env=env)
 
 
 def metrics(out: Path) -> list[dict[str, Any]]:

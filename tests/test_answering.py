@@ -338,7 +338,7 @@ async def test_no_query_where_a_search_was_required(said):
 
 
 async def test_a_forced_search_and_then_no_more():
-    """The insistence sees the forced turn and what it found."""
+    """The forced answer sees the forced search and what it found."""
     a = scripted("<text_search>q</text_search>" + END, "a</answer>" + END)
     last = f.ended(await f.steps(a, ask(require_search=True, max_searches=1)))
     assert last.text == "a" and last.forced and last.usage.searches == 1

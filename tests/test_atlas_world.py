@@ -1,4 +1,4 @@
-"""The Atlas world: same seed, same bytes; splits that share nothing; questions that exactly the promised tools answer."""
+"""The Atlas world: same seed, same bytes; splits that share nothing; questions that exactly the tools of their kind answer."""
 
 from __future__ import annotations
 

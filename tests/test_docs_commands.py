@@ -1,99 +1,83 @@
-"""Every command that README and docs show: it parses, the files that it names are in a fresh clone, and what it would start
-passes preflight in a built world. The expensive ones really run elsewhere: train, eval and export in test_loop.py and
-test_bad_input.py, serve and demo in test_serve.py, search serve and query in test_cli.py."""
+"""Every command that a page shows is run, here or in test_docs_story.py, or stands in a list with the reason why not."""
 
 from __future__ import annotations
 
 import re
 import shlex
 import subprocess
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
+from doc_commands import ELSEWHERE, MINUTES, ROOT, SECONDS, SERVERS, shown
+from doc_place import Place
 from loop_fixtures import COLD_START
+from test_search_recorded import IDS, QUESTIONS, entry, pickled, rows
 
 import megatron_mmsr1.cli.entry as cli
 from megatron_mmsr1 import config
 from megatron_mmsr1.run import preflight
 
-ROOT = Path(__file__).parent.parent
-PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
-FENCE = re.compile(r"^```(?:bash|sh|console)\n(.*?)^```", re.MULTILINE | re.DOTALL)
+SHOWN = shown()
 
 
-def commands() -> list[tuple[str, list[str]]]:
-    """(page, words) of every line of a shell block, comments and prompts left out."""
-    found = []
-    for page in PAGES:
-        for block in FENCE.findall(page.read_text(encoding="utf-8")):
-            for line in block.replace("\\\n", " ").splitlines():
-                if "<<" in line or line.startswith((" ", "}", "{")):
-                    continue  # a document of its own
-                words = shlex.split(line.removeprefix("$ "), comments=True)
-                while words and re.fullmatch(r"[A-Z_]+=.*", words[0]):
-                    words = words[1:]
-                if words:
-                    found.append((page.name, [words[0].removeprefix(".venv/bin/"), *words[1:]]))
-    return found
+def test_every_command_of_the_pages_is_in_one_list_and_no_list_has_others(capsys: pytest.CaptureFixture[str]) -> None:
+    lists = [*SECONDS, *MINUTES, *ELSEWHERE]
+    assert len(lists) == len(set(lists))
+    assert set(SHOWN) - set(lists) == set(), "say in doc_commands.py how it is run"
+    assert set(lists) - set(SHOWN) == set(), "no page shows it any more"
+    with capsys.disabled():
+        print("\ncommands of the pages that no test runs as they stand:")
+        for text, why in ELSEWHERE.items():
+            print(f"  {text}  ({', '.join(SHOWN[text])}): {why}")
 
 
-ALL = commands()
-OURS = [c for c in ALL if c[1][0] == "mmsr1"]
+@pytest.mark.parametrize("text", [t for t in SHOWN if not t.startswith("git")])
+def test_what_a_command_names_is_there(text: str) -> None:
+    """Also of those that are run: options and files as they are shown, without what the tests add."""
+    words = shlex.split(text)
+    if words[0] == "mmsr1":
+        parsed = cli.parse(words[1:])
+        assert callable(parsed.run)
+        path = getattr(parsed, "config", None)
+        assert path is None or (ROOT / path).is_file()
+        return
+    script = ROOT / (words[1] if words[0] == "python" else words[0])
+    assert script.is_file()
+    if script.suffix == ".sh":
+        assert subprocess.run(["bash", "-n", str(script)], check=False).returncode == 0
 
 
-def test_the_pages_show_commands() -> None:
-    assert len(OURS) > 15 and {page for page, _ in OURS} >= {"README.md", "search.md", "serving.md"}
-
-
-@pytest.mark.parametrize(("page", "words"), OURS, ids=lambda v: v if isinstance(v, str) else " ".join(v)[:60])
-def test_a_command_parses_and_its_config_is_valid(page: str, words: list[str]) -> None:
-    args = [w for w in words[1:] if w not in ("&", "|", ">")]
-    parsed = cli.parse(args)
-    assert callable(parsed.run)
-    if (path := getattr(parsed, "config", None)) and (ROOT / path).is_file():
-        config.load(ROOT / path, parsed.override)
-    elif path and "/" in path:
-        assert not path.startswith("configs/"), f"{page} names {path}, which is not here"
-
-
-@pytest.mark.parametrize(
-    ("page", "words"),
-    [c for c in ALL if c[1][0].startswith("./scripts/") or c[1][0] in ("python", "make")],
-    ids=lambda v: v if isinstance(v, str) else " ".join(v)[:60],
-)
-def test_a_script_that_is_named_is_there(page: str, words: list[str]) -> None:
-    if words[0] == "make":
-        assert re.search(rf"^{words[1]}:", (ROOT / "Makefile").read_text(), re.MULTILINE)
-    elif words[0] == "python" and words[1] == "-m":
-        assert (ROOT / (words[2].replace(".", "/") + ".py")).is_file()
-    else:
-        script = ROOT / (words[1] if words[0] == "python" else words[0])
-        assert script.is_file()
-        if script.suffix == ".sh":
-            assert subprocess.run(["bash", "-n", str(script)], check=False).returncode == 0
-
-
-@pytest.mark.parametrize(
-    "words",
-    [w for _, w in OURS if w[1] in ("train", "sft", "eval") and len(w) > 2 and "atlas" in w[2]],
-    ids=lambda w: " ".join(w),
-)
-def test_a_run_that_is_shown_passes_preflight_in_a_fresh_clone(words: list[str], atlas_world: Path, tmp_path: Path) -> None:
-    """`build/atlas` is the world that the page builds before; nothing else may be needed but what the repository holds, or the
-    model that an earlier command trained (`runs/`)."""
-    args = cli.parse(words[1:])
-    overrides = [*args.override, f"output={tmp_path}/run"]
-    cfg = config.load(ROOT / args.config, overrides)
-    raw = config.dump(cfg).replace("build/atlas", str(atlas_world))
+@pytest.mark.parametrize("text", [t for t in SHOWN if re.match(r"mmsr1 (train|sft|eval) ", t)])
+def test_a_run_that_is_shown_passes_preflight_in_a_fresh_clone(text: str, atlas_world: Path, tmp_path: Path) -> None:
+    """As it stands: nothing is needed but what the repository holds, and the world that a page builds before."""
+    args = cli.parse(shlex.split(text)[1:])
+    raw = config.dump(config.load(ROOT / args.config, [*args.override, f"output={tmp_path}/run"]))
+    raw = raw.replace("build/atlas", str(atlas_world))
     raw = raw.replace("path: megatron_mmsr1/atlas/checkpoints/tilted", f"path: {COLD_START}")
-    (tmp_path / "run.yaml").write_text(re.sub(r"path: runs/\S+/model", f"path: {COLD_START}", raw))
+    (tmp_path / "run.yaml").write_text(raw)
     cfg = config.load(tmp_path / "run.yaml")
-    if words[1] == "eval":
+    if args.run.__name__ == "_eval":
         preflight.evaluate(cfg, engine=not args.policies)
     else:
-        {"train": preflight.train, "sft": preflight.sft}[words[1]](cfg)
+        {"_train": preflight.train, "_sft": preflight.sft}[args.run.__name__](cfg)
+
+
+def test_commands_of_seconds(tmp_path: Path) -> None:
+    place = Place(tmp_path)
+    # Image results as FVQA has them, for the command that converts them.
+    pickled(tmp_path, {IDS[1]: entry(["by URL"], ["https://thumbnails.test/1"])}).rename(tmp_path / "cache.pkl")
+    rows(tmp_path, IDS, QUESTIONS).rename(tmp_path / "fvqa_train.parquet")
+    with ExitStack() as stack:
+        url = ""
+        for text, (added, says) in SECONDS.items():
+            if text.startswith(SERVERS):
+                url = stack.enter_context(place.serving(text, added, says))
+            else:
+                place.run(text, added.format(url=url), says)
 
 
 def test_help_is_asked_of_make() -> None:
     done = subprocess.run(["make", "-C", str(ROOT), "help"], capture_output=True, text=True, check=False)
     assert done.returncode == 0 and "fast" in done.stdout and "quickstart" in done.stdout
+    assert all(re.search(rf"^{name}:", (ROOT / "Makefile").read_text(), re.MULTILINE) for name in ("test", "slow", "docs"))

@@ -198,7 +198,7 @@ def test_a_bomb_is_refused_before_it_is_decoded(monkeypatch: pytest.MonkeyPatch)
     with pytest.raises(ImageError, match="more than 10000 pixels"):
         canonicalize(picture(101, 100), **LIMITS)
     huge = bytearray(picture(8, 8))
-    huge[16:24] = (30_000).to_bytes(4, "big") * 2  # the header now promises 900 megapixels
+    huge[16:24] = (30_000).to_bytes(4, "big") * 2  # the header now says 900 megapixels
     with pytest.raises(ImageError):
         canonicalize(bytes(huge), **LIMITS)
 

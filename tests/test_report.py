@@ -106,6 +106,7 @@ def make_run(root: Path) -> tuple[Path, RunConfig]:
     save_all([EvalResult.from_trajectories("oracle", after, cfg.protocol)], run / "eval" / "policies.json")
     rows: list[dict[str, float | None]] = [
         {"step": s, "loss": 1 / (s + 1), "reward/mean": s / 10, "search/share": 0.5, "kind/both/search_share": s / 10}
+        | {"seconds/rollout": 2.0, "seconds/train": 1.0, "seconds/sync": 0.1}
         for s in range(10)
     ]
     rows[3]["loss"] = None  # what a NaN is written as
@@ -206,7 +207,9 @@ def test_table_headline_and_plots(html: str) -> None:
     assert "Accuracy on 24 held-out questions: 0.0% before, 79.2% after (+79.2 points)." in shown
     for name in ("before", "after", "oracle", "searching", "calls / allowed", "search-required"):
         assert name in shown
-    assert page.tags.count("svg") == 3  # rewards, searches, loss: what these metrics hold
+    assert page.tags.count("svg") == 4  # rewards, searches, loss, seconds: what these metrics hold
+    seconds = html[html.index("Seconds a step") :]
+    assert [seconds.index(f">{part}</text>") > 0 for part in ("rollout", "train", "sync")] == [True] * 3
     assert "currentColor" in html and "#010203" not in html
     assert not any("<style" in svg for svg in re.findall(r"<svg.*?</svg>", html, re.DOTALL))
 

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
+import re
 import socket
+from pathlib import Path
 
 import pytest
 
 from megatron_mmsr1.errors import RunError, UsageError
+from megatron_mmsr1.procs.guard import descendants
 from megatron_mmsr1.rollout.engines.sglang import SGLangSettings
 from megatron_mmsr1.rollout.engines.sglang.entry import command_line
 from megatron_mmsr1.rollout.engines.sglang.server import launch
@@ -74,3 +78,22 @@ def test_too_slow_a_start_shows_the_log_and_leaves_nothing(checkpoints, tmp_path
     with pytest.raises(RunError, match=r"startup_timeout_s=0\.5") as e:
         launch(checkpoints["random"], SGLangSettings(startup_timeout_s=0.5), log)
     assert str(log) in str(e.value)
+
+
+def mapped(root: int) -> set[Path]:
+    """The files of /dev/shm that processes below `root` have mapped by a name."""
+    found = set[Path]()
+    for pid in descendants(root):
+        with contextlib.suppress(OSError):
+            lines = Path(f"/proc/{pid}/maps").read_text().splitlines()
+            found |= {Path(m[0]) for line in lines if (m := re.search(r"/dev/shm/\S+$", line)) and "(deleted)" not in line}
+    return {f for f in found if f.exists()}
+
+
+@pytest.mark.slow  # a server of its own
+def test_its_shared_memory_goes_with_it(checkpoints, tmp_path):
+    """SGLang never removes the file in which its schedulers tell their load: one stayed of every engine that ever ran."""
+    with launch(checkpoints["random"], SGLangSettings(sglang={"max_total_tokens": 4096}), tmp_path / "engine.log") as server:
+        made = mapped(server.child.pid)
+        assert any(f.name.startswith("sglang_loads_") for f in made)
+    assert not [f for f in made if f.exists()]

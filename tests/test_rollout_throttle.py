@@ -140,7 +140,7 @@ def test_a_threshold_of_1_never_pauses() -> None:
     run(main())
 
 
-# --------------------------------------------------------------------------------------------------- behind a closed door
+# ----------------------------------------------------------------------------------------------------- while it is closed
 @pytest.mark.parametrize("status", DOWN)
 @pytest.mark.parametrize("at_once", [1, 4, 500])
 def test_an_outage_costs_time_and_a_window_of_calls(status: S, at_once: int) -> None:

@@ -45,7 +45,7 @@ def worded(spec: Spec, code: int) -> Reply:
 
 
 def long_reply(spec: Spec) -> Reply:
-    return answer({"words": ["a body that promises more than comes"] * 50})
+    return answer({"words": ["a body shorter than its Content-Length"] * 50})
 
 
 def squeezed(reply: Reply) -> Reply:

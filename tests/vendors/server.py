@@ -47,7 +47,7 @@ class Asked:
 
 @dataclass(slots=True, frozen=True)
 class Reply:
-    """`wire`: whole; truncated (half of the body that Content-Length promises, then the end); endless (a body without end);
+    """`wire`: whole; truncated (half of the body that Content-Length announces, then the end); endless (a body without end);
     trickling (a byte at a time); silent (nothing, ever); dropped (the connection ends instead of an answer)."""
 
     body: bytes = b""

@@ -1,0 +1,78 @@
+"""Every command that a shell block of README, CONTRIBUTING, docs and the serving recipes shows, and which test runs it.
+
+What is added to a command makes it small (a smaller world, fewer steps) or keeps it apart from what else runs on the machine (a
+free port, a directory of its own). Commands stand in the order in which they are run: later ones use what earlier ones wrote.
+"""
+
+from __future__ import annotations
+
+import re
+import shlex
+from pathlib import Path
+
+ROOT = Path(__file__).parent.parent
+PAGES = [
+    *(ROOT / name for name in ("README.md", "CONTRIBUTING.md", "serving/recipes/README.md")),
+    *sorted((ROOT / "docs").rglob("*.md")),
+]
+FENCE = re.compile(r"^```(?:bash|sh|console)\n(.*?)^```", re.MULTILINE | re.DOTALL)
+
+WORLD = "train_questions=64 heldout_questions=16 noise_pages=8"
+FEW = "data.prompts_per_step=6 data.group_size=4 train.eval_limit=6 train.save_interval=1 optimizer.warmup_steps=0"
+
+# Run by test_docs_commands.py: command -> (what is added, what it must say on stdout). `{url}`: of the search server.
+SECONDS: dict[str, tuple[str, str]] = {
+    "mmsr1 atlas build build/atlas entities=300": (f"entities=24 {WORLD}", "mmsr1 atlas inspect build/atlas"),
+    "mmsr1 plugins": ("", "mmsearch"),
+    "mmsr1 doctor": ("", "megatron"),
+    "mmsr1 serve --new-key anna gateway.keys=gateway.keys": ("", "mmsr1-"),
+    "mmsr1 search serve corpus=build/atlas": ("cache=runs/a/search-cache.sqlite --port 0", "searching bm25 over build/atlas"),
+    "mmsr1 search query 'Where does the Velo river end?'": ("--url {url}", "1. "),
+    "mmsr1 search stats": ("{url}", "bm25"),
+    "mmsr1 search export runs/a/search-cache.sqlite a.mmsr1snap": ("", "a.mmsr1snap"),
+    "mmsr1 search import a.mmsr1snap store.sqlite": ("", "store.sqlite"),
+    "mmsr1 search convert cache.pkl --rows fvqa_train.parquet --out recorded": ("", "picture"),
+    "mmsr1 search estimate configs/qwen2.5-vl-7b-fvqa.yaml": ("data.train=[build/atlas/train.parquet]", "calls"),
+    "python benchmarks/learning.py --seeds 0 1 2 --ablations": ("--table", "grpo, seed 0"),  # trains for hours without --table
+}
+# Run by test_docs_story.py, which is slow: an engine, ranks, or both. `{engine}`: the URL of one that runs already.
+MINUTES: dict[str, tuple[str, str]] = {
+    "./scripts/quickstart.sh": (f"train.steps=2 {FEW}", ""),
+    "mmsr1 train configs/atlas.yaml train.steps=40": (f"train.steps=3 {FEW}", ""),
+    "mmsr1 eval configs/atlas.yaml --policies": (FEW, "oracle"),
+    "mmsr1 checkpoints verify runs/atlas": ("", "the run resumes from step_000003, which is whole"),
+    "mmsr1 report runs/atlas": ("", "runs/atlas/report.html"),
+    "mmsr1 export runs/atlas my-model": ("", ""),
+    "mmsr1 sft configs/atlas-sft.yaml model.path=build/atlas/model": ("train.steps=2 sft.examples_per_step=4", ""),
+    "mmsr1 serve my-model": ("gateway.port=0", "API"),
+    "mmsr1 serve my-model search.corpus=build/atlas": ("gateway.port=0 --engine {engine}", "API"),
+    "mmsr1 serve runs/atlas/model runs=runs": ("gateway.port=0 --engine {engine}", "API"),
+    "mmsr1 demo --open": ("gateway.port=0", "API"),  # the browser is `true`
+    "mmsr1 demo runs=runs": ("gateway.port=0", "API"),
+    "python benchmarks/search_server.py build/atlas": ("", ""),
+    "python benchmarks/search_load.py": ("--calls 200 --distinct 50 --concurrency 16 --out out/load.json", ""),
+    "python benchmarks/host_cost.py": ("--trajectories 32 --tokens 200 --out out/host.json", ""),
+    "python benchmarks/gateway.py": ("--streams 2 --rounds 1 --out out/gateway.json", ""),
+    "python benchmarks/throughput.py": (f"--steps 1 --output out/throughput {FEW}", ""),
+}
+# Not run by what stands above: why, or where it is run.
+ELSEWHERE: dict[str, str] = {
+    "git clone <this repository> megatron-mmsr1 && cd megatron-mmsr1": "the address is the reader's",
+    "./scripts/test.sh": "these tests themselves",
+    "./scripts/test.sh --fast": "some of these tests",
+    "./scripts/env.sh": "tests/test_scripts.py runs it against an environment that is there; a new one is 6 GB",
+}
+SERVERS = ("mmsr1 search serve", "mmsr1 serve my", "mmsr1 serve runs", "mmsr1 demo")  # run until Ctrl-C
+
+
+def shown() -> dict[str, list[str]]:
+    """Each command once, comments and prompts left out, with the pages that show it."""
+    found: dict[str, list[str]] = {}
+    for page in PAGES:
+        for block in FENCE.findall(page.read_text(encoding="utf-8")):
+            for line in block.replace("\\\n", " ").splitlines():
+                words = shlex.split(line.removeprefix("$ "), comments=True)
+                if words:
+                    text = shlex.join([words[0].removeprefix(".venv/bin/"), *words[1:]])
+                    found.setdefault(text if "<" not in line else " ".join(words), []).append(str(page.relative_to(ROOT)))
+    return found
