@@ -194,8 +194,8 @@ def build_parser() -> argparse.ArgumentParser:
     p.add_argument(
         "--policies",
         action="store_true",
-        help="evaluate the scripted policies (oracle, never, always, random) in the model's place: Atlas questions only; with the "
-        "model's tokenizer and the search server, without an engine",
+        help="evaluate the scripted policies (oracle, never, always, random) in the model's place: Atlas questions only; with "
+        "the model's tokenizer and the search server, without an engine",
     )
 
     p = verb(verbs, "export", _export, "write a Hugging Face checkpoint of a run", "mmsr1 export runs/atlas runs/atlas-hf")
