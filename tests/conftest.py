@@ -13,6 +13,8 @@ import tiny_checkpoint
 from hypothesis import settings
 
 if TYPE_CHECKING:
+    from slurm_cluster import Cluster
+
     from megatron_mmsr1.procs.service import Service
 
 # No failure may depend on the clock, nor on what happens to be drawn for a change that has nothing to do with it: the
@@ -106,3 +108,12 @@ def atlas_search(atlas_world: Path, tmp_path_factory: pytest.TempPathFactory) ->
     cfg = atlas_config(atlas_world).search
     with launch(cfg, cache_path=home / "cache.sqlite", log=home / "search.log") as server:
         yield server.url
+
+
+@pytest.fixture(scope="session")
+def slurm() -> Iterator[Cluster]:
+    """A real Slurm of two nodes, with jobs of nobody else. For slow tests."""
+    import slurm_cluster
+
+    with slurm_cluster.started() as cluster:
+        yield cluster

@@ -17,6 +17,7 @@ import megatron_mmsr1.cli.cluster as cluster_verbs
 import megatron_mmsr1.cli.plugins as plugin_verbs
 import megatron_mmsr1.cli.search as search_verbs
 import megatron_mmsr1.cli.serve as serve_verbs
+import megatron_mmsr1.cli.slurm as slurm_verbs
 from megatron_mmsr1.cli.parts import Format, existing, group, verb, with_config
 from megatron_mmsr1.errors import AGAIN, Interrupted, RunError, UsageError, of_a_file
 
@@ -207,6 +208,7 @@ def build_parser() -> argparse.ArgumentParser:
     search_verbs.add(verbs)
     plugin_verbs.add(verbs)
     cluster_verbs.add(verbs)
+    slurm_verbs.add(verbs)
 
     atlas = group(verbs, "atlas", "build or look at an Atlas world")
     p = verb(

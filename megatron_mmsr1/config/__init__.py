@@ -19,6 +19,7 @@ from megatron_mmsr1.config.placement import PlacementConfig
 from megatron_mmsr1.config.reading import override, read_mapping
 from megatron_mmsr1.config.search import SearchConfig
 from megatron_mmsr1.config.section import Affects, Logging, Machine, Rollout, Section, Training
+from megatron_mmsr1.config.slurm import SlurmConfig
 from megatron_mmsr1.config.tools import ToolsConfig
 from megatron_mmsr1.errors import UsageError
 from megatron_mmsr1.plugins.settings import PartSettings
@@ -244,6 +245,7 @@ class RunConfig(Section):
     megatron: MegatronConfig = MegatronConfig()
     train: TrainConfig = Field(default_factory=TrainConfig)
     placement: PlacementConfig = PlacementConfig()
+    slurm: SlurmConfig = SlurmConfig()
     sft: SftConfig = SftConfig()
     logging: LoggingConfig = LoggingConfig()
 
