@@ -73,7 +73,7 @@ def plan(cfg: RunConfig, nodes: Sequence[Node]) -> Plan:
                 )
     if _starts_engines(cfg):
         problems += _place_engines(cfg, nodes, places, taken)
-    if cfg.search.url is None and not cfg.algorithm.supervised and cfg.train.mode != "train-only":
+    if cfg.search.url is None and cfg.searches and not cfg.algorithm.supervised and cfg.train.mode != "train-only":
         places.append(Place(SEARCH, 0, p.search))
     if problems:
         raise UsageError("; ".join(dict.fromkeys(problems)))
