@@ -17,6 +17,8 @@ from megatron_mmsr1.procs.guard import descendants
 ROOT = Path(__file__).parent.parent
 COLD_START = ROOT / "megatron_mmsr1" / "atlas" / "checkpoints" / "tilted"
 
+ONE_RANK = ("train.ranks=1", "megatron.tensor_parallel=1")  # for what has nothing to do with how the model is split
+
 
 def small_world(out: Path) -> Path:
     from megatron_mmsr1.atlas.build import build
@@ -42,11 +44,11 @@ def settings(world: Path, out: Path, *more: str) -> list[str]:
     ]
 
 
-def mmsr1(*args: str, timeout: float = 400, env: Mapping[str, str] | None = None) -> subprocess.CompletedProcess[str]:
+def mmsr1(*args: str, env: Mapping[str, str] | None = None) -> subprocess.CompletedProcess[str]:
     """The command as a person runs it, from the repository's root. `env` is added to the environment."""
     command = [sys.executable, "-m", "megatron_mmsr1.cli", *args]
     env = {**os.environ, **(env or {})}
-    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=timeout, check=False, env=env)
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False, env=env)
 
 
 def metrics(out: Path) -> list[dict[str, Any]]:

@@ -19,7 +19,7 @@ STARTS = re.compile(
     r"\bsubprocess\.|\bSupervisor\(|\bService\(|\blaunch\w*\(|\bmmsr1\(|\bplaywright\b|\bmultiprocessing\b|\btorchrun\b|\bfork\("
     r"|\bRolloutWorker\("
 )
-LIMIT_S = {"plain": 300, "process": 900, "slow": 3600}  # generous: the machine may be busy with other work
+LIMIT_S = {"plain": 600, "process": 1800, "slow": 3600}  # generous: the machine may be busy with other work
 SHARED = ("engine", "atlas_engine")  # fixtures of a session that every worker would start for itself
 LONGEST = ("test_outage", "test_megatron", "test_loop", "test_replay", "test_serve", "test_bad_input", "test_demo_browser")
 

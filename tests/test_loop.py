@@ -82,8 +82,7 @@ def test_resume_after_sigkill_repeats_the_run(world: Path, whole: Path, tmp_path
     command = [sys.executable, "-m", "megatron_mmsr1.cli", "train", "configs/atlas.yaml", *settings(world, out)]
     kill_after = random.Random(time.time_ns()).randint(1, 4)
     process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    deadline = time.monotonic() + 300
-    while len(metrics(out)) < kill_after and process.poll() is None and time.monotonic() < deadline:
+    while len(metrics(out)) < kill_after and process.poll() is None:
         time.sleep(0.02)
     assert process.poll() is None, "the run ended before it could be killed"
     kill_everything(process)

@@ -3,6 +3,7 @@ step, a KL term, evaluations on the way, an epoch's border inside a step, Ctrl-C
 
 from __future__ import annotations
 
+import re
 import signal
 import subprocess
 import sys
@@ -48,12 +49,12 @@ def two_leaders(atlas_world: Path, atlas_search: str, engine_url: str, tmp_path_
     return out
 
 
-def check_run(out: Path) -> None:
+def check_run(out: Path, steps: int = 2) -> None:
     rows = metrics(out)
-    assert [r["step"] for r in rows] == [0, 1]
+    assert [r["step"] for r in rows] == list(range(steps))
     assert all(r["logprob_diff_mean"] <= 1e-3 and r["infrastructure/trajectories"] == 0 for r in rows)
     assert rows[0]["kl"] >= 0 and any(r["kl"] > 0 for r in rows)
-    for name, step in (("before", 0), ("step_000001", 1), ("after", 2)):
+    for name, step in (("before", 0), ("step_000001", 1), ("after", steps)):
         result = EvalResult.load(out / "eval" / f"{name}.json")
         assert result.meta["weights"] == step and result.overall.n == 6
     ids = [EvalResult.load(out / "eval" / f"{n}.json").meta["key"]["weights"] for n in ("before", "step_000001", "after")]
@@ -76,7 +77,8 @@ def test_two_stages_stopped_by_ctrl_c_and_resumed_do_the_same(
     atlas_world: Path, atlas_search: str, engine_url: str, two_leaders: Path, tmp_path: Path
 ) -> None:
     out = tmp_path / "run"
-    argv = arguments(atlas_world, out, engine_url, atlas_search, "megatron.pipeline_parallel=2")
+    # Longer than it need be: Ctrl-C may come late, and must come before its last step.
+    argv = arguments(atlas_world, out, engine_url, atlas_search, "megatron.pipeline_parallel=2", "train.steps=5")
     command = [sys.executable, "-m", "megatron_mmsr1.cli", *argv]
     with subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True) as run:
         while not (out / "rollouts" / "eval_before.jsonl.zst").exists() and run.poll() is None:
@@ -84,12 +86,13 @@ def test_two_stages_stopped_by_ctrl_c_and_resumed_do_the_same(
         run.send_signal(signal.SIGINT)
         said = run.communicate()[1]
     assert run.returncode == 130, said[-3000:]
-    assert "stopping after this step, with a checkpoint" in said and "stopped after step 1" in said
-    assert (out / "checkpoints" / "latest").read_text() == "step_000001"
+    stopped = re.search(r"stopped after step (\d)", said)
+    assert "stopping after this step, with a checkpoint" in said and stopped, said[-3000:]
+    assert (out / "checkpoints" / "latest").read_text() == f"step_00000{stopped[1]}"
     done = mmsr1(*argv)
     assert done.returncode == 0, done.stderr[-3000:]
-    assert "resuming at step 1" in done.stderr
-    check_run(out)
+    assert f"resuming at step {stopped[1]}" in done.stderr
+    check_run(out, steps=5)
     one, two = metrics(two_leaders)[0], metrics(out)[0]
     assert {k: one[k] for k in SAME} == pytest.approx({k: two[k] for k in SAME}, rel=1e-4, abs=1e-6)
     ids = [[t.token_ids.tolist() for t in read_dump(run / "rollouts", 0)[0]] for run in (two_leaders, out)]

@@ -25,7 +25,7 @@ def run(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("run") / "run"
     world = small_world(tmp_path_factory.mktemp("world"))
     more = (f"model.path={checkpoint}", "train.steps=2", "train.eval_limit=4")
-    done = mmsr1("train", "configs/atlas.yaml", *settings(world, out, *more), timeout=900)
+    done = mmsr1("train", "configs/atlas.yaml", *settings(world, out, *more))
     assert done.returncode == 0, done.stderr[-3000:]
     return out
 

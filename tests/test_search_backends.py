@@ -181,12 +181,10 @@ async def test_the_deadline_is_kept_and_retries_do_not_wait_past_it(spec: Spec) 
         assert (told.value.status, len(vendor.requests)) == (S.RATE_LIMITED, 1)
         vendor.handler = always(Reply(wire="silent"))
     async with Vendor(always(Reply(wire="silent"))) as vendor, Bench(spec, vendor.url) as bench:
-        started = time.monotonic()
         with pytest.raises(SearchFailure) as told:
             async with within(0.1, "the call"):
                 await bench.ask()
-        assert told.value.status is S.TIMEOUT
-        assert time.monotonic() - started < 4  # its own time-out is 10 s or more
+        assert told.value.status is S.TIMEOUT and "the call" in told.value.detail
 
 
 async def test_versions_tell_settings_apart_and_nothing_else(spec: Spec, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -6,7 +6,6 @@ import asyncio
 import gzip
 import subprocess
 import sys
-import time
 import tracemalloc
 import zlib
 from collections.abc import AsyncIterator
@@ -169,11 +168,10 @@ async def test_answers_without_end_are_left_at_a_cap(start: bytes, piece: bytes)
 
 @pytest.mark.parametrize("start", [b"", b"HTTP/1.1 200 OK\r\nx: ", OPEN, CHUNKED + b"ffff\r\n"])
 async def test_slow_answers_end_at_the_deadline(start: bytes) -> None:
-    began = time.monotonic()
+    """If a byte started the clock anew, they would never end."""
     with pytest.raises(FetchFailed) as e:
         await got(without_end(start, b"x", 0.2), deadline_s=1)
     assert e.value.status is ToolStatus.TIMEOUT
-    assert 0.9 < time.monotonic() - began < 20  # every byte starts no clock anew
 
 
 async def test_redirects_share_one_deadline() -> None:
