@@ -55,7 +55,8 @@ def wait_until(process: subprocess.Popen[bytes], out: Path, seen: Callable[[], b
 
 
 def log_says(out: Path, words: str) -> bool:
-    return words in (out / "run.log").read_text()
+    log = out / "run.log"
+    return log.exists() and words in log.read_text()
 
 
 def whole(out: Path) -> list[list[Trajectory]]:
