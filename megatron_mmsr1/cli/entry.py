@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import megatron_mmsr1.cli.bench as bench_verbs
 import megatron_mmsr1.cli.checkpoints as checkpoint_verbs
 import megatron_mmsr1.cli.cluster as cluster_verbs
 import megatron_mmsr1.cli.plugins as plugin_verbs
@@ -207,6 +208,7 @@ def build_parser() -> argparse.ArgumentParser:
     serve_verbs.add(verbs)
     search_verbs.add(verbs)
     plugin_verbs.add(verbs)
+    bench_verbs.add(verbs)
     cluster_verbs.add(verbs)
     slurm_verbs.add(verbs)
 

@@ -32,15 +32,15 @@ from megatron_mmsr1.trajectory import Trajectory
 class MegatronActor:
     """A policy of any model family on megatron-core, its optimizer and, where the algorithm needs one, its frozen reference.
 
-    `parallel` says who this rank is, `step` how many train steps are done. Raises UsageError for a configuration or checkpoint
-    that does not fit, RunError for a damaged checkpoint.
+    `parallel` says who this rank is, `step` how many train steps are done. `random_weights`: see `model.build`.
+    Raises UsageError for a configuration or checkpoint that does not fit, RunError for a damaged checkpoint.
     """
 
-    def __init__(self, cfg: RunConfig, images: ImageStore, *, total_steps: int) -> None:
+    def __init__(self, cfg: RunConfig, images: ImageStore, *, total_steps: int, random_weights: bool = False) -> None:
         self.cfg, self.total_steps, self.step = cfg, total_steps, 0
         self.parallel = parallel.init(cfg)
         path = Path(cfg.model.path)
-        self.model = build(cfg, path, trainable=True)
+        self.model = build(cfg, path, trainable=True, random_weights=random_weights)
         self.optimizer = build_optimizer(cfg, self.model)
         tokenizer: Any = AutoTokenizer.from_pretrained(path)
         tokens = self.model.files.family.tokens

@@ -10,6 +10,7 @@ from typing import Any
 
 from megatron.bridge import AutoBridge
 from megatron.core.distributed import DistributedDataParallelConfig, finalize_model_grads
+from transformers import AutoConfig
 
 from megatron_mmsr1.config import RunConfig
 from megatron_mmsr1.errors import RunError, UsageError
@@ -33,22 +34,31 @@ class Built:
         return self.core.config
 
 
-def build(cfg: RunConfig, path: Path, *, trainable: bool, key: str = "model.path") -> Built:
+def build(cfg: RunConfig, path: Path, *, trainable: bool, key: str = "model.path", random_weights: bool = False) -> Built:
     """Load the Hugging Face checkpoint at `path` onto this rank's share of the model.
 
-    A trainable model is wrapped for data parallelism; one that is not takes no gradients. Raises UsageError for a path that is
-    no checkpoint of a known family or does not divide over the ranks, RunError for a missing or damaged shard or weight.
+    A trainable model is wrapped for data parallelism; one that is not takes no gradients. With `random_weights` only the
+    checkpoint's config.json is read, and weights are drawn as it says: for measurements of speed.
+    Raises UsageError for a path that is no checkpoint of a known family or does not divide over the ranks, RunError for a
+    missing or damaged shard or weight.
     """
     files = of_checkpoint(path, cfg.model.family, key)
     files.check_freeze(cfg.model.frozen)
-    names = hf.weight_names(path)
+    names = set() if random_weights else hf.weight_names(path)
     Provider = files.family.provider()
-    bridge = AutoBridge.from_hf_pretrained(str(path))
+    if random_weights:
+        bridge = AutoBridge.from_hf_config(AutoConfig.from_pretrained(path))
+    else:
+        bridge = AutoBridge.from_hf_pretrained(str(path))
     base: Any = bridge.to_megatron_provider(load_weights=False)
     provider = Provider(**{f.name: getattr(base, f.name) for f in dataclasses.fields(base) if f.init})
-    provider.perform_initialization = False
+    provider.perform_initialization = random_weights
     configure(provider, cfg, files.config)
-    provider.register_pre_wrap_hook(lambda chunks: _freeze(_load(bridge, chunks, names, path), cfg.model.frozen, trainable))
+
+    def before_wrapping(chunks: list[Any]) -> list[Any]:
+        return _freeze(chunks if random_weights else _load(bridge, chunks, names, path), cfg.model.frozen, trainable)
+
+    provider.register_pre_wrap_hook(before_wrapping)
     ddp = DistributedDataParallelConfig(
         use_distributed_optimizer=cfg.megatron.distributed_optimizer, grad_reduce_in_fp32=True, overlap_grad_reduce=False
     )

@@ -10,6 +10,7 @@ import os
 import random
 import resource
 import warnings
+from collections.abc import Callable
 
 import numpy as np
 import torch
@@ -64,6 +65,11 @@ def device() -> torch.device:
     return torch.device("cuda", _device()) if has_cuda() else torch.device("cpu")
 
 
+def device_name() -> str:
+    """What the driver calls the GPU; "cpu" without CUDA."""
+    return torch.cuda.get_device_name() if has_cuda() else "cpu"
+
+
 def backend() -> str:
     """The torch.distributed backend of the model's process groups."""
     return "nccl" if has_cuda() else "gloo"
@@ -100,3 +106,14 @@ def peak_memory_bytes() -> int:
     if has_cuda():
         return torch.cuda.max_memory_allocated()
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024  # Linux counts it in KiB
+
+
+def peak_above() -> Callable[[], int | None]:
+    """Starts to watch; what is returned tells the most bytes of device memory allocated since, above those of now. None without
+    CUDA, where the process's peak cannot be set back."""
+    if not has_cuda():
+        return lambda: None
+    torch.cuda.synchronize()
+    torch.cuda.reset_peak_memory_stats()
+    before = torch.cuda.memory_allocated()
+    return lambda: torch.cuda.max_memory_allocated() - before
