@@ -32,8 +32,11 @@ from megatron_mmsr1.atlas.build import build
 from megatron_mmsr1.atlas.spec import AtlasSpec
 from megatron_mmsr1.config import load
 from megatron_mmsr1.data.dataset import Prompt, PromptDataset
+from megatron_mmsr1.procs import http
 from megatron_mmsr1.procs.ports import bind
+from megatron_mmsr1.procs.service import Service
 from megatron_mmsr1.rollout import engines
+from megatron_mmsr1.rollout.engines.base import Launch
 from megatron_mmsr1.search.server import launch as search_server
 from serving.settings import ServeConfig
 
@@ -125,14 +128,12 @@ class Load:
             self.whole.append(time.perf_counter() - began)
 
 
-async def running(session: aiohttp.ClientSession, engine: str) -> int:
-    async with session.get(f"{engine}/v1/loads") as r:
-        return sum(x["num_running_reqs"] + x["num_waiting_reqs"] for x in (await r.json())["loads"])
+def running(engine: str) -> int:
+    return sum(x["num_running_reqs"] + x["num_waiting_reqs"] for x in http.get(f"{engine}/v1/loads").json()["loads"])
 
 
-async def turns(session: aiohttp.ClientSession, url: str) -> float:
-    async with session.get(f"{url}/metrics") as r:
-        lines = (await r.text()).splitlines()
+def turns(url: str) -> float:
+    lines = http.get(f"{url}/metrics").text.splitlines()
     return float(next(line for line in lines if line.startswith("mmsr1_gateway_turns_total ")).split()[1])
 
 
@@ -144,19 +145,18 @@ def cpu_s(process: psutil.Process) -> float:
 async def measure(
     url: str, engine: str, process: psutil.Process, bodies: list[bytes], streams: int, rounds: int
 ) -> dict[str, Any]:
-    async with aiohttp.ClientSession() as session:
-        await Load(url, bodies).run(8, 4)  # imports, connections, the search's store
-        cpu, made = cpu_s(process), await turns(session, url)
-        load = Load(url, bodies)
-        wall = await load.run(streams, rounds)
-        cpu, made = cpu_s(process) - cpu, await turns(session, url) - made
+    await Load(url, bodies).run(8, 4)  # imports, connections, the search's store
+    cpu, made = cpu_s(process), turns(url)
+    load = Load(url, bodies)
+    wall = await load.run(streams, rounds)
+    cpu, made = cpu_s(process) - cpu, turns(url) - made
 
-        left = Load(url, bodies)
-        await left.run(streams, 1, leave=True)
-        gone = time.perf_counter()
-        while await running(session, engine):
-            await asyncio.sleep(0.01)
-        freed = time.perf_counter() - gone
+    left = Load(url, bodies)
+    await left.run(streams, 1, leave=True)
+    gone = time.perf_counter()
+    while running(engine):
+        await asyncio.sleep(0.01)
+    freed = time.perf_counter() - gone
     p50, p95 = np.percentile(load.first, [50, 95])
     return {
         "streams": streams,
@@ -181,7 +181,8 @@ def bench(streams: int, rounds: int) -> list[dict[str, Any]]:
         build(WORLD, tmp / "world")
         cfg = config(tmp / "world", streams, streams)
         bodies = [request(p) for p in PromptDataset([str(tmp / "world" / "heldout.parquet")])]
-        engine = stack.enter_context(engines.get(cfg.engine.name).launch(Path(cfg.model.path), cfg.engine, tmp / "engine.log"))
+        launch = Launch(model=Path(cfg.model.path), settings=cfg.engine, log=tmp / "engine.log", streams=True)
+        engine = stack.enter_context(Service(engines.get(cfg.engine.name).command(launch)).start())
         search = stack.enter_context(search_server.launch(cfg.search, cache_path=tmp / "cache", log=tmp / "search.log"))
         for n in (1, streams):
             with gateway(cfg, engine.url, search.url, tmp / "gateway.log") as (url, process):

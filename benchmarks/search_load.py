@@ -15,7 +15,6 @@ import multiprocessing
 import socket
 import tempfile
 import time
-import urllib.request
 from contextlib import ExitStack
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -27,6 +26,7 @@ import psutil
 from record import record
 
 from megatron_mmsr1.config import SearchConfig
+from megatron_mmsr1.procs import http
 from megatron_mmsr1.search.client import SearchClient
 from megatron_mmsr1.search.server.launch import launch
 
@@ -82,7 +82,7 @@ def measure(calls: int, distinct: int, latency_s: float, concurrency: int) -> di
     port = ours.recv()
 
     def count() -> int:
-        return int(urllib.request.urlopen(f"http://127.0.0.1:{port}/count").read())
+        return int(http.get(f"http://127.0.0.1:{port}/count").text)
 
     cfg = SearchConfig.model_validate(
         {

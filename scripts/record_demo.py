@@ -19,12 +19,13 @@ import socket
 import subprocess
 import sys
 import time
-import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from PIL import Image
+
+from megatron_mmsr1.procs.http import answers
 
 ROOT = Path(__file__).parent.parent
 IMAGES = ROOT / "docs" / "images"
@@ -147,7 +148,7 @@ def _demo() -> Iterator[str]:
     url = f"http://127.0.0.1:{port}"
     try:
         end = time.monotonic() + 300
-        while not _answers(url):
+        while not answers(url, timeout_s=2):
             if process.poll() is not None or time.monotonic() > end:
                 sys.exit("record_demo: mmsr1 demo did not start; see above")
             time.sleep(0.5)
@@ -156,14 +157,6 @@ def _demo() -> Iterator[str]:
         if process.poll() is None:
             process.send_signal(signal.SIGINT)
             process.wait(60)
-
-
-def _answers(url: str) -> bool:
-    try:
-        with urllib.request.urlopen(url, timeout=2) as response:
-            return response.status == 200
-    except OSError:
-        return False
 
 
 if __name__ == "__main__":

@@ -17,8 +17,9 @@ from megatron_mmsr1 import protocol
 from megatron_mmsr1.data.store import ImageStore
 from megatron_mmsr1.protocol import ImageHit, TextHit
 from megatron_mmsr1.rollout.agent import Event, Opening, Seeds, run_trajectory
-from megatron_mmsr1.rollout.context import Context, Engine, Search
+from megatron_mmsr1.rollout.context import Context, Search
 from megatron_mmsr1.rollout.engine import EngineClient, EngineError, Generation
+from megatron_mmsr1.rollout.engines.base import Sampler
 from megatron_mmsr1.rollout.forced_answer import ForcedAnswer, force_answer
 from megatron_mmsr1.search.backends.corpus import words as plain_words
 from megatron_mmsr1.tools import Tool
@@ -342,7 +343,7 @@ def _group(ask: Ask, opening: Opening) -> str:
 class _Counting:
     """An engine whose turns are counted."""
 
-    def __init__(self, engine: Engine, count: Callable[[Generation], None]):
+    def __init__(self, engine: Sampler, count: Callable[[Generation], None]):
         self._engine, self._count = engine, count
 
     async def generate(self, engine_ids: Sequence[int], images: Sequence[bytes], **options: Any) -> Generation:

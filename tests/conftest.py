@@ -15,6 +15,7 @@ from hypothesis import settings
 if TYPE_CHECKING:
     from slurm_cluster import Cluster
 
+    from megatron_mmsr1.config import EngineConfig
     from megatron_mmsr1.procs.service import Service
 
 # No failure may depend on the clock, nor on what happens to be drawn for a change that has nothing to do with it: the
@@ -48,12 +49,14 @@ def checkpoints(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     return {name: tiny_checkpoint.write(root / name, **options) for name, options in CHECKPOINTS.items()}  # type: ignore[arg-type]
 
 
-def launch_engine(checkpoint: Path, log: Path) -> Service:
-    from megatron_mmsr1.rollout.engines.sglang import SGLangSettings
-    from megatron_mmsr1.rollout.engines.sglang.server import launch
+def launch_engine(checkpoint: Path, log: Path, cfg: EngineConfig | None = None) -> Service:
+    from megatron_mmsr1.procs.service import Service
+    from megatron_mmsr1.rollout.engines.base import Launch
+    from megatron_mmsr1.rollout.engines.sglang import ENGINE, SGLangSettings
 
+    cfg = cfg or SGLangSettings(sglang={"max_total_tokens": 16384})
     # The contract updates the vision tower, and so nothing may keep features of pictures.
-    return launch(checkpoint, SGLangSettings(sglang={"max_total_tokens": 16384}), log, trains_pictures=True)
+    return Service(ENGINE.command(Launch(model=checkpoint, settings=cfg, log=log, trains_pictures=True))).start()
 
 
 @pytest.fixture(scope="session")

@@ -12,11 +12,14 @@ from contracts.engine import EngineUnderTest
 from rollout_fixtures import picture
 
 from megatron_mmsr1.data.images import canonicalize
+from megatron_mmsr1.procs.guard import descendants
+from megatron_mmsr1.procs.service import Service
 from megatron_mmsr1.rollout import engines
+from megatron_mmsr1.rollout.engines.base import Launch
 
 TOKENIZER = tiny_checkpoint.tokenizer()
 PAD = TOKENIZER.convert_tokens_to_ids("<|image_pad|>")
-LIMITS = {"min_pixels": 56 * 56, "max_pixels": 28 * 28 * 64}
+LIMITS: dict[str, Any] = {"min_pixels": 56 * 56, "max_pixels": 28 * 28 * 64}
 KINDS = ("sglang", "transformers")
 
 
@@ -38,7 +41,8 @@ def under_test(kind: str, url: str, checkpoints: dict[str, Path]) -> EngineUnder
 def transformers_engine(checkpoints: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
     kind = engines.get("transformers")
     log = tmp_path_factory.mktemp("transformers") / "engine.log"
-    with kind.launch(checkpoints["random"], kind.Settings(), log) as running:
+    launch = Launch(model=checkpoints["random"], settings=kind.Settings(), log=log)
+    with Service(kind.command(launch)).start() as running:
         yield running
 
 
@@ -47,3 +51,11 @@ def tested(request: pytest.FixtureRequest, checkpoints: dict[str, Path]) -> Engi
     """An engine of each kind in turn; SGLang's is the session's."""
     running = request.getfixturevalue("engine" if request.param == "sglang" else "transformers_engine")
     return under_test(request.param, running.url, checkpoints)
+
+
+def part_of(root: int, name: str) -> int:
+    """The pid of the process below `root` that SGLang calls so: "scheduler" or "detokenizer"."""
+    for pid in descendants(root):
+        if f"sglang::{name}" in Path(f"/proc/{pid}/cmdline").read_bytes().decode("utf-8", "replace"):
+            return pid
+    raise AssertionError(f"no {name} below {root}")

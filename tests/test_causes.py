@@ -12,7 +12,7 @@ import pytest
 from process_fixtures import command, until
 
 from megatron_mmsr1.errors import RunError, full_disk, is_full_disk, left_by_child
-from megatron_mmsr1.procs.causes import cause, is_full, memory_kills
+from megatron_mmsr1.procs.causes import cause, error_in, is_full, memory_kills
 from megatron_mmsr1.procs.service import Command, Service
 
 WRITES = "open('/dev/full', 'w').write('x' * 100_000)"
@@ -46,7 +46,7 @@ def test_lack_of_memory_is_what_the_kernel_counted(tmp_path: Path) -> None:
 ON_A_FULL_DISK = """
 import sys
 from pathlib import Path
-from megatron_mmsr1.procs.causes import cause, is_full, memory_kills
+from megatron_mmsr1.procs.causes import cause, error_in, is_full, memory_kills
 here = Path(sys.argv[1])
 assert not is_full(here)
 try:
@@ -109,3 +109,37 @@ def test_a_signal_sent_to_the_guard_ends_the_command(tmp_path: Path) -> None:
         until(lambda: s.child.ended)
         with pytest.raises(RunError, match="SIGTERM"):
             s.check()
+
+
+LOST = """
+import subprocess, sys
+print("a line before")
+try:
+    {}["a"]
+except KeyError as e:
+    try:
+        raise ValueError("engine.x: what a person can mend") from e
+    finally:
+        pass
+"""
+
+
+def test_the_error_of_a_log_is_the_first_one_that_was_raised_to_the_end(tmp_path: Path) -> None:
+    """A real traceback of two chained errors after a logger's words; then that of another process, which died of the first."""
+    log = tmp_path / "log"
+    log.write_text("Traceback (most recent call last):\n  a start before\nOldError: gone\n")
+    start = log.stat().st_size
+    with log.open("ab", buffering=0) as out:
+        out.write(b"[2026-01-01 00:00:00] Scheduler hit an exception: ")
+        for code in (LOST, "raise RuntimeError('Rank 0 scheduler died')"):
+            subprocess.run([sys.executable, "-c", code], stderr=out, stdout=subprocess.DEVNULL, check=False)
+    assert error_in(log, start) == "ValueError: engine.x: what a person can mend"
+    assert error_in(log) == "OldError: gone"
+    assert error_in(log, log.stat().st_size) == ""
+
+
+def test_a_start_that_ends_in_a_traceback_is_told_by_its_last_line(tmp_path: Path) -> None:
+    broken = Command(name="it", argv=[sys.executable, "-c", LOST], log=tmp_path / "log", ready=lambda _: False)
+    with pytest.raises(RunError) as e:
+        Service(broken).start()
+    assert str(e.value) == f"it did not start: ValueError: engine.x: what a person can mend (its log: {tmp_path / 'log'})"

@@ -24,6 +24,6 @@ def test_a_bad_checkpoint(tested: EngineUnderTest, tmp_path: Path):  # noqa: F81
 
 def test_what_is_no_engine_is_refused_with_its_file(tmp_path: Path):
     file = tmp_path / "mine.py"
-    file.write_text("class Engine:\n    def launch(self): ...\n    def client(self): ...\n")
+    file.write_text("class Engine:\n    def command(self): ...\n    def client(self): ...\n")
     with pytest.raises(UsageError, match=r"engine\.name=.*mine\.py breaks the contract of a engine: it has no method control"):
         engines.get(f"{file}:Engine")

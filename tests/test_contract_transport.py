@@ -44,6 +44,18 @@ def test_what_is_no_transport_is_refused_with_its_file(tmp_path: Path):
         transports.get(f"{file}:Transport")
 
 
+def test_a_tensor_of_another_shape_never_reaches_an_engine(checkpoints: dict[str, Path], tmp_path: Path):
+    """SGLang's scheduler does not survive one."""
+    part = transports.get("tensors")
+    a = Scripted("http://a")
+    name, first = next(tensors_of(checkpoints["random"]))
+    t = part.open(part.Settings(), [a], home=tmp_path, model=checkpoints["random"])  # type: ignore[list-item]
+    for wrong, said in ((name, f"{name} of shape"), ("of.no.model", "in the model that the engines run it is none")):
+        with pytest.raises(RunError, match=said):
+            t.push(iter([(wrong, first.new_zeros(3))]), 2)
+    assert "send" not in a.calls and a.paused
+
+
 # ------------------------------------------------------------------------------------------------- what a failure leaves
 @dataclass
 class Scripted:
@@ -76,6 +88,12 @@ class Scripted:
         self._called("load")
         self.weights, self.held = f"v{version}", version
 
+    def begin(self, version: int) -> None:
+        self._called("begin")
+
+    def send(self, tensors: Any) -> None:
+        self._called("send")
+
     def version(self) -> int:
         self._called("version")
         return self.held
@@ -84,7 +102,7 @@ class Scripted:
         return str(self.weights)
 
     def served(self) -> Served:
-        return Served(None, self.held, True)
+        return Served(None, self.held)
 
 
 def change(engines: Sequence[Any], version: int, last: Good | None = None) -> Good:

@@ -12,10 +12,10 @@ from typing import Any
 
 import pytest
 from browser_fixtures import Site, axe_source, browser, opened, serve, visit
+from conftest import launch_engine
 from test_demo_runs import a_run
 
 from demo.atlas import CHECKPOINT, examples, prepare
-from megatron_mmsr1.rollout.engines.sglang.server import launch as launch_engine
 from megatron_mmsr1.search.server.launch import launch as launch_search
 from serving.settings import ServeConfig
 from serving.stack import open_stack
@@ -44,7 +44,7 @@ def sites(chromium: Any, cfg: ServeConfig, tmp_path_factory: pytest.TempPathFact
     patient = cfg.model_copy(update={"rollout": cfg.rollout.model_copy(update={"tool_timeout_s": 240.0})})
     logs = tmp_path_factory.mktemp("logs")
     with ExitStack() as stack:
-        engine = stack.enter_context(launch_engine(CHECKPOINT, cfg.engine, logs / "engine.log"))
+        engine = stack.enter_context(launch_engine(CHECKPOINT, logs / "engine.log", cfg.engine))
         found: dict[str, Site] = {}
         for name, latency in (("app", 0.0), ("slow", 180.0)):
             search_cfg = cfg.search.model_copy(update={"latency_s": latency, "deadline_s": 200.0})

@@ -11,7 +11,9 @@ from contracts.transport import TransportUnderTest
 from doc_examples import write_examples
 
 from megatron_mmsr1 import config
+from megatron_mmsr1.procs.service import Service
 from megatron_mmsr1.rollout import engines
+from megatron_mmsr1.rollout.engines.base import Launch
 from megatron_mmsr1.sync import transports
 
 
@@ -22,7 +24,8 @@ def test_the_examples_work_together(checkpoints: dict[str, Path], tmp_path: Path
     sync_cfg = config.load(files["my_transport.yaml"]).train.sync
     kind = engines.get("my_engine.py:Engine")
     assert isinstance(engine_cfg, kind.Settings)
-    with kind.launch(checkpoints["random"], engine_cfg, tmp_path / "engine.log") as running:
+    launch = Launch(model=checkpoints["random"], settings=engine_cfg, log=tmp_path / "engine.log")
+    with Service(kind.command(launch)).start() as running:
         part = transports.get("my_transport.py:Transport")
         under_test = TransportUnderTest(
             part, sync_cfg, [kind.control(running.url)], tmp_path / "weights", checkpoints["random"], checkpoints["other"]

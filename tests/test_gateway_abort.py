@@ -13,13 +13,13 @@ import httpx
 import openai
 import pytest
 import tiny_checkpoint
+from conftest import launch_engine
 from gateway_fixtures import engine_load, eventually, served
 
 from megatron_mmsr1.procs.guard import descendants
 from megatron_mmsr1.procs.ports import free_port
 from megatron_mmsr1.rollout.engine import EngineClient
 from megatron_mmsr1.rollout.engines.sglang import SGLangSettings
-from megatron_mmsr1.rollout.engines.sglang.server import launch
 from serving.gateway.replies import ErrorEnvelope
 from serving.settings import ServeConfig
 
@@ -39,7 +39,7 @@ def start(endless, tmp_path_factory):
     sglang = {"max_total_tokens": 16384, "port": free_port()}
     log = tmp_path_factory.mktemp("endless_engine") / "engine.log"
     with contextlib.ExitStack() as stack:
-        yield lambda: stack.enter_context(launch(endless, SGLangSettings(sglang=sglang), log))
+        yield lambda: stack.enter_context(launch_engine(endless, log, SGLangSettings(sglang=sglang)))
 
 
 @pytest.fixture(scope="module")

@@ -9,12 +9,12 @@ import socket
 from pathlib import Path
 
 import pytest
+from conftest import launch_engine
 
 from megatron_mmsr1.errors import RunError, UsageError
 from megatron_mmsr1.procs.guard import descendants
 from megatron_mmsr1.rollout.engines.sglang import SGLangSettings
 from megatron_mmsr1.rollout.engines.sglang.entry import command_line
-from megatron_mmsr1.rollout.engines.sglang.server import launch
 
 
 @pytest.fixture(scope="module")
@@ -56,12 +56,29 @@ def test_a_misspelt_argument_is_met_with_the_right_one(parser):
 def test_sglangs_own_refusal_is_the_persons_error(checkpoints, tmp_path):
     """The real server: an unknown name never gets as far as loading the model."""
     with pytest.raises(UsageError, match="did you mean mem_fraction_static"):
-        launch(checkpoints["random"], SGLangSettings(sglang={"mem_fraction_statik": 0.5}), tmp_path / "engine.log")
+        launch_engine(checkpoints["random"], tmp_path / "engine.log", SGLangSettings(sglang={"mem_fraction_statik": 0.5}))
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "error", "said"),
+    [
+        ("dtype", "float17", UsageError, "invalid choice: 'float17'"),
+        ("max_total_tokens", 1, RunError, "max_running_request is zero"),
+    ],
+)
+def test_a_plain_mistake_is_told_in_a_line_with_the_log(checkpoints, tmp_path, key, value, error, said):
+    """Also one that shows only in the scheduler: it once came as forty lines of a traceback."""
+    log = tmp_path / "engine.log"
+    with pytest.raises(error) as e:
+        launch_engine(checkpoints["random"], log, SGLangSettings(sglang={key: value}))
+    message = str(e.value)
+    assert said in message and str(log) in message
+    assert "Traceback" not in message and "  File " not in message and len(message.splitlines()) == 1
 
 
 def test_no_model_is_the_persons_error(tmp_path):
     with pytest.raises(UsageError, match=r"config\.json"):
-        launch(tmp_path, SGLangSettings(), tmp_path / "engine.log")
+        launch_engine(tmp_path, tmp_path / "engine.log")
 
 
 def test_a_taken_port_is_named(checkpoints, tmp_path):
@@ -70,13 +87,13 @@ def test_a_taken_port_is_named(checkpoints, tmp_path):
         s.listen()
         port = s.getsockname()[1]
         with pytest.raises(RunError, match=str(port)):
-            launch(checkpoints["random"], SGLangSettings(sglang={"port": port}), tmp_path / "engine.log")
+            launch_engine(checkpoints["random"], tmp_path / "engine.log", SGLangSettings(sglang={"port": port}))
 
 
 def test_too_slow_a_start_shows_the_log_and_leaves_nothing(checkpoints, tmp_path):
     log = tmp_path / "engine.log"
     with pytest.raises(RunError, match=r"startup_timeout_s=0\.5") as e:
-        launch(checkpoints["random"], SGLangSettings(startup_timeout_s=0.5), log)
+        launch_engine(checkpoints["random"], log, SGLangSettings(startup_timeout_s=0.5))
     assert str(log) in str(e.value)
 
 

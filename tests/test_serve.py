@@ -18,6 +18,7 @@ import httpx
 import openai
 import pytest
 import serving_fixtures as f
+from engine_fixtures import part_of
 from loop_fixtures import COLD_START, ROOT
 
 import megatron_mmsr1.cli.entry as cli
@@ -112,7 +113,7 @@ def model(tmp_path_factory: pytest.TempPathFactory, atlas_world: Path) -> Path:
 
 @pytest.fixture(scope="module")
 def served(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
-    s = Served(tmp_path_factory.mktemp("serve"), str(model), "--no-demo")
+    s = Served(tmp_path_factory.mktemp("serve"), str(model), "--no-demo", "engine.hung_after_s=40")
     yield s
     s.kill()
 
@@ -137,6 +138,16 @@ def test_an_engine_that_is_killed_comes_back(served, atlas_world):
     assert ask(served.client(), atlas_world, "text") == f.questions(atlas_world)["text"].golden_answers[0]
     said = served.err.read_text()
     assert "SIGKILL" in said and "the engine is started again (1)" in said
+
+
+def test_an_engine_that_hangs_is_replaced(served, atlas_world):
+    """Its processes live and its port is open; no token comes any more."""
+    os.kill(part_of(served.process.pid, "scheduler"), signal.SIGSTOP)
+    deadline = time.monotonic() + 480
+    while "the engine is back" not in served.err.read_text().partition("has not answered")[2]:
+        assert served.process.poll() is None and time.monotonic() < deadline, served.err.read_text()
+        time.sleep(0.2)
+    assert ask(served.client(), atlas_world, "text") == f.questions(atlas_world)["text"].golden_answers[0]
 
 
 def test_one_ctrl_c_ends_all_of_it(served):

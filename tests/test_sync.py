@@ -111,10 +111,12 @@ def test_every_failing_engine_is_named(engine, weights, checkpoints, tmp_path):
     assert weights("random") > version
 
 
-def test_two_engines_of_the_same_weights_agree(transformers_engine, checkpoints, tmp_path):  # noqa: F811
-    """Two URLs of one server: the checksums are compared and equal. (SGLang takes one update at a time.)"""
-    urls = [transformers_engine.url, transformers_engine.url.replace("127.0.0.1", "localhost")]
-    controls = [engines.get("transformers").control(u) for u in urls]
+@pytest.mark.parametrize("kind", ["sglang", "transformers"])
+def test_two_engines_of_the_same_weights_agree(request, kind, checkpoints, tmp_path):
+    """Two URLs of one server: the checksums are compared and equal. SGLang's scheduler dies of two updates at once, so its
+    control makes one wait for the other."""
+    url = request.getfixturevalue("engine" if kind == "sglang" else "transformers_engine").url
+    controls = [engines.get(kind).control(u) for u in (url, url.replace("127.0.0.1", "localhost"))]
     t = DiskTransport(Settings(), controls, home=tmp_path, model=checkpoints["random"])
     t.load(checkpoints["other"], 6000)
     assert len({c.checksum() for c in controls}) == 1 and controls[0].checksum()

@@ -26,7 +26,7 @@ IN_FLIGHT = 64
 
 
 class ScriptedEngine:
-    """`rollout.context.Engine`, with a script for weights: every token of its turns has log-prob 0, weight version 0."""
+    """A `Sampler` with a script for weights: every token of its turns has log-prob 0, weight version 0."""
 
     def __init__(self, script: Script, tokenizer: Any) -> None:
         self._script, self._tokenizer = script, tokenizer

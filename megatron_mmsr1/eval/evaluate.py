@@ -95,8 +95,10 @@ def ask_all(
     return done
 
 
-def evaluate_model(cfg: RunConfig, engines: list[str], search: str | None, say: Callable[[str], None]) -> EvalResult:
-    """The model that `model.path` names, under the run's own name."""
+def evaluate_model(
+    cfg: RunConfig, engines: list[str], search: str | None, version: int, say: Callable[[str], None]
+) -> EvalResult:
+    """The model that `model.path` names, which the engines hold as `version`; OUTPUT/eval/model.json."""
     from megatron_mmsr1.rollout.worker import RolloutWorker
 
     prompts = heldout(cfg)
@@ -104,7 +106,7 @@ def evaluate_model(cfg: RunConfig, engines: list[str], search: str | None, say: 
     say(f"evaluating {len(prompts)} questions ({cfg.model.path}) ...")
     worker = RolloutWorker(cfg, engines, search, Path(cfg.output) / "images")
     try:
-        return evaluate_with(worker, cfg, "model", prompts, key, weight_version=0, search=search, say=say)
+        return evaluate_with(worker, cfg, "model", prompts, key, weight_version=version, search=search, say=say)
     finally:
         worker.close()
 

@@ -10,6 +10,9 @@ from megatron_mmsr1.errors import FULL
 
 SHARED_MEMORY = Path("/dev/shm")
 FULL_BYTES = 2**20  # what is left on a disk on which nothing useful can be written any more
+ERROR_CHARS = 1000
+_TRACEBACK = "Traceback (most recent call last):"
+_CHAINED = ("During handling of the above exception", "The above exception was the direct cause")
 _FULL = tuple(os.strerror(n) for n in FULL)
 
 
@@ -57,6 +60,30 @@ def cause(code: int, log: Path, kills_before: int) -> str:
     if said_signal(code) is signal.SIGKILL:
         return "The kernel counts no process ended for lack of memory: somebody sent SIGKILL (kill -9, or a scheduler's limit)."
     return ""
+
+
+def error_in(log: Path, start: int = 0) -> str:
+    """The error of the first Python traceback in `log` from byte `start` on, as its last line has it; "" without one.
+
+    The first, because processes that end for want of another one write theirs after it; of errors that were raised while
+    another was handled, the last.
+    """
+    said, inside, chained = "", False, False
+    if not log.is_file():
+        return ""
+    with log.open("rb") as f:
+        f.seek(start)
+        for raw in f:
+            line = raw.decode("utf-8", "replace").rstrip()
+            if line.endswith(_TRACEBACK):
+                if said and not chained:
+                    break
+                inside, chained = True, False
+            elif inside and line and not line[0].isspace():
+                said, inside = line[:ERROR_CHARS], False
+            elif line.startswith(_CHAINED):
+                chained = True
+    return said
 
 
 def _end(log: Path) -> str:

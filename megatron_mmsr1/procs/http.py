@@ -54,8 +54,8 @@ def get(url: str, *, timeout_s: float = 5.0, max_bytes: int = MAX_BYTES) -> Answ
 
 
 def post(url: str, body: Any, *, timeout_s: float = 5.0, max_bytes: int = MAX_BYTES) -> Answer:
-    """POST `body` as JSON. `timeout_s` as for `get`. Raises Unanswered."""
-    return _exchange("POST", url, json.dumps(body).encode(), timeout_s, max_bytes)
+    """POST `body` as JSON, bytes as they are. `timeout_s` as for `get`. Raises Unanswered."""
+    return _exchange("POST", url, body if isinstance(body, bytes) else json.dumps(body).encode(), timeout_s, max_bytes)
 
 
 def is_url(url: str) -> bool:

@@ -9,6 +9,12 @@ from collections.abc import Callable
 FAILURES = 3  # in a row, at least: one late answer of a busy machine says nothing, however late it comes
 
 
+def pace(hung_after_s: float) -> tuple[float, float]:
+    """(seconds between two questions, seconds for an answer) with which what hangs has failed FAILURES of them in
+    `hung_after_s`. At most 5 and 30 s; an answer gets two at least."""
+    return min(5.0, hung_after_s / (4 * FAILURES)), min(30.0, max(2.0, hung_after_s / (FAILURES + 1)))
+
+
 class Liveness:
     """Asks `works` every `every_s` seconds in a thread of its own, until `close`.
 

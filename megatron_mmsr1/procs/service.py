@@ -12,8 +12,10 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Self
+from urllib.parse import urlsplit
 
 from megatron_mmsr1.errors import RunError, UsageError
+from megatron_mmsr1.procs.causes import error_in
 from megatron_mmsr1.procs.child import Child, tail
 from megatron_mmsr1.procs.liveness import Liveness
 from megatron_mmsr1.procs.machine import HERE, Machine, Process, Spawn
@@ -89,6 +91,7 @@ class Service:
         self.started_s = 0.0  # seconds that the last start took
         self._process: Process | None = None
         self._liveness: Liveness | None = None
+        self._log_from = 0  # where in its log the latest start begins
         self._port = command.listen[1] if command.listen else 0
         self._up = threading.Event()
         self._stop = threading.Event()
@@ -154,8 +157,9 @@ class Service:
 
     def _launch(self) -> Process:
         c = self.command
-        if c.listen is not None and self._process is not None and c.machine is HERE:  # a restart: clients know the port
-            self._wait_for_port(c.listen[0])
+        if self._process is not None and c.machine is HERE:  # a restart: clients know the port
+            self._wait_for_port()
+        self._log_from = c.log.stat().st_size if c.log.is_file() else 0
         process, port = c.machine.launch(
             Spawn(
                 name=c.name,
@@ -172,9 +176,12 @@ class Service:
         self._port = port or self._port
         return process
 
-    def _wait_for_port(self, host: str) -> None:
+    def _wait_for_port(self) -> None:
+        at = urlsplit(self.url)
+        if at.hostname is None or at.port is None:
+            return
         until = time.monotonic() + PORT_WAIT_S
-        while not port_is_free(self._port, host) and time.monotonic() < until:
+        while not port_is_free(at.port, at.hostname) and time.monotonic() < until:
             self._pause(POLL_S)
 
     def _until_ready(self, began: float, progress: Callable[[float], None] | None) -> None:
@@ -182,8 +189,11 @@ class Service:
         while c.ready is not None and not c.ready(self.url):
             waited = time.monotonic() - began
             if child.ended:
+                said = error_in(c.log, self._log_from)
                 if c.refusal and child.returncode == 2:
-                    raise UsageError(f"{c.refusal}; the end of {c.log}:\n{tail(c.log, 3)}")
+                    raise UsageError(f"{c.refusal}: {said or tail(c.log, 1).strip()} (its log: {c.log})")
+                if said:
+                    raise RunError(f"{c.name} did not start: {said} (its log: {c.log})")
                 raise RunError(child.describe_end())
             if waited > c.ready_within_s:
                 limit = f"{c.ready_setting}={c.ready_within_s:g}" if c.ready_setting else f"{c.ready_within_s:g}"

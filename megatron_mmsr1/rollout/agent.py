@@ -19,8 +19,9 @@ from megatron_mmsr1.data.dataset import Prompt
 from megatron_mmsr1.errors import RunError
 from megatron_mmsr1.protocol import Action, Call, GiveUp, ImageHit, Invalid, TextHit
 from megatron_mmsr1.rollout.calls import Observation, observe
-from megatron_mmsr1.rollout.context import Context, Engine, Message
+from megatron_mmsr1.rollout.context import Context, Message
 from megatron_mmsr1.rollout.engine import EngineError, Generation
+from megatron_mmsr1.rollout.engines.base import Sampler
 from megatron_mmsr1.tools import Picture, Scene
 from megatron_mmsr1.trajectory import Status, ToolCall, Trajectory
 
@@ -87,7 +88,7 @@ def opening_tokens(context: Context, prompt: Prompt) -> int:
 
 async def run_trajectory(
     context: Context,
-    engine: Engine,
+    engine: Sampler,
     opening: Opening,
     *,
     seeds: Seeds,
@@ -121,7 +122,7 @@ class _Run:
     """The state of one try."""
 
     context: Context
-    engine: Engine
+    engine: Sampler
     opening: Opening
     seeds: Seeds
     group_id: str

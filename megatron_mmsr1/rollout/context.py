@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 from megatron_mmsr1 import protocol
 from megatron_mmsr1.config import ModelConfig, ProtocolConfig, RolloutConfig, RunConfig
@@ -16,8 +16,6 @@ from megatron_mmsr1.data.images import CanonicalImage, ImageStore, canonical_siz
 from megatron_mmsr1.errors import UsageError
 from megatron_mmsr1.models import Family, PictureRule, of_checkpoint
 from megatron_mmsr1.protocol import Prompts, Segment, TurnProtocol
-from megatron_mmsr1.rollout.engine import Generation
-from megatron_mmsr1.rollout.generation import OnTokens
 from megatron_mmsr1.tools import Picture, Search, Tool, configured
 from megatron_mmsr1.trajectory import ImageRef, expand_pads
 
@@ -26,22 +24,6 @@ if TYPE_CHECKING:
 
 # A larger picture is decoded and resized in a thread, so that the event loop goes on serving the others.
 INLINE_IMAGE_BYTES = 32 * 1024
-
-
-class Engine(Protocol):
-    """Anything that samples a turn: an `EngineClient`, one of its conversations, a scripted policy."""
-
-    async def generate(
-        self,
-        engine_ids: Sequence[int],
-        images: Sequence[bytes],
-        *,
-        max_new_tokens: int,
-        temperature: float,
-        seed: int,
-        banned_ids: Sequence[int],
-        on_tokens: OnTokens | None = None,
-    ) -> Generation: ...
 
 
 @dataclass(slots=True, frozen=True)

@@ -10,8 +10,9 @@ from dataclasses import dataclass
 from functools import partial
 
 from megatron_mmsr1.rollout.agent import OnTokens
-from megatron_mmsr1.rollout.context import Context, Engine
+from megatron_mmsr1.rollout.context import Context
 from megatron_mmsr1.rollout.engine import Generation
+from megatron_mmsr1.rollout.engines.base import Sampler
 from megatron_mmsr1.trajectory import Trajectory, collapse_pads
 
 
@@ -26,7 +27,7 @@ class ForcedAnswer:
 
 async def force_answer(
     context: Context,
-    engine: Engine,
+    engine: Sampler,
     trajectory: Trajectory,
     images: list[bytes],
     *,

@@ -42,11 +42,11 @@ def train(cfg: RunConfig) -> Path:
         if cfg.train.mode == "train-only":
             _ranks(cfg, out, Services([], None), lock)
             return out
-        with services(cfg) as found:
+        with services(cfg, publishes=cfg.train.mode == "full") as found:
             if cfg.train.mode == "rollout-only":
                 from megatron_mmsr1.run.rollout_only import rollout_only
 
-                rollout_only(cfg, found.engines, found.search)
+                rollout_only(cfg, found.engines, found.search, found.version)
             else:
                 _ranks(cfg, out, found, lock)
     return out
@@ -154,7 +154,7 @@ def evaluate(cfg: RunConfig, policies: bool) -> Path:
         if policies:
             evaluate_policies(cfg, found.search, _say)
         else:
-            evaluate_model(cfg, found.engines, found.search, _say)
+            evaluate_model(cfg, found.engines, found.search, found.version, _say)
     import rich
 
     from megatron_mmsr1.eval.results import load_all, table

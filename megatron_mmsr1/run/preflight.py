@@ -163,10 +163,20 @@ def search(cfg: RunConfig) -> None:
     check(s)
 
 
-def servers(cfg: RunConfig, *, engine: bool = True) -> None:
-    """Every server that the config names by URL answers. RunError names the first that does not, within seconds."""
-    for url in cfg.engine.urls if engine else []:
-        answers(url, "/model_info", "engine.urls", "SGLang server; start it, or leave engine.urls empty to have one started")
+def engines(cfg: RunConfig, *, publishes: bool) -> int:
+    """The engines that the config names answer, and serve this model. Returns the version of their weights; see
+    `sync.held.require_model` for `publishes`, which is its `weights` turned round, and what is raised."""
+    from megatron_mmsr1.rollout import engines as kinds
+    from megatron_mmsr1.sync.held import require_model
+
+    for url in cfg.engine.urls:
+        require_url(url, "engine.urls")
+    controls = [kinds.get(cfg.engine.name).control(url, timeout_s=TIMEOUT_S) for url in cfg.engine.urls]
+    return require_model(controls, Path(cfg.model.path), "engine.urls", weights=not publishes)
+
+
+def search_answers(cfg: RunConfig) -> None:
+    """The search server that the config names answers. RunError if it does not, within seconds."""
     if cfg.search.url is not None:
         answers(
             cfg.search.url,
@@ -178,8 +188,7 @@ def servers(cfg: RunConfig, *, engine: bool = True) -> None:
 
 def answers(url: str, path: str, key: str, what: str) -> None:
     """Return once `url` + `path` gives 2xx; RunError after a few tries, UsageError for what is no http URL."""
-    if not http.is_url(url):
-        raise UsageError(f"{key}: {url!r} is no URL of a server; write it as http://HOST:PORT")
+    require_url(url, key)
     reason = ""
     for attempt in range(TRIES):
         if attempt:
@@ -192,3 +201,9 @@ def answers(url: str, path: str, key: str, what: str) -> None:
         except http.Unanswered as e:
             reason = str(e)
     raise RunError(f"{key}: {url} does not answer ({reason}): no {what}")
+
+
+def require_url(url: str, key: str) -> None:
+    """UsageError for what is no http URL."""
+    if not http.is_url(url):
+        raise UsageError(f"{key}: {url!r} is no URL of a server; write it as http://HOST:PORT")

@@ -17,8 +17,9 @@ from megatron_mmsr1.run.logs import RunLog
 from megatron_mmsr1.run.search_watch import SearchWatch, budget_reached
 
 
-def rollout_only(cfg: RunConfig, engines: list[str], search: str | None) -> None:
-    """Dump `train.steps` steps of rollouts of the model as it is; steps that stand in the output directory are kept."""
+def rollout_only(cfg: RunConfig, engines: list[str], search: str | None, version: int) -> None:
+    """Dump `train.steps` steps of rollouts of the model as it is, which the engines hold as `version`; steps that stand in the
+    output directory are kept."""
     out = Path(cfg.output)
     data = PromptDataset(cfg.data.train, bad_rows=cfg.data.bad_rows)
     sampler = ResumableSampler(len(data), seed=cfg.seed, shuffle=cfg.data.shuffle)
@@ -41,7 +42,7 @@ def rollout_only(cfg: RunConfig, engines: list[str], search: str | None) -> None
                     [data[i] for i in indices],
                     step=step,
                     indices=indices,
-                    weight_version=0,
+                    weight_version=version,
                     group_size=cfg.data.group_size,
                     progress=watch.heard,
                 )
@@ -49,7 +50,7 @@ def rollout_only(cfg: RunConfig, engines: list[str], search: str | None) -> None
                 metrics |= watch.step(step, made) | {"data/skipped_rows": data.skipped}
                 if spent := budget_reached(made):
                     raise RunError(f"the search budget is used up ({spent}); raise it, and the same command goes on")
-                write_dump(out / "rollouts", step, made, {"weights": 0, "search": watch.identity()})
+                write_dump(out / "rollouts", step, made, {"weights": version, "search": watch.identity()})
                 log.write(step, metrics)
                 shown.step(reward=metrics.get("reward/mean", 0.0), searches=metrics.get("search/share", 0.0))
     finally:

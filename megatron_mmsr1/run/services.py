@@ -15,21 +15,29 @@ from megatron_mmsr1.run import preflight
 
 @dataclass(slots=True)
 class Services:
+    """`version`: of the weights that the engines hold, for who gives them none."""
+
     engines: list[str]
     search: str | None
     check: Callable[[], None] = lambda: None  # raises RunError once one that we started has died
     machines: Machines | None = None  # where the ranks run; None: here
+    version: int = 0
 
 
 @contextmanager
-def services(cfg: RunConfig, *, engine: bool = True) -> Iterator[Services]:
+def services(cfg: RunConfig, *, engine: bool = True, publishes: bool = False) -> Iterator[Services]:
     """The engine and the search server that the config names, or ones of our own until the block ends.
 
-    A run that searches nothing has no search server. Raises RunError if one does not become healthy.
-    Servers that the config names are asked first whether they answer.
+    `publishes`: the engines get weights of this run's; else they must hold those of `model.path`, under any version. Servers
+    that the config names are asked first whether they answer, engines also what they serve. A run that searches nothing has no
+    search server.
+    Raises RunError if one does not become healthy, UsageError for an engine of another model.
     """
-    preflight.servers(cfg, engine=engine)
+    preflight.search_answers(cfg)
+    version = preflight.engines(cfg, publishes=publishes) if engine else 0
+    from megatron_mmsr1.procs.service import Service
     from megatron_mmsr1.rollout import engines as kinds
+    from megatron_mmsr1.rollout.engines.base import Launch
     from megatron_mmsr1.search.server import launch as search_launch
 
     logs = Path(cfg.output) / "logs"
@@ -45,14 +53,15 @@ def services(cfg: RunConfig, *, engine: bool = True) -> Iterator[Services]:
         engines = list(cfg.engine.urls)
         if engine and not engines:
             print(f"starting the engine (half a minute; log: {logs / 'engine.log'})", file=sys.stderr, flush=True)
-            started = kinds.get(cfg.engine.name).launch(
-                Path(cfg.model.path),
-                cfg.engine,
-                logs / "engine.log",
+            launch = Launch(
+                model=Path(cfg.model.path),
+                settings=cfg.engine,
+                log=logs / "engine.log",
                 seed=cfg.seed,
                 trains_pictures=not cfg.model.vision_frozen,
-                follow=Path(cfg.output) / "weights",
+                follow=Path(cfg.output) / "weights" if publishes else None,
             )
+            started = Service(kinds.get(cfg.engine.name).command(launch)).start()
             # One that dies or hangs is replaced: its turns wait for it, and it serves the weights published last.
             started.watch(lambda line: print(line, file=sys.stderr, flush=True))
             stack.callback(started.stop)
@@ -63,4 +72,4 @@ def services(cfg: RunConfig, *, engine: bool = True) -> Iterator[Services]:
             for one in checks:
                 one()
 
-        yield Services(engines, search, check)
+        yield Services(engines, search, check, version=version)

@@ -6,11 +6,13 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 from megatron_mmsr1.errors import RunError
 
 # Of a safetensors file: the header's length as a 64-bit little-endian number, the header, the data.
 _PREFIX = 8
+SAMPLE_BYTES = 4096
 
 Tensors = dict[str, tuple[str, tuple[int, ...]]]
 
@@ -21,10 +23,31 @@ def tensors(directory: Path) -> Tensors:
         raise RunError(f"{directory}: no exported checkpoint there (config.json is missing); was the export cut short?")
     found: Tensors = {}
     for file in _files(directory):
-        for name, tensor in _header(file).items():
+        for name, said in _header(file).items():
             if name in found:
                 raise RunError(f"{file}: {name} is in another file of this checkpoint too")
-            found[name] = tensor
+            found[name] = (said["dtype"], tuple(said["shape"]))
+    return found
+
+
+def differing(one: Path, other: Path) -> str:
+    """A tensor whose numbers differ between two checkpoints of the same tensors; "" if none. SAMPLE_BYTES from the
+    middle of each are compared, where both have one dtype: an update of all weights shows, one of a few rows may not."""
+    samples = [_samples(one), _samples(other)]
+    both = sorted(samples[0].keys() & samples[1].keys())
+    return next((name for name, dtype in both if samples[0][name, dtype] != samples[1][name, dtype]), "")
+
+
+def _samples(directory: Path) -> dict[tuple[str, str], bytes]:
+    """(name, dtype) -> bytes from the middle of the tensor."""
+    found = {}
+    for file in _files(directory):
+        with file.open("rb") as f:
+            start = _PREFIX + int.from_bytes(f.read(_PREFIX), "little")
+            for name, said in _header(file).items():
+                begin, end = said["data_offsets"]
+                f.seek(start + begin + max(0, end - begin - SAMPLE_BYTES) // 2)
+                found[name, said["dtype"]] = f.read(min(SAMPLE_BYTES, end - begin))
     return found
 
 
@@ -56,7 +79,8 @@ def _files(directory: Path) -> list[Path]:
     return files
 
 
-def _header(file: Path) -> Tensors:
+def _header(file: Path) -> dict[str, Any]:
+    """Name -> {"dtype", "shape", "data_offsets"}. RunError for a torn file."""
     size = file.stat().st_size
     with file.open("rb") as f:
         length = int.from_bytes(f.read(_PREFIX), "little")
@@ -70,4 +94,4 @@ def _header(file: Path) -> Tensors:
     end = max((t["data_offsets"][1] for t in header.values()), default=0)
     if size != _PREFIX + length + end:
         raise RunError(f"{file}: torn: {size} bytes where its header tells of {_PREFIX + length + end}")
-    return {name: (t["dtype"], tuple(t["shape"])) for name, t in header.items()}
+    return header

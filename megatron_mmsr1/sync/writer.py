@@ -8,6 +8,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from megatron_mmsr1.checkpoints.manifest import MANIFEST
 from megatron_mmsr1.data.files import building
 
 if TYPE_CHECKING:
@@ -28,7 +29,9 @@ def write_checkpoint(
     with building(target, sync=False) as part:
         _write_files(tensors, part, shard_bytes)
         for f in source.iterdir():
-            if f.is_file() and not f.name.endswith(_WEIGHTS) and f.name != INDEX and not f.name.startswith("."):
+            # The manifest of `source` names other weights.
+            theirs = f.name.endswith(_WEIGHTS) or f.name in (INDEX, MANIFEST) or f.name.startswith(".")
+            if f.is_file() and not theirs:
                 shutil.copyfile(f, part / f.name)
 
 

@@ -14,6 +14,6 @@ REGISTRY: Registry[Engine] = Registry(
     "megatron_mmsr1.rollout.engines",
     "ENGINE",
     key="engine.name",
-    check=requires(methods=("launch", "client", "control")),
+    check=requires(methods=("command", "client", "control")),
 )
 get = REGISTRY.get

@@ -1,18 +1,19 @@
 """The engine seam's interface: how an engine is started, how turns are sampled from it, how its weights are changed.
 
-Three objects, because three different processes hold them. Whoever starts the run calls `Engine.launch` and watches the
-`Running` engine; the rollout worker samples through a `Client`; the trainer changes weights through one `Control` an engine.
+Three objects, because three different processes hold them. Whoever starts the run makes a `procs.service.Service` of
+`Engine.command`; the rollout worker samples through a `Client`; the trainer changes weights through one `Control` an engine.
 An engine that serves over HTTP writes a `Wire` and gets its `Client` from `rollout.engine.EngineClient`.
 """
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable, Iterable, Sequence
+from collections.abc import AsyncIterator, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from megatron_mmsr1.config import EngineConfig
+from megatron_mmsr1.procs.service import Command
 from megatron_mmsr1.rollout.generation import Generation, OnTokens
 
 if TYPE_CHECKING:
@@ -43,42 +44,37 @@ class Turn:
 
 @dataclass(frozen=True, slots=True)
 class Served:
-    """What an engine says that it holds. `version` 0 with `published` false: weights that nobody published to it."""
+    """What an engine says that it holds; `version` 0: weights that nobody published to it."""
 
     path: Path | None  # the checkpoint loaded last, as the engine names it; None: it does not say
     version: int
-    published: bool
+    tokenizer: Path | None = None  # the directory that its tokenizer was read from; None: the same as the checkpoint
+    architecture: str = ""  # the model class in the checkpoint's config.json; "": it does not say
 
 
-class Running(Protocol):
-    """An engine that `launch` started and that has generated a token. A context manager: leaving it stops the engine."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Launch:
+    """What an engine is started with: it serves the checkpoint in `model` as `version`, and writes what it says to `log`.
 
-    @property
-    def url(self) -> str: ...
+    `settings` are the part's own `Settings`. `trains_pictures`: the run updates the vision tower or its merger, so no feature
+    of a picture may outlive an update. `follow`: the run's directory for weights; started again, the engine serves what was
+    published there last (`sync.published`). `place`: how many engines of this machine come before it; its port, where one is
+    set, and its devices come after theirs. `streams`: most turns are streamed.
+    """
 
-    def check(self) -> None:
-        """Raises RunError, with the end of the log, once the engine has died or no longer generates."""
-        ...
-
-    def watch(self, say: Callable[[str], None]) -> Any:
-        """From now on start it again, at the same URL, when it dies or hangs; `say` is told so. `check` then raises only once
-        starting it came to nothing several times in a row."""
-        ...
-
-    def stop(self) -> None:
-        """End it with everything it started; harmless if it has ended."""
-        ...
-
-    def __enter__(self) -> Running: ...
-    def __exit__(self, *_: object) -> None: ...
+    model: Path
+    settings: Any
+    log: Path
+    seed: int = 0
+    version: int = 0
+    trains_pictures: bool = False
+    follow: Path | None = None
+    place: int = 0
+    streams: bool = False
 
 
-class Client(Protocol):
-    """Samples turns from one or several engines that hold the same weights. Belongs to one event loop."""
-
-    def conversation(self, group: str) -> Any:
-        """A handle with the same `generate`, whose turns go to one engine while it is well; near others of `group`."""
-        ...
+class Sampler(Protocol):
+    """Anything that samples a turn: a client, one of its conversations, a scripted policy."""
 
     async def generate(
         self,
@@ -92,6 +88,14 @@ class Client(Protocol):
         on_tokens: OnTokens | None = None,
     ) -> Generation:
         """Sample one turn (see `Turn`). Raises EngineError; a cancelled call is aborted in the engine."""
+        ...
+
+
+class Client(Sampler, Protocol):
+    """Samples turns from one or several engines that hold the same weights. Belongs to one event loop."""
+
+    def conversation(self, group: str) -> Sampler:
+        """Its turns go to one engine while it is well; near others of `group`."""
         ...
 
     async def close(self) -> None: ...
@@ -194,26 +198,9 @@ class Engine(Protocol):
     @property
     def Settings(self) -> type[EngineConfig]: ...
 
-    def launch(
-        self,
-        model: Path,
-        settings: Any,
-        log: Path,
-        *,
-        seed: int = 0,
-        version: int = 0,
-        trains_pictures: bool = False,
-        port: int | None = None,
-        follow: Path | None = None,
-        progress: Callable[[float], None] | None = None,
-    ) -> Running:
-        """Start an engine that serves the checkpoint in `model` as `version` and return once it has generated a token.
-
-        `trains_pictures`: the run updates the vision tower or its merger, so no feature of a picture may outlive an update.
-        `port`: where it listens; default: its own setting, else one that is free. `follow`: the run's directory
-        for weights; started again, the engine serves what was published there last (`sync.published`). `progress` is told
-        the seconds waited. Raises UsageError for what the person can mend, RunError with the log's end.
-        """
+    def command(self, launch: Launch) -> Command:
+        """The process that serves; `ready` once it has generated a token. Whoever starts it may start it again, at the same
+        URL. Raises UsageError for what the person can mend, RunError for a port that is taken."""
         ...
 
     def client(

@@ -34,18 +34,20 @@ class TensorTransport:
 
     def __init__(self, settings: Settings, engines: Sequence[Control], *, model: Path) -> None:
         self._engines, self._bytes = engines, int(settings.bucket_mb * 2**20)
-        self._names = set(read_tensors(model))
+        self._known = read_tensors(model)
 
     def push(self, weights: Iterable[tuple[str, torch.Tensor]], version: int) -> None:
         """As `base.Transport` has it. The old weights cannot be had again: after a failure the engines stay paused until the
         next push, with which a run always begins."""
 
         def send(engines: Sequence[Control]) -> dict[str, str]:
-            missing = set(self._names)
+            missing = set(self._known)
             failed = everywhere(engines, lambda e: e.begin(version))
             for bucket in buckets(weights, self._bytes):
                 if failed:
                     return failed
+                if wrong := self._unlike(bucket):
+                    return {e.url: wrong for e in engines}
                 missing -= {name for name, _ in bucket}
                 failed = everywhere(engines, lambda e, b=bucket: e.send(b))
             if missing:
@@ -54,6 +56,15 @@ class TensorTransport:
             return failed or everywhere(engines, lambda e: e.end(version))
 
         update(self._engines, send, version)
+
+    def _unlike(self, bucket: Bucket) -> str:
+        """What is in the way of sending it: an engine may not survive a tensor of another shape."""
+        for name, tensor in bucket:
+            expected = self._known.get(name, ("", None))[1]
+            if expected != tuple(tensor.shape):
+                what = f"has the shape {list(expected)}" if expected is not None else "is none"
+                return f"{name} of shape {list(tensor.shape)} was not sent: in the model that the engines run it {what}"
+        return ""
 
     def close(self) -> None:
         """Nothing is held open."""

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from pathlib import Path
+from collections.abc import Sequence
 from typing import Any
 
+from megatron_mmsr1.procs.service import Command
 from megatron_mmsr1.rollout.engines import base
 from megatron_mmsr1.rollout.engines.sglang.settings import SGLangSettings
 
@@ -15,32 +15,10 @@ class SGLang:
 
     Settings = SGLangSettings
 
-    def launch(
-        self,
-        model: Path,
-        settings: SGLangSettings,
-        log: Path,
-        *,
-        seed: int = 0,
-        version: int = 0,
-        trains_pictures: bool = False,
-        port: int | None = None,
-        follow: Path | None = None,
-        progress: Callable[[float], None] | None = None,
-    ) -> base.Running:
-        from megatron_mmsr1.rollout.engines.sglang.server import launch
+    def command(self, launch: base.Launch) -> Command:
+        from megatron_mmsr1.rollout.engines.sglang.server import command
 
-        return launch(
-            model,
-            settings,
-            log,
-            seed=seed,
-            version=version,
-            trains_pictures=trains_pictures,
-            port=port,
-            follow=follow,
-            progress=progress,
-        )
+        return command(launch)
 
     def client(self, urls: Sequence[str], **options: Any) -> base.Client:
         from megatron_mmsr1.rollout.engine import EngineClient

@@ -4,11 +4,16 @@ from __future__ import annotations
 
 import base64
 import io
+import socket
 from collections.abc import Iterable, Sequence
+from functools import cache
 from pathlib import Path
+from threading import Lock
 from typing import TYPE_CHECKING, Any, Literal
+from urllib.parse import urlsplit
 
 from megatron_mmsr1.errors import RunError
+from megatron_mmsr1.procs import http
 from megatron_mmsr1.rollout.engines.base import PauseMode, Served
 from megatron_mmsr1.rollout.engines.sglang.wire import version_number
 
@@ -29,96 +34,112 @@ class SGLangControl:
         self._timeout_s = timeout_s
 
     def health(self) -> None:
-        self._ask("GET", "/health_generate")
+        self._ask("/health_generate")
 
     def served(self) -> Served:
-        said = self._ask("GET", "/model_info")
-        version, path = said.get("weight_version"), said.get("model_path")
-        return Served(Path(path) if path else None, version_number(version), version not in (None, "default"))
+        said = self._ask("/model_info")
+        path, tokenizer = said.get("model_path"), said.get("tokenizer_path")
+        return Served(
+            Path(path) if path else None,
+            version_number(said.get("weight_version")),
+            Path(tokenizer) if tokenizer else None,
+            str((said.get("architectures") or [""])[0]),
+        )
 
     def version(self) -> int:
-        return version_number(self._post("/generate", _PROBE).get("meta_info", {}).get("weight_version"))
+        return version_number(self._ask("/generate", _PROBE).get("meta_info", {}).get("weight_version"))
 
     def pause(self, mode: PauseMode = "abort") -> None:
-        self._post("/pause_generation", {"mode": mode})
+        self._ask("/pause_generation", {"mode": mode})
 
     def resume(self) -> None:
         # Emptying CUDA's cache, which is the default, touches CUDA on a machine that has none.
-        self._post("/continue_generation", {"torch_empty_cache": False})
+        self._ask("/continue_generation", {"torch_empty_cache": False})
 
     def abort(self) -> None:
-        self._post("/abort_request", {"abort_all": True})
+        self._ask("/abort_request", {"abort_all": True})
 
     def load(self, directory: Path, version: int) -> None:
         body = {"model_path": str(directory.resolve()), "weight_version": str(version), "flush_cache": True}
-        self._done(self._post("/update_weights_from_disk", {**body, "abort_all_requests": True}), f"load {directory}")
+        with _updates(self.url):
+            self._done(self._ask("/update_weights_from_disk", {**body, "abort_all_requests": True}), f"load {directory}")
 
     def begin(self, version: int) -> None:
-        answer = self._post("/begin_weight_update", {"selector": "all"})
+        answer = self._ask("/begin_weight_update", {"selector": "all"})
         if not answer.get("success", True):
             # A session that an earlier failure left open refuses the next one until it is closed.
-            self._post("/end_weight_update", {})
-            answer = self._post("/begin_weight_update", {"selector": "all"})
+            self._ask("/end_weight_update", {})
+            answer = self._ask("/begin_weight_update", {"selector": "all"})
         self._done(answer, "begin an update")
 
     def send(self, tensors: Sequence[tuple[str, torch.Tensor]]) -> None:
         """Through shared memory: only for engines on this machine, and of one rank (tp_size 1)."""
         body = {"serialized_named_tensors": [_shared(tensors)], "flush_cache": False, "abort_all_requests": False}
-        self._done(self._post("/update_weights_from_tensor", body), f"take {tensors[0][0]} and {len(tensors) - 1} more")
+        with _updates(self.url):
+            answer = self._ask("/update_weights_from_tensor", body)
+        self._done(answer, f"take {tensors[0][0]} and {len(tensors) - 1} more")
 
     def end(self, version: int) -> None:
-        self._done(self._post("/end_weight_update", {}), "end the update")
+        self._done(self._ask("/end_weight_update", {}), "end the update")
         self.flush()
         body = {"new_version": str(version), "abort_all_requests": False}
-        self._done(self._post("/update_weight_version", body), f"take the version {version}")
+        self._done(self._ask("/update_weight_version", body), f"take the version {version}")
 
     def checksum(self) -> str:
-        answer = self._post("/weights_checker", {"action": "checksum"}, refused={})
+        answer = self._ask("/weights_checker", {"action": "checksum"}, refused={})
         ranks = answer.get("payload") or answer.get("ranks") or []
         return " ".join(sorted(str(r.get("per_gpu_checksum")) for r in ranks))
 
     def flush(self) -> None:
-        self._post("/flush_cache", {})
+        self._ask("/flush_cache", {})
 
     def forget_pictures(self) -> None:
         """SGLang has no call for it: an engine of a run that trains the tower keeps none (SGLANG_VLM_CACHE_SIZE_MB=0, which
         `launch` sets). What its processor cached goes with `load`."""
 
     def release(self, what: Iterable[Literal["weights", "kv_cache"]]) -> None:
-        self._post("/release_memory_occupation", {"tags": [_TAGS[w] for w in what]})
+        self._ask("/release_memory_occupation", {"tags": [_TAGS[w] for w in what]})
 
     def reclaim(self, what: Iterable[Literal["weights", "kv_cache"]]) -> None:
-        self._post("/resume_memory_occupation", {"tags": [_TAGS[w] for w in what]})
+        self._ask("/resume_memory_occupation", {"tags": [_TAGS[w] for w in what]})
 
     def _done(self, answer: dict[str, Any], what: str) -> None:
         if not answer.get("success"):
             raise RunError(f"{self.url} did not {what}: {answer.get('message', answer)}")
 
-    def _post(self, path: str, body: dict[str, Any], *, refused: dict[str, Any] | None = None) -> dict[str, Any]:
-        return self._ask("POST", path, body, refused=refused)
-
-    def _ask(
-        self, method: str, path: str, body: dict[str, Any] | None = None, *, refused: dict[str, Any] | None = None
-    ) -> dict[str, Any]:
+    def _ask(self, path: str, body: dict[str, Any] | None = None, *, refused: dict[str, Any] | None = None) -> dict[str, Any]:
         """The JSON answer, also of a 400, which carries the reason. `refused`: returned for a path that the server lacks."""
-        import httpx
+        url = self.url + path
+        try:
+            found = (
+                http.get(url, timeout_s=self._timeout_s) if body is None else http.post(url, body, timeout_s=self._timeout_s)
+            )
+            if found.status == 404 and refused is not None:
+                return refused
+            if found.ok and not found.body.lstrip().startswith((b"{", b"[")):
+                return {"success": True}  # SGLang says some things in plain text
+            answer = found.json()
+        except http.Unanswered as e:
+            raise RunError(str(e)) from None
+        if found.status not in (200, 400):
+            raise RunError(f"{url}: HTTP {found.status}: {answer}")
+        return answer if isinstance(answer, dict) else {"success": found.ok, "answer": answer}
 
-        try:
-            # Environment proxies must not see traffic between engines.
-            r = httpx.request(method, self.url + path, json=body, timeout=self._timeout_s, trust_env=False)
-        except httpx.HTTPError as e:
-            raise RunError(f"{self.url}{path}: {type(e).__name__}: {e}") from e
-        if r.status_code == 404 and refused is not None:
-            return refused
-        if r.status_code == 200 and not r.headers.get("content-type", "").startswith("application/json"):
-            return {"success": True}  # SGLang says some things in plain text
-        try:
-            answer = r.json()
-        except ValueError:
-            raise RunError(f"{self.url}{path}: HTTP {r.status_code}: {r.text[:300]}") from None
-        if r.status_code not in (200, 400):
-            raise RunError(f"{self.url}{path}: HTTP {r.status_code}: {answer}")
-        return answer if isinstance(answer, dict) else {"success": r.status_code == 200, "answer": answer}
+
+@cache
+def _updates(url: str) -> Lock:
+    """Held while an engine's weights change, under whatever name it is called: of two changes at once its scheduler dies."""
+    at = urlsplit(url)
+    try:
+        address = socket.getaddrinfo(at.hostname, at.port, socket.AF_INET, socket.SOCK_STREAM)[0][4]
+    except OSError:  # no such host, or one of IPv6: known by its name
+        return _lock((at.hostname, at.port))
+    return _lock(address)
+
+
+@cache
+def _lock(key: object) -> Lock:
+    return Lock()
 
 
 def _shared(tensors: Sequence[tuple[str, torch.Tensor]]) -> str:

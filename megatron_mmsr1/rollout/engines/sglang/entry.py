@@ -13,6 +13,7 @@ import difflib
 import json
 import os
 import sys
+import traceback
 from pathlib import Path
 from typing import Any
 
@@ -89,7 +90,12 @@ def main() -> None:
         print(e, file=sys.stderr, flush=True)
         sys.exit(2)
     try:
-        run_server(prepare_server_args(argv))
+        checked = prepare_server_args(argv)
+    except Exception:  # of whatever kind: nothing but SGLang's checks of its arguments has run
+        traceback.print_exc()
+        sys.exit(2)
+    try:
+        run_server(checked)
     finally:
         kill_process_tree(os.getpid(), include_parent=False)
 

@@ -5,14 +5,15 @@ from __future__ import annotations
 import json
 import os
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from megatron_mmsr1.errors import UsageError
 from megatron_mmsr1.procs.http import Unanswered, answers, post
+from megatron_mmsr1.procs.liveness import pace
 from megatron_mmsr1.procs.ports import HOST, free_port, require_port
-from megatron_mmsr1.procs.service import Command, Service
+from megatron_mmsr1.procs.service import Command
+from megatron_mmsr1.rollout.engines.base import Launch
 from megatron_mmsr1.rollout.engines.sglang.settings import SGLangSettings
 
 # A scheduler with requests in flight does not end on SIGTERM, and holds nothing worth saving.
@@ -24,66 +25,67 @@ FOLLOW = "follow"  # an argument of ours among SGLang's (entry.py)
 _FOREIGN = ("RANK", "LOCAL_RANK", "GROUP_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 
 
-def launch(
-    model_path: str | Path,
-    cfg: SGLangSettings,
-    log: Path,
-    *,
-    seed: int = 0,
-    version: int = 0,
-    trains_pictures: bool = False,
-    port: int | None = None,
-    follow: Path | None = None,
-    progress: Callable[[float], None] | None = None,
-) -> Service:
-    """A server of the checkpoint in `model_path` that has generated a token. It dies with this process.
+def command(launch: Launch) -> Command:
+    """A server of the checkpoint in `launch.model`.
 
-    `cfg.sglang` holds SGLang's own arguments, which win over ours. `version` is what it answers that its weights are.
-    `trains_pictures` turns off SGLang's cache of picture features, which it never clears: neither an update of the weights nor
-    a flush does, and a picture seen before would keep the features of the old vision tower. `port` wins over the argument of
-    that name. `follow`: the run's directory for weights; a server that is started again begins with what was published there
-    last (`sync.published`). `progress` is called now and then with the seconds waited. Output goes to `log`; SGLang's arguments
-    to `log` with the suffix `.args.json`.
+    `settings.sglang` holds SGLang's own arguments, which win over ours. `trains_pictures` turns off SGLang's cache of picture
+    features, which it never clears: neither an update of the weights nor a flush does, and a picture seen before would keep the
+    features of the old vision tower. SGLang's arguments are written beside the log, with the suffix `.args.json`.
 
-    Raises UsageError for a path without a model or an argument that SGLang refuses; RunError if the port is taken, the server
-    dies, or `cfg.startup_timeout_s` passes, with the end of the log.
+    Raises UsageError for a path without a model, RunError if the port is taken.
     """
-    config = _model_config(Path(model_path))
+    cfg: SGLangSettings = launch.settings
+    config = _model_config(launch.model)
     native = dict(cfg.sglang)
-    named = port or native.pop("port", None)
-    native.pop("port", None)
-    port = require_port(int(named), NAME) if named else free_port()
+    named = native.pop("port", None)
+    port = require_port(int(named) + launch.place, NAME) if named else free_port()
     host = str(native.pop("host", HOST))
     cpu = not has_cuda() if "device" not in native else native["device"] == "cpu"
-    arguments = {"model_path": str(model_path), "host": host, "port": port, "random_seed": seed, **_common(config)}
-    if version:
-        arguments["weight_version"] = str(version)
-    if follow is not None:
-        arguments[FOLLOW] = str(follow.resolve())
-    arguments |= {**(_cpu() if cpu else {}), **native}
-    log.parent.mkdir(parents=True, exist_ok=True)
-    spec = log.with_suffix(".args.json")
+    arguments = {
+        "model_path": str(launch.model.resolve()),  # it tells others what it serves
+        "host": host,
+        "port": port,
+        "random_seed": launch.seed,
+        **_common(config),
+    }
+    if launch.version:
+        arguments["weight_version"] = str(launch.version)
+    if launch.follow is not None:
+        arguments[FOLLOW] = str(launch.follow.resolve())
+    if launch.streams:
+        # The ids that are new with each event, instead of all so far: the events of a long turn stay short.
+        arguments["incremental_streaming_output"] = True
+    arguments |= {**(_cpu() if cpu else _gpus(launch.place, native)), **native}
+    launch.log.parent.mkdir(parents=True, exist_ok=True)
+    spec = launch.log.with_suffix(".args.json")
     spec.write_text(json.dumps(arguments, indent=1))
-
-    command = Command(
+    every_s, answer_s = pace(cfg.hung_after_s)
+    return Command(
         name=NAME,
         argv=[sys.executable, "-m", "megatron_mmsr1.rollout.engines.sglang.entry", str(spec)],
-        log=log,
+        log=launch.log,
         url=f"http://{host}:{port}",
-        env=_environment(cpu, trains_pictures),
+        env=_environment(cpu, launch.trains_pictures),
         without=_FOREIGN,
         ready=_ready,
         ready_within_s=cfg.startup_timeout_s,
         ready_setting="engine.startup_timeout_s",
         # It samples a token, unless it is sampling others'. One that is paused for an update answers nothing: the limit must be
         # longer than an update takes.
-        alive=lambda url: answers(f"{url}/health_generate", timeout_s=30.0),
+        alive=lambda url: answers(f"{url}/health_generate", timeout_s=answer_s),
+        alive_every_s=every_s,
         hung_after_s=cfg.hung_after_s,
         refusal="SGLang refuses its arguments",
         shared=_SHARED,
         grace_s=STOP_GRACE_S,
     )
-    return Service(command).start(progress)
+
+
+def _gpus(place: int, native: dict[str, Any]) -> dict[str, Any]:
+    """Those after the ones of the engines before it."""
+    a = {k: int(native.get(k) or 1) for k in ("tp_size", "pp_size", "dp_size")}
+    each = a["tp_size"] * a["pp_size"] * (1 if native.get("enable_dp_attention") else a["dp_size"])
+    return {"base_gpu_id": place * each} if place else {}
 
 
 def _ready(url: str) -> bool:

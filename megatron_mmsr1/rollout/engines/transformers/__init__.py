@@ -5,14 +5,17 @@ from __future__ import annotations
 import json
 import os
 import sys
-from collections.abc import Callable, Sequence
-from pathlib import Path
+from collections.abc import Sequence
 from typing import Any
 
 from pydantic import Field
 
 from megatron_mmsr1.config import EngineConfig
 from megatron_mmsr1.errors import UsageError
+from megatron_mmsr1.procs.http import answers
+from megatron_mmsr1.procs.liveness import pace
+from megatron_mmsr1.procs.ports import HOST
+from megatron_mmsr1.procs.service import Command
 from megatron_mmsr1.rollout.engines import base
 
 
@@ -27,42 +30,29 @@ class TransformersEngine:
 
     Settings = TransformersSettings
 
-    def launch(
-        self,
-        model: Path,
-        settings: TransformersSettings,
-        log: Path,
-        *,
-        seed: int = 0,
-        version: int = 0,
-        trains_pictures: bool = False,
-        port: int | None = None,
-        follow: Path | None = None,
-        progress: Callable[[float], None] | None = None,
-    ) -> base.Running:
+    def command(self, launch: base.Launch) -> Command:
         """As `base.Engine` has it. `seed` and `trains_pictures` change nothing: turns have seeds, and nothing is cached."""
-        from megatron_mmsr1.procs.http import answers
-        from megatron_mmsr1.procs.ports import HOST
-        from megatron_mmsr1.procs.service import Command, Service
-
-        if not (model / "config.json").is_file():
-            raise UsageError(f"{model}: no Hugging Face checkpoint there (config.json is missing)")
-        spec = {"model": str(model), "version": version, "device": settings.device, "follow": follow and str(follow)}
+        settings: TransformersSettings = launch.settings
+        if not (launch.model / "config.json").is_file():
+            raise UsageError(f"{launch.model}: no Hugging Face checkpoint there (config.json is missing)")
+        follow = launch.follow and str(launch.follow)
+        spec = {"model": str(launch.model.resolve()), "version": launch.version, "device": settings.device, "follow": follow}
         threads = settings.threads or max(1, (os.cpu_count() or 1) // 2)
-        command = Command(
+        every_s, answer_s = pace(settings.hung_after_s)
+        return Command(
             name="the engine",
             argv=[sys.executable, "-m", "megatron_mmsr1.rollout.engines.transformers.server", json.dumps(spec)],
-            log=log,
+            log=launch.log,
             env={"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false", "OMP_NUM_THREADS": str(threads)},
-            listen=(HOST, port or 0),
+            listen=(HOST, 0),
             ready=lambda url: answers(f"{url}/health", timeout_s=5.0),
             ready_within_s=settings.startup_timeout_s,
             ready_setting="engine.startup_timeout_s",
-            alive=lambda url: answers(f"{url}/health", timeout_s=10.0),
+            alive=lambda url: answers(f"{url}/health", timeout_s=answer_s),
+            alive_every_s=every_s,
             hung_after_s=settings.hung_after_s,
             grace_s=1.0,
         )
-        return Service(command).start(progress)
 
     def client(self, urls: Sequence[str], **options: Any) -> base.Client:
         from megatron_mmsr1.rollout.engine import EngineClient

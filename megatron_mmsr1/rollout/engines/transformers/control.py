@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from megatron_mmsr1.errors import RunError
+from megatron_mmsr1.procs import http
 from megatron_mmsr1.rollout.engines.base import PauseMode, Served
 
 if TYPE_CHECKING:
@@ -20,43 +21,43 @@ class TransformersControl:
         self.url, self._timeout_s = url.rstrip("/"), timeout_s
 
     def health(self) -> None:
-        self._ask("GET", "/health")
+        self._get("/health")
 
     def served(self) -> Served:
-        said = self._ask("GET", "/served")
-        return Served(Path(said["path"]) if said["path"] else None, said["version"], said["published"])
+        said = self._get("/served")
+        return Served(Path(said["path"]), said["version"], architecture=said["architecture"])
 
     def version(self) -> int:
         turn = {"ids": [0], "images": [], "max_new_tokens": 1, "temperature": 0, "seed": 0, "id": "version"}
-        return int(self._ask("POST", "/turn", json={**turn, "banned_ids": [], "stop_ids": [], "stream": False})["version"])
+        return int(self._post("/turn", {**turn, "banned_ids": [], "stop_ids": [], "stream": False})["version"])
 
     def pause(self, mode: PauseMode = "abort") -> None:
         if mode != "abort":
             raise RunError(f"{self.url}: the transformers engine can pause with mode=abort only, not {mode}")
-        self._ask("POST", "/pause")
+        self._post("/pause")
 
     def resume(self) -> None:
-        self._ask("POST", "/resume")
+        self._post("/resume")
 
     def abort(self) -> None:
-        self._ask("POST", "/abort", json={"id": None})
+        self._post("/abort", {"id": None})
 
     def load(self, directory: Path, version: int) -> None:
-        self._ask("POST", "/load", json={"path": str(directory.resolve()), "version": version})
+        self._post("/load", {"path": str(directory.resolve()), "version": version})
 
     def begin(self, version: int) -> None:
-        self._ask("POST", "/begin")
+        self._post("/begin")
 
     def send(self, tensors: Sequence[tuple[str, torch.Tensor]]) -> None:
         from safetensors.torch import save
 
-        self._ask("POST", "/send", content=save({n: t.detach().cpu().contiguous() for n, t in tensors}))
+        self._post("/send", save({n: t.detach().cpu().contiguous() for n, t in tensors}))
 
     def end(self, version: int) -> None:
-        self._ask("POST", "/end", json={"version": version})
+        self._post("/end", {"version": version})
 
     def checksum(self) -> str:
-        return str(self._ask("GET", "/checksum")["checksum"])
+        return str(self._get("/checksum")["checksum"])
 
     def flush(self) -> None:
         """Nothing is cached."""
@@ -70,14 +71,18 @@ class TransformersControl:
     def reclaim(self, what: Iterable[Literal["weights", "kv_cache"]]) -> None:
         raise RunError(f"{self.url}: the transformers engine gave no memory back")
 
-    def _ask(self, method: str, path: str, **body: Any) -> dict[str, Any]:
-        import httpx
+    def _get(self, path: str) -> dict[str, Any]:
+        return self._read(path, lambda url: http.get(url, timeout_s=self._timeout_s))
 
+    def _post(self, path: str, body: Any = None) -> dict[str, Any]:
+        return self._read(path, lambda url: http.post(url, body or {}, timeout_s=self._timeout_s))
+
+    def _read(self, path: str, ask: Callable[[str], http.Answer]) -> dict[str, Any]:
         try:
-            r = httpx.request(method, self.url + path, timeout=self._timeout_s, trust_env=False, **body)
-            answer = r.json()
-        except (httpx.HTTPError, ValueError) as e:
-            raise RunError(f"{self.url}{path}: {type(e).__name__}: {e}") from e
-        if r.status_code != 200:
+            found = ask(self.url + path)
+            answer = found.json()
+        except http.Unanswered as e:
+            raise RunError(str(e)) from None
+        if not found.ok:
             raise RunError(f"{self.url}{path}: {answer.get('error', answer)}")
         return answer

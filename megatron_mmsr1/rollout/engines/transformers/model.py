@@ -49,6 +49,7 @@ class Model:
         self._device = torch.device(device)
         self._model = self._read(path)
         config = json.loads((path / "config.json").read_text())
+        self.architecture = str((config.get("architectures") or [""])[0])
         self._pad = config.get("image_token_id")
         self._images = transformers.AutoImageProcessor.from_pretrained(path) if self._pad is not None else None
 

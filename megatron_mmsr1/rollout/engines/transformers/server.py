@@ -25,7 +25,7 @@ MAX_BODY = 2 << 30
 
 class Server:
     def __init__(self, model: Model, version: int, path: Path) -> None:
-        self.model, self.version, self.path, self.published = model, version, path, bool(version)
+        self.model, self.version, self.path = model, version, path
         self._one = ThreadPoolExecutor(max_workers=1)
         self._open = asyncio.Event()
         self._open.set()
@@ -99,7 +99,7 @@ class Server:
         return _json({})
 
     async def served(self, request: web.Request) -> web.Response:
-        return _json({"path": str(self.path), "version": self.version, "published": self.published})
+        return _json({"path": str(self.path), "version": self.version, "architecture": self.model.architecture})
 
     async def checksum(self, request: web.Request) -> web.Response:
         return _json({"checksum": await self._run(self.model.checksum)})
@@ -136,7 +136,7 @@ class Server:
             await self._run(self.model.load, path, config or path)
         except (OSError, ValueError, RuntimeError) as e:
             return _json({"error": f"cannot load {path}: {type(e).__name__}: {e}"}, 400)
-        self.version, self.published = version, True
+        self.version = version
         self.path = path if config is None else self.path
         return _json({})
 
