@@ -54,8 +54,9 @@ def tested(request: pytest.FixtureRequest, checkpoints: dict[str, Path]) -> Engi
 
 
 def part_of(root: int, name: str) -> int:
-    """The pid of the process below `root` that SGLang calls so: "scheduler" or "detokenizer"."""
-    for pid in descendants(root):
-        if f"sglang::{name}" in Path(f"/proc/{pid}/cmdline").read_bytes().decode("utf-8", "replace"):
-            return pid
-    raise AssertionError(f"no {name} below {root}")
+    """The pid of a process of the SGLang server below `root`: "server" itself, its "scheduler" or its "detokenizer", which it
+    starts in this order."""
+    argv = {pid: Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0") for pid in descendants(root)}
+    found = [p for p, a in argv.items() if b"megatron_mmsr1.rollout.engines.sglang.entry" in a and b"-S" not in a]  # no guard
+    server, scheduler, detokenizer = sorted(found)
+    return {"server": server, "scheduler": scheduler, "detokenizer": detokenizer}[name]

@@ -84,16 +84,6 @@ def alive(pid: int) -> bool:
     return False
 
 
-def engine_pid(family: list[int]) -> int:
-    """The server itself: the guard's child, and its scheduler's parent."""
-    for pid in family:
-        with contextlib.suppress(OSError):
-            argv = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
-            if b"megatron_mmsr1.rollout.engines.sglang.entry" in argv and not any(a.endswith(b"guard.py") for a in argv):
-                return pid
-    raise AssertionError("no engine")
-
-
 def ask(client: openai.OpenAI, world: Path, kind: str) -> str:
     p = f.questions(world)[kind]
     picture = "data:image/png;base64," + base64.b64encode(p.images[0]).decode()
@@ -126,7 +116,7 @@ def test_it_answers(served, atlas_world):
 
 
 def test_an_engine_that_is_killed_comes_back(served, atlas_world):
-    os.kill(engine_pid(served.family), signal.SIGKILL)
+    os.kill(part_of(served.process.pid, "server"), signal.SIGKILL)
     with pytest.raises(openai.APIStatusError) as e:  # a clear error while it is away
         while True:
             ask(served.client(), atlas_world, "text")

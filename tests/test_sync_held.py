@@ -4,22 +4,16 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import tiny_checkpoint
 from engine_fixtures import transformers_engine  # noqa: F401
-from loop_fixtures import COLD_START, ROOT, settings
 
-from megatron_mmsr1 import config
 from megatron_mmsr1.errors import RunError, UsageError
-from megatron_mmsr1.eval.results import EvalResult
 from megatron_mmsr1.rollout import engines
-from megatron_mmsr1.rollout.dump import read_meta
 from megatron_mmsr1.rollout.engines.base import Control
-from megatron_mmsr1.run import launch
 from megatron_mmsr1.sync.held import require_model
 
 
@@ -80,40 +74,3 @@ def test_engines_of_different_versions_are_not_one_model(engine: Any, transforme
 def test_nobody_there(checkpoints: dict[str, Path]) -> None:
     with pytest.raises(RunError, match=r"engine\.urls: http://127\.0\.0\.1:9 does not answer"):
         require_model([engines.get("sglang").control("http://127.0.0.1:9")], checkpoints["random"], "engine.urls", weights=True)
-
-
-# ------------------------------------------------------------------------------------------------------------ the verbs
-@pytest.fixture
-def used_before(atlas_engine: Any) -> Iterator[str]:
-    """The engine of the shipped model as a training run leaves one: under another version. Put back after."""
-    c = engines.get("sglang").control(atlas_engine.url)
-    c.load(COLD_START, 7)
-    yield atlas_engine.url
-    c.load(COLD_START, 0)
-
-
-def test_an_engine_that_others_have_used_is_evaluated_and_rolled_out_from(
-    used_before: str, atlas_search: str, atlas_world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.chdir(ROOT)
-    more = [f"engine.urls=[{used_before}]", f"search.url={atlas_search}", f"model.path={COLD_START}", "train.eval_limit=2"]
-    more += ["train.mode=rollout-only", "train.steps=1", "data.prompts_per_step=1"]
-    cfg = config.load("configs/atlas.yaml", settings(atlas_world, tmp_path / "run", *more))
-    for _ in range(2):
-        launch.evaluate(cfg, policies=False)
-    result = EvalResult.load(tmp_path / "run" / "eval" / "model.json")
-    assert result.overall.n == 2 and result.meta["weights"] == 7
-    launch.train(cfg)
-    assert [read_meta(f)["weights"] for f in (tmp_path / "run" / "rollouts").glob("step_*")] == [7]
-
-
-def test_an_engine_of_another_model_is_refused_by_the_verb(
-    engine: Any, weights: Any, atlas_search: str, atlas_world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.chdir(ROOT)
-    weights("random")
-    more = [f"engine.urls=[{engine.url}]", f"search.url={atlas_search}", f"model.path={COLD_START}"]
-    cfg = config.load("configs/atlas.yaml", settings(atlas_world, tmp_path / "run", *more))
-    for verb in (lambda: launch.evaluate(cfg, policies=False), lambda: launch.train(cfg)):
-        with pytest.raises(UsageError, match=rf"engine\.urls: {engine.url} serves"):
-            verb()
