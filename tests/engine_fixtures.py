@@ -6,13 +6,13 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 import tiny_checkpoint
 from contracts.engine import EngineUnderTest
 from rollout_fixtures import picture
 
 from megatron_mmsr1.data.images import canonicalize
-from megatron_mmsr1.procs.guard import descendants
 from megatron_mmsr1.procs.service import Service
 from megatron_mmsr1.rollout import engines
 from megatron_mmsr1.rollout.engines.base import Launch
@@ -56,7 +56,7 @@ def tested(request: pytest.FixtureRequest, checkpoints: dict[str, Path]) -> Engi
 def part_of(root: int, name: str) -> int:
     """The pid of a process of the SGLang server below `root`: "server" itself, its "scheduler" or its "detokenizer", which it
     starts in this order."""
-    argv = {pid: Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0") for pid in descendants(root)}
-    found = [p for p, a in argv.items() if b"megatron_mmsr1.rollout.engines.sglang.entry" in a and b"-S" not in a]  # no guard
-    server, scheduler, detokenizer = sorted(found)
-    return {"server": server, "scheduler": scheduler, "detokenizer": detokenizer}[name]
+    below = [p for p in psutil.Process(root).children(recursive=True) if "-S" not in p.cmdline()]  # no guard
+    found = [p for p in below if "megatron_mmsr1.rollout.engines.sglang.entry" in p.cmdline()]
+    ours = sorted(found, key=lambda p: (p.create_time(), p.pid))
+    return dict(zip(("server", "scheduler", "detokenizer"), ours, strict=True))[name].pid
