@@ -59,4 +59,5 @@ def part_of(root: int, name: str) -> int:
     below = [p for p in psutil.Process(root).children(recursive=True) if "-S" not in p.cmdline()]  # no guard
     found = [p for p in below if "megatron_mmsr1.rollout.engines.sglang.entry" in p.cmdline()]
     ours = sorted(found, key=lambda p: (p.create_time(), p.pid))
-    return dict(zip(("server", "scheduler", "detokenizer"), ours, strict=True))[name].pid
+    parts: dict[str, psutil.Process] = dict(zip(("server", "scheduler", "detokenizer"), ours, strict=True))
+    return parts[name].pid
