@@ -110,7 +110,7 @@ def mapped(root: int) -> set[Path]:
 @pytest.mark.slow  # a server of its own
 def test_its_shared_memory_goes_with_it(checkpoints, tmp_path):
     """SGLang never removes the file in which its schedulers tell their load: one stayed of every engine that ever ran."""
-    with launch(checkpoints["random"], SGLangSettings(sglang={"max_total_tokens": 4096}), tmp_path / "engine.log") as server:
+    with launch_engine(checkpoints["random"], tmp_path / "engine.log") as server:
         made = mapped(server.child.pid)
         assert any(f.name.startswith("sglang_loads_") for f in made)
     assert not [f for f in made if f.exists()]
