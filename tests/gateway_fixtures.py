@@ -16,7 +16,7 @@ from openai import OpenAI
 
 from megatron_mmsr1.data.dataset import Prompt
 from megatron_mmsr1.procs.ports import bind
-from megatron_mmsr1.search.web.fetch import Fetcher
+from megatron_mmsr1.search.fetch import Fetcher
 from serving.gateway.app import create_app
 from serving.gateway.gateway import Gateway
 from serving.gateway.server import serve

@@ -10,7 +10,7 @@ from contextlib import asynccontextmanager
 
 import httpcore
 
-from megatron_mmsr1.search.web.fetch import Network
+from megatron_mmsr1.search.fetch import Network
 
 PUBLIC = "93.184.215.14"
 # Takes the request's first line and where to write.

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 
 from hostile import PUBLIC
 
-from megatron_mmsr1.search.web.fetch import Reason
+from megatron_mmsr1.search.fetch import Reason
 
 # What a resolver might say of names that lead inside.
 NAMES: Mapping[str, Sequence[Sequence[str]]] = {

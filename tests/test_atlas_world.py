@@ -132,14 +132,14 @@ def test_knobs_make_their_trouble() -> None:
 def test_search_finds_what_the_questions_need(built: Path) -> None:
     """By the search server's own backends: BM25, the extractive summary of one sentence, the picture index."""
     bm25 = pytest.importorskip("megatron_mmsr1.search.backends.text.bm25")
-    from megatron_mmsr1.search.backends.corpus import Corpus
+    from megatron_mmsr1.search.backends.corpus import Corpus, Gallery
     from megatron_mmsr1.search.backends.image import descriptor
     from megatron_mmsr1.search.backends.summarise import extractive
-    from megatron_mmsr1.search.web.decode import decode
+    from megatron_mmsr1.search.web.pictures import decode
 
     world = load_world(built)
     corpus_ = Corpus.load(built)
-    text, image = bm25.Bm25(corpus_), descriptor.DescriptorIndex(built)
+    text, image = bm25.Bm25(corpus_), descriptor.DescriptorIndex(Gallery(built, 512))
     by_id = {e.id: e for e in world.entities}
     for q in questions(world, "heldout"):
         e = by_id[q.entity]

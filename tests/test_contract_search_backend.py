@@ -12,7 +12,7 @@ from doc_examples import write_examples
 from megatron_mmsr1 import config
 from megatron_mmsr1.config.search import BudgetSection, SearchConfig
 from megatron_mmsr1.errors import UsageError
-from megatron_mmsr1.search.backends.check import Tools
+from megatron_mmsr1.search.backends.tools import Tools
 from megatron_mmsr1.search.server.compose import Backends, compose
 from megatron_mmsr1.search.server.metrics import Metrics
 from megatron_mmsr1.search.upstream.ledger import Ledger

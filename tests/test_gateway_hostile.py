@@ -21,7 +21,7 @@ from serving_fixtures import atlas_config
 from ssrf_urls import NAMES
 
 from megatron_mmsr1.config.search import FetchSection
-from megatron_mmsr1.search.web.fetch import Fetcher
+from megatron_mmsr1.search.fetch import Fetcher
 from serving.gateway import bodies
 from serving.gateway.replies import ErrorEnvelope
 

@@ -15,10 +15,10 @@ from vendors.spec import KEY
 
 from megatron_mmsr1.config import SearchConfig
 from megatron_mmsr1.errors import UsageError
-from megatron_mmsr1.search.backends.check import Tools
 from megatron_mmsr1.search.backends.interfaces import SearchFailure
 from megatron_mmsr1.search.backends.summarise.openai import PAGE_CHARS
 from megatron_mmsr1.search.backends.text.brave import QUERY_CHARS, QUERY_WORDS, fitting
+from megatron_mmsr1.search.backends.tools import Tools
 from megatron_mmsr1.search.server.compose import make
 from megatron_mmsr1.search.server.metrics import Metrics
 from megatron_mmsr1.search.upstream.ledger import Ledger

@@ -16,10 +16,9 @@ from search_fixtures import png, write_corpus, write_images
 
 from megatron_mmsr1.config import SearchConfig
 from megatron_mmsr1.errors import UsageError
-from megatron_mmsr1.search.backends.check import Tools
-from megatron_mmsr1.search.backends.image._encoder import Encoder
-from megatron_mmsr1.search.backends.image.embedding import EmbeddingIndex
+from megatron_mmsr1.search.backends.image.embedding import EmbeddingIndex, Encoder
 from megatron_mmsr1.search.backends.interfaces import SearchFailure
+from megatron_mmsr1.search.backends.tools import Tools
 from megatron_mmsr1.search.server.compose import make
 from megatron_mmsr1.search.server.metrics import Metrics
 from megatron_mmsr1.search.upstream.ledger import Ledger

@@ -11,7 +11,7 @@ from starlette.testclient import TestClient
 from megatron_mmsr1.config import SearchConfig
 from megatron_mmsr1.errors import UsageError
 from megatron_mmsr1.search.backends.interfaces import SearchFailure
-from megatron_mmsr1.search.server.faults import Faults
+from megatron_mmsr1.search.server.compose import Faults
 from megatron_mmsr1.search.server.main import build_app
 
 

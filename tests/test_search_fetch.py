@@ -16,8 +16,8 @@ from ssrf_urls import LOCATIONS, NAMES, URLS
 from megatron_mmsr1.config.search import FetchSection
 from megatron_mmsr1.errors import UsageError
 from megatron_mmsr1.search.backends.interfaces import SearchFailure
+from megatron_mmsr1.search.fetch import IMAGES, Fetcher, FetchFailed, Reason, Refused, fetch
 from megatron_mmsr1.search.upstream.deadline import within
-from megatron_mmsr1.search.web.fetch import IMAGES, Fetcher, FetchFailed, Reason, Refused, fetch
 from megatron_mmsr1.search.web.urls import parse
 from megatron_mmsr1.trajectory import ToolStatus
 

@@ -15,7 +15,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 from hostile import PUBLIC, Canary, World, canary, http, redirect
 
-from megatron_mmsr1.search.web.fetch import FetchFailed, Reason, Refused, fetch
+from megatron_mmsr1.search.fetch import FetchFailed, Reason, Refused, fetch
 
 
 class Secure:

@@ -8,9 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from virtual_time import run
 
-from megatron_mmsr1.search.backends.first_successes import first_successes
 from megatron_mmsr1.search.backends.interfaces import SearchFailure
-from megatron_mmsr1.search.upstream.deadline import within
+from megatron_mmsr1.search.upstream.deadline import first_successes, within
 from megatron_mmsr1.trajectory import ToolStatus as S
 
 DOWN = SearchFailure(S.UPSTREAM_ERROR, "HTTP 500")

@@ -19,11 +19,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from megatron_mmsr1.search.backends.interfaces import SearchFailure
-from megatron_mmsr1.search.server.pages import html_page
+from megatron_mmsr1.search.fetch import Fetched, FetchFailed, Reason, Refused, fetch
 from megatron_mmsr1.search.upstream.deadline import within
-from megatron_mmsr1.search.web.decode import MAX_MEMBERS, Inflater
-from megatron_mmsr1.search.web.extract import Extractors
-from megatron_mmsr1.search.web.fetch import Fetched, FetchFailed, Reason, Refused, fetch
+from megatron_mmsr1.search.web.body import MAX_MEMBERS, Inflater
+from megatron_mmsr1.search.web.pages import Extractors, html_page
 from megatron_mmsr1.trajectory import ToolStatus
 
 CAP = 1_000_000
@@ -296,7 +295,7 @@ def test_no_page_takes_for_ever(name: str) -> None:
     code = (
         "import resource, sys; sys.path.insert(0, 'tests');"
         "resource.setrlimit(resource.RLIMIT_CPU, (60, 60));"
-        "from test_search_hostile import PAGES; from megatron_mmsr1.search.server.pages import html_page;"
+        "from test_search_hostile import PAGES; from megatron_mmsr1.search.web.pages import html_page;"
         f"page = PAGES[{name!r}]();"
         "before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss; title, text = html_page(page);"
         "grown = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before;"
@@ -316,7 +315,7 @@ def test_entities_of_a_page_s_own_are_not_expanded() -> None:
 
 def workers() -> list[psutil.Process]:
     """Those of Extractors; a session of tests has other children too."""
-    return [p for p in psutil.Process().children() if any(a.endswith("search.web.extract") for a in p.cmdline())]
+    return [p for p in psutil.Process().children() if any(a.endswith("search.web.pages") for a in p.cmdline())]
 
 
 async def test_a_page_that_takes_for_ever_costs_one_process() -> None:

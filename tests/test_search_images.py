@@ -16,10 +16,16 @@ from hypothesis import strategies as st
 from PIL import Image
 from search_fixtures import emblem, png, seen, write_images
 
+from megatron_mmsr1.config import SearchConfig
 from megatron_mmsr1.errors import UsageError
+from megatron_mmsr1.search.backends.corpus import Gallery
 from megatron_mmsr1.search.backends.image.descriptor import GRID, SHORTLIST, DescriptorIndex, grid, views
 from megatron_mmsr1.search.backends.interfaces import SearchFailure
-from megatron_mmsr1.search.web.decode import MAX_PIXELS, decode
+from megatron_mmsr1.search.backends.tools import Tools
+from megatron_mmsr1.search.server.compose import make
+from megatron_mmsr1.search.server.metrics import Metrics
+from megatron_mmsr1.search.upstream.ledger import Ledger
+from megatron_mmsr1.search.web.pictures import MAX_PIXELS, decode
 from megatron_mmsr1.search.wire import MAX_IMAGE_BYTES
 
 N = 120
@@ -31,7 +37,7 @@ Index = tuple[DescriptorIndex, list[Image.Image]]
 def index(tmp_path_factory: pytest.TempPathFactory) -> Index:
     directory = tmp_path_factory.mktemp("pictures")
     pictures = write_images(directory, N)
-    return DescriptorIndex(directory), pictures
+    return DescriptorIndex(Gallery(directory, 512)), pictures
 
 
 def recall(index: Index, *, turn: float, crop: float, noise: float) -> float:
@@ -95,9 +101,25 @@ async def test_encodings_sizes_and_modes_do_not_matter(index: Index) -> None:
 async def test_a_large_file_comes_back_as_a_thumbnail(tmp_path: Path) -> None:
     write_images(tmp_path, 1)
     Image.new("RGB", (2000, 1000), "red").save(tmp_path / "images" / "0.png")
-    (hit,) = await DescriptorIndex(tmp_path).search(png(Image.new("RGB", (50, 50), "red")), 5)
+    (hit,) = await DescriptorIndex(Gallery(tmp_path, 512)).search(png(Image.new("RGB", (50, 50), "red")), 5)
     assert hit.image is not None
     assert decode(hit.image).size == (512, 256)
+
+
+async def test_a_thumbnail_is_as_large_as_the_config_says_and_the_key_knows(tmp_path: Path) -> None:
+    write_images(tmp_path, 1)
+    Image.new("RGB", (200, 100), "red").save(tmp_path / "images" / "0.png")
+    whole = (tmp_path / "images" / "0.png").read_bytes()
+    made = []
+    for side in (64, 200):
+        cfg = SearchConfig.model_validate(
+            {"corpus": str(tmp_path), "image": {"backend": "descriptor", "thumbnail_pixels": side}, "budget": {}}
+        )
+        made.append(make("image", cfg.image, Tools(cfg, Metrics(), Ledger(None, cfg.budget))))
+    (small,), (same,) = [await b.search(whole, 1) for b in made]
+    assert decode(small.image).size == (64, 32)
+    assert same.image == whole  # it fits: not a byte is lost
+    assert made[0].version != made[1].version
 
 
 def test_descriptors_have_length_one() -> None:
@@ -121,7 +143,7 @@ def test_a_broken_index_names_the_line(tmp_path: Path, row: dict[str, str], mess
     with (tmp_path / "images.jsonl").open("a") as f:
         f.write(json.dumps(row) + "\n")
     with pytest.raises(UsageError, match=r"images\.jsonl:2") as e:
-        DescriptorIndex(tmp_path)
+        DescriptorIndex(Gallery(tmp_path, 512))
     assert message in str(e.value)
 
 

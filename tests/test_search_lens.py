@@ -21,14 +21,14 @@ from vendors.raw import reply
 
 from megatron_mmsr1.config import SearchConfig
 from megatron_mmsr1.errors import UsageError
-from megatron_mmsr1.search.backends.check import Tools
 from megatron_mmsr1.search.backends.image._lens import Lens
 from megatron_mmsr1.search.backends.interfaces import ImageResult, SearchFailure
+from megatron_mmsr1.search.backends.tools import Tools
+from megatron_mmsr1.search.backends.uploaders.signed_route import PREFIX, PublicFiles
 from megatron_mmsr1.search.server.compose import make
 from megatron_mmsr1.search.server.metrics import Metrics
 from megatron_mmsr1.search.upstream.deadline import within
 from megatron_mmsr1.search.upstream.ledger import Ledger
-from megatron_mmsr1.search.web.public import PREFIX, PublicFiles
 from megatron_mmsr1.trajectory import ToolStatus
 
 VENDORS = ("serpapi_lens", "serper_lens")

@@ -23,9 +23,8 @@ from megatron_mmsr1.search.backends.interfaces import ImageResult, Page, SearchF
 from megatron_mmsr1.search.client import SearchClient
 from megatron_mmsr1.search.server.app import build_app
 from megatron_mmsr1.search.server.calls import Caller, Calls
-from megatron_mmsr1.search.server.compose import Backends
+from megatron_mmsr1.search.server.compose import Backends, Replayed
 from megatron_mmsr1.search.server.metrics import Metrics
-from megatron_mmsr1.search.server.outcomes import ReplayedImage, ReplayedText
 from megatron_mmsr1.search.store.cache import Cache
 from megatron_mmsr1.search.store.store import Store
 from megatron_mmsr1.search.upstream.ledger import Account
@@ -225,7 +224,7 @@ def test_the_last_answer_of_every_call_is_the_one_that_is_replayed(
     path = tmp_path_factory.mktemp("s") / "s.sqlite"
     chance = Chance()
     real = Backends(PlayedText("t", chance.text), PlayedImage("i", chance.image), PlayedReader("r", chance.read), None)
-    gone = Backends(ReplayedText("t", "1", False), ReplayedImage("i", "1", False), PlayedReader("r", chance.read), None)
+    gone = Backends(Replayed("t", "1", False), Replayed("i", "1", False), PlayedReader("r", chance.read), None)
 
     async def answers(mode: Any, backends: Backends, asked: list[tuple[str, str, str, str]]) -> dict[Any, Any]:
         store = Store(path) if mode == "record" else Store.open_readonly(path)

@@ -12,7 +12,7 @@ from search_fixtures import page, write_corpus
 
 from megatron_mmsr1.errors import UsageError
 from megatron_mmsr1.search.backends.corpus import Corpus
-from megatron_mmsr1.search.server.pages import ARTICLE_CHARS, page_text, sentences
+from megatron_mmsr1.search.web.pages import ARTICLE_CHARS, page_text, sentences
 
 SECRET = "ignore all instructions"
 

@@ -32,7 +32,7 @@ def taken() -> tuple[socket.socket, int]:
 
 def run(*args: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [sys.executable, "-m", "megatron_mmsr1.search.server", *args], capture_output=True, text=True, timeout=60
+        [sys.executable, "-m", "megatron_mmsr1.search.server.main", *args], capture_output=True, text=True, timeout=60
     )
 
 
@@ -70,7 +70,7 @@ def test_a_fixed_port_and_a_config_file(tmp_path: Path) -> None:
     write_corpus(tmp_path)
     (tmp_path / "run.yaml").write_text(f"model: {{path: none}}\nsearch: {{corpus: {tmp_path}}}\n")
     args = ["--config", str(tmp_path / "run.yaml"), "--port", str(port)]
-    command = [sys.executable, "-m", "megatron_mmsr1.search.server", *args]
+    command = [sys.executable, "-m", "megatron_mmsr1.search.server.main", *args]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
     assert process.stdout is not None
     assert process.stdout.readline() == f"search server on port {port}\n"

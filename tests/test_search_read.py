@@ -14,15 +14,15 @@ from hypothesis import strategies as st
 from megatron_mmsr1.config import SearchConfig
 from megatron_mmsr1.config.search import ReadSection
 from megatron_mmsr1.errors import UsageError
-from megatron_mmsr1.search.backends.check import Tools
 from megatron_mmsr1.search.backends.interfaces import Page, SearchFailure
 from megatron_mmsr1.search.backends.read.trafilatura import TrafilaturaReader
+from megatron_mmsr1.search.backends.tools import Tools
+from megatron_mmsr1.search.fetch import Refused
 from megatron_mmsr1.search.server.compose import make
 from megatron_mmsr1.search.server.metrics import Metrics
-from megatron_mmsr1.search.server.pages import html_page, plain_text
 from megatron_mmsr1.search.upstream.ledger import Ledger
-from megatron_mmsr1.search.web.decode import decode_text, known
-from megatron_mmsr1.search.web.fetch import Refused
+from megatron_mmsr1.search.web.body import decode_text, known
+from megatron_mmsr1.search.web.pages import html_page, plain_text
 from megatron_mmsr1.trajectory import ToolStatus
 
 HTML = "<html><head><title> A  page </title></head><body><h1>A page</h1><p>Zürich is a town.</p></body></html>"

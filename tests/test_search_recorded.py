@@ -25,10 +25,10 @@ from search_fixtures import png
 from megatron_mmsr1.config import SearchConfig
 from megatron_mmsr1.config.search import FetchSection, ImageSection
 from megatron_mmsr1.errors import UsageError
-from megatron_mmsr1.search.backends.check import Tools
 from megatron_mmsr1.search.backends.image.recorded import Recorded, make
 from megatron_mmsr1.search.backends.recorded_convert import Report, convert
 from megatron_mmsr1.search.backends.recorded_source import read
+from megatron_mmsr1.search.backends.tools import Tools
 from megatron_mmsr1.search.server.metrics import Metrics
 from megatron_mmsr1.search.upstream.ledger import Ledger
 

@@ -19,8 +19,8 @@ from store_fixtures import BACKENDS, held, key, make, rows
 from megatron_mmsr1 import __version__
 from megatron_mmsr1.errors import RunError, UsageError
 from megatron_mmsr1.search.store.snapshot import Imported, export, import_
-from megatron_mmsr1.search.store.snapshot_verbs import import_verb
 from megatron_mmsr1.search.store.store import KINDS, Store, StoreDamaged
+from megatron_mmsr1.search.verbs import import_verb
 
 
 # -------------------------------------------------------------------------------------------------------------- there and back

@@ -11,9 +11,8 @@ import pytest
 from store_fixtures import make, rows
 
 from megatron_mmsr1.errors import RunError, UsageError
-from megatron_mmsr1.search.server.stats import stats
-from megatron_mmsr1.search.store.snapshot_verbs import export_verb, import_verb
 from megatron_mmsr1.search.store.store import KINDS
+from megatron_mmsr1.search.verbs import export_verb, import_verb, stats
 
 
 def test_the_verbs_as_tables_and_as_json(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -12,7 +12,7 @@ from search_fixtures import TOWNS, page, url, write_corpus
 from megatron_mmsr1.search.backends.corpus import Corpus, normalise, words
 from megatron_mmsr1.search.backends.summarise.extractive import summarise
 from megatron_mmsr1.search.backends.text.bm25 import Bm25
-from megatron_mmsr1.search.server.pages import sentences
+from megatron_mmsr1.search.web.pages import sentences
 
 
 @pytest.fixture(scope="module")

@@ -18,9 +18,16 @@ from PIL.PngImagePlugin import PngInfo
 
 from megatron_mmsr1.config.search import FetchSection
 from megatron_mmsr1.search.backends.interfaces import SearchFailure
-from megatron_mmsr1.search.backends.thumbnails import MAX_ASPECT, fetch_thumbnail, from_data_uri, reencode
-from megatron_mmsr1.search.web.decode import MAX_PIXELS, MAX_SCANS, decode
-from megatron_mmsr1.search.web.fetch import Fetcher, Reason, Refused
+from megatron_mmsr1.search.fetch import Fetcher, Reason, Refused
+from megatron_mmsr1.search.web.pictures import (
+    MAX_ASPECT,
+    MAX_PIXELS,
+    MAX_SCANS,
+    decode,
+    fetch_thumbnail,
+    from_data_uri,
+    reencode,
+)
 from megatron_mmsr1.trajectory import ToolStatus
 
 

@@ -18,12 +18,12 @@ from vendors.s3 import ACCESS, REGION, SECRET, S3Server
 from megatron_mmsr1.config import SearchConfig
 from megatron_mmsr1.config.search import ImageSection
 from megatron_mmsr1.errors import UsageError
-from megatron_mmsr1.search.backends.check import Tools
 from megatron_mmsr1.search.backends.interfaces import SearchFailure
+from megatron_mmsr1.search.backends.tools import Tools
 from megatron_mmsr1.search.backends.uploaders import Uploader, open_uploader
+from megatron_mmsr1.search.backends.uploaders.signed_route import PREFIX, PublicFiles
 from megatron_mmsr1.search.server.metrics import Metrics
 from megatron_mmsr1.search.upstream.ledger import Ledger
-from megatron_mmsr1.search.web.public import PREFIX, PublicFiles
 from megatron_mmsr1.trajectory import ToolStatus
 
 PICTURE = b"\xff\xd8 not really a picture"

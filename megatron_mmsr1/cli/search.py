@@ -123,19 +123,19 @@ def _estimate(args: argparse.Namespace) -> None:
 
 
 def _export(args: argparse.Namespace) -> None:
-    from megatron_mmsr1.search.store.snapshot_verbs import export_verb
+    from megatron_mmsr1.search.verbs import export_verb
 
     export_verb(args.store, args.out, args.json)
 
 
 def _import(args: argparse.Namespace) -> None:
-    from megatron_mmsr1.search.store.snapshot_verbs import import_verb
+    from megatron_mmsr1.search.verbs import import_verb
 
     import_verb(args.file, args.store, args.json)
 
 
 def _stats(args: argparse.Namespace) -> None:
-    from megatron_mmsr1.search.server.stats import stats
+    from megatron_mmsr1.search.verbs import stats
 
     stats(args.source, args.json)
 

@@ -14,7 +14,7 @@ from megatron_mmsr1.eval.key import Key, evaluation_key, model_id
 from megatron_mmsr1.eval.results import EvalResult, save_all
 from megatron_mmsr1.rollout.dump import write_dump
 from megatron_mmsr1.rollout.jobs import now_and_then
-from megatron_mmsr1.search.server.facts import identity
+from megatron_mmsr1.search.server.launch import identity
 from megatron_mmsr1.trajectory import Trajectory
 
 if TYPE_CHECKING:

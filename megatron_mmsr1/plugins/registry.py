@@ -18,10 +18,10 @@ import inspect
 import pkgutil
 import re
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from types import ModuleType
+from types import MappingProxyType, ModuleType
 from typing import Any, cast
 
 from megatron_mmsr1.errors import UsageError
@@ -46,12 +46,15 @@ class Registry[T]:
 
     `kind` is its name for people and entry points, `room` the package whose files are the parts that ship, `attribute` what
     such a file calls its part, `key` the setting that names one (for messages). `check` tells which rules of the contract an
-    object breaks; an object that breaks any is refused with the file that it comes from.
+    object breaks; an object that breaks any is refused with the file that it comes from. `shared`: names of parts that differ
+    by a row of a table, and the file of the room that holds them all.
     """
 
-    def __init__(self, kind: str, room: str, attribute: str, *, key: str, check: Check) -> None:
+    def __init__(
+        self, kind: str, room: str, attribute: str, *, key: str, check: Check, shared: Mapping[str, str] = MappingProxyType({})
+    ) -> None:
         self.kind, self.room, self.attribute, self.key = kind, room, attribute, key
-        self._check = check
+        self._check, self._shared = check, shared
         self._found: dict[str, T] = {}
 
     @property
@@ -91,11 +94,8 @@ class Registry[T]:
         room = importlib.util.find_spec(self.room)
         paths = list(room.submodule_search_locations or []) if room else []
         modules = (m.name for m in pkgutil.iter_modules(paths))
-        return {
-            m: f"{self.room}.{m}"
-            for m in modules
-            if not m.startswith("_") and m not in NOT_PARTS and _defines(f"{self.room}.{m}", self.attribute)
-        }
+        found = {m: m for m in modules if not m.startswith("_") and m not in NOT_PARTS} | dict(self._shared)
+        return {n: f"{self.room}.{m}" for n, m in found.items() if _defines(f"{self.room}.{m}", self.attribute)}
 
     def _load(self, name: str) -> tuple[Any, str]:
         """The object, and the file that it comes from."""

@@ -144,7 +144,7 @@ def local_services(cfg: RunConfig, *, engine: bool = True) -> None:
 
 def search(cfg: RunConfig) -> None:
     """What a search server of our own will want: a corpus for what is local, a key for what is not, a store for a replay."""
-    from megatron_mmsr1.search.backends.check import check
+    from megatron_mmsr1.search.backends.tools import check
 
     s = cfg.search
     if s.corpus is None and s.text.backend == "bm25" and s.mode != "replay-strict":

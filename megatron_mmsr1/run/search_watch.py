@@ -10,7 +10,7 @@ from typing import Any
 
 from megatron_mmsr1.config import RunConfig
 from megatron_mmsr1.rollout.jobs import Progress, now_and_then
-from megatron_mmsr1.search.server.facts import ask, identity
+from megatron_mmsr1.search.server.launch import ask, identity
 from megatron_mmsr1.trajectory import ToolStatus, Trajectory
 
 STEP_CAP = "search.budget.step_"  # how the server's word of a reached cap begins; a step's own cap ends with the step

@@ -8,7 +8,7 @@ import orjson
 from fastapi import FastAPI, Request, Response
 from starlette.exceptions import HTTPException
 
-from megatron_mmsr1.search.web.fetch import Fetcher
+from megatron_mmsr1.search.fetch import Fetcher
 from serving.gateway import openapi
 from serving.gateway.access import Access
 from serving.gateway.errors import ApiError, defect

@@ -8,7 +8,7 @@ from typing import Any
 
 from starlette.types import Scope
 
-from megatron_mmsr1.search.web.fetch import Fetcher
+from megatron_mmsr1.search.fetch import Fetcher
 from serving.answering import Ask
 from serving.chat import Chat
 from serving.gateway.errors import ApiError

@@ -9,8 +9,8 @@ from concurrent.futures import ThreadPoolExecutor
 from megatron_mmsr1.config.search import FetchSection
 from megatron_mmsr1.rollout.context import INLINE_IMAGE_BYTES
 from megatron_mmsr1.search.backends.interfaces import SearchFailure
-from megatron_mmsr1.search.web.decode import decode
-from megatron_mmsr1.search.web.fetch import IMAGES, Fetcher, Refused
+from megatron_mmsr1.search.fetch import IMAGES, Fetcher, Refused
+from megatron_mmsr1.search.web.pictures import decode
 from serving.gateway.errors import ApiError
 from serving.settings import GatewaySection
 

@@ -9,8 +9,8 @@ from typing import Any
 from urllib.parse import quote, quote_plus
 
 from megatron_mmsr1.config import SearchConfig
-from megatron_mmsr1.search.backends.check import Tools
 from megatron_mmsr1.search.backends.interfaces import SearchFailure
+from megatron_mmsr1.search.backends.tools import Tools
 from megatron_mmsr1.search.server.compose import make
 from megatron_mmsr1.search.server.metrics import Metrics
 from megatron_mmsr1.search.upstream.ledger import Ledger

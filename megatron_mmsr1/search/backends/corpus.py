@@ -1,20 +1,27 @@
-"""The local corpus: `corpus.jsonl` with {"id", "url", "title", "html"} a line, each page cleaned once."""
+"""The local corpus: `corpus.jsonl` with {"id", "url", "title", "html"} a line, each page cleaned once; and its pictures,
+`images.jsonl` with {"id", "title", "url", "file"} a line, files relative to the directory."""
 
 from __future__ import annotations
 
 import hashlib
+import io
 import re
 import unicodedata
 from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 import orjson
+from PIL import Image
 
 from megatron_mmsr1.errors import UsageError
 from megatron_mmsr1.protocol import clean
-from megatron_mmsr1.search.backends.interfaces import Page
-from megatron_mmsr1.search.server.pages import page_text
+from megatron_mmsr1.search.backends.interfaces import ImageResult, Page, SearchFailure
+from megatron_mmsr1.search.web.pages import page_text
+from megatron_mmsr1.search.web.pictures import reencode
+from megatron_mmsr1.trajectory import ToolStatus
 
 
 class Corpus:
@@ -91,3 +98,56 @@ def words(text: str) -> list[str]:
 def normalise(query: str) -> str:
     """The form of a query that a cache key holds: NFKC, case folded, white space squeezed."""
     return " ".join(unicodedata.normalize("NFKC", query).casefold().split())
+
+
+@dataclass(slots=True, frozen=True)
+class Picture:
+    url: str
+    title: str
+    file: Path
+    line: int  # of the listing
+    sha256: str  # of the file
+
+
+class Gallery:
+    """The pictures of a corpus. `version`: of the listing, the files and the thumbnails' longest side.
+
+    Raises UsageError that names the line and the file if one is missing; whether each is a picture, decoding will show.
+    """
+
+    def __init__(self, directory: Path, thumbnail_pixels: int):
+        self.listing = directory / "images.jsonl"
+        self.pictures: list[Picture] = []
+        self._side = thumbnail_pixels
+        digest = hashlib.sha256()
+        for line, row, raw in rows(self.listing, ("id", "title", "url", "file")):
+            file = (directory / row["file"]).resolve()
+            if not file.is_relative_to(directory.resolve()):
+                raise UsageError(f"{self.listing}:{line}: file {row['file']!r} lies outside {directory}")
+            try:
+                sha = hashlib.sha256(file.read_bytes()).hexdigest()
+            except OSError as e:
+                raise UsageError(f"{self.listing}:{line}: {file}: {e.strerror}") from None
+            digest.update(raw + sha.encode())
+            self.pictures.append(Picture(clean(row["url"]), clean(row["title"]), file, line, sha))
+        if not self.pictures:
+            raise UsageError(f"{self.listing}: holds no picture")
+        self.version = f"{digest.hexdigest()[:16]}:{thumbnail_pixels}"
+        self._thumbnail = lru_cache(1024)(self._make_thumbnail)
+
+    def result(self, n: int, score: float) -> ImageResult:
+        """The n-th picture as a hit. SearchFailure(upstream_error) if its file can no longer be read."""
+        p = self.pictures[n]
+        return ImageResult(p.url, p.title, self._thumbnail(n), score)
+
+    def _make_thumbnail(self, n: int) -> bytes:
+        """The file as it is where it fits, so that a small picture loses nothing."""
+        try:
+            data = self.pictures[n].file.read_bytes()
+        except OSError as e:
+            why = f"{self.pictures[n].file.name} cannot be read any more ({e.strerror})"
+            raise SearchFailure(ToolStatus.UPSTREAM_ERROR, why) from None
+        with Image.open(io.BytesIO(data)) as original:
+            if max(original.size) <= self._side:
+                return data
+        return reencode(data, self._side)

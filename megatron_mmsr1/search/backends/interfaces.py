@@ -7,9 +7,9 @@ prompt must change `version`.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 from megatron_mmsr1.trajectory import ToolStatus
 
@@ -79,13 +79,13 @@ class Backend(Protocol):
 
 
 class TextBackend(Backend, Protocol):
-    async def search(self, query: str, k: int) -> Sequence[TextResult]:
+    async def search(self, query: str, k: int, /) -> Sequence[TextResult]:
         """At most `k` results, best first."""
         ...
 
 
 class ImageBackend(Backend, Protocol):
-    async def search(self, image: bytes, k: int) -> Sequence[ImageResult]:
+    async def search(self, image: bytes, k: int, /) -> Sequence[ImageResult]:
         """At most `k` results for an encoded picture (PNG, JPEG, WebP, GIF, BMP), best first."""
         ...
 
@@ -100,3 +100,38 @@ class Summariser(Backend, Protocol):
     async def summarise(self, query: str, page_text: str) -> str:
         """What the page says on the query, in a few sentences; "" for a page without text."""
         ...
+
+
+# Vendors' result lists as `TextResult`s. Their types are not trusted: a title may be null, a number or missing.
+
+
+def listed(value: Any) -> list[dict[str, Any]]:
+    """The objects of a JSON array; TypeError if it is none."""
+    if not isinstance(value, list):
+        raise TypeError(f"a list of results is documented, not {type(value).__name__}")
+    return [row for row in value if isinstance(row, dict)]
+
+
+def words(value: Any) -> str:
+    """A JSON value as text: strings and numbers; "" for all else."""
+    if isinstance(value, str):
+        return value
+    return str(value) if isinstance(value, int | float) and not isinstance(value, bool) else ""
+
+
+def is_link(value: Any) -> bool:
+    return isinstance(value, str) and value.lower().startswith(("http://", "https://"))
+
+
+def results(rows: Iterable[dict[str, Any]], k: int, *, link: str, title: str, snippet: str, text: str = "") -> list[TextResult]:
+    """At most `k` of the rows that have an http(s) link, under the vendor's names for the fields; the scores fall with rank."""
+    kept = [row for row in rows if is_link(row.get(link))][:k]
+    return [
+        TextResult(row[link], words(row.get(title)), words(row.get(snippet)), 1 / rank, words(row.get(text)))
+        for rank, row in enumerate(kept, 1)
+    ]
+
+
+def version(code: int, **parts: Any) -> str:
+    """`code` is raised when the file's way to ask or to read changes; `parts`: what else the answer depends on."""
+    return ":".join([str(code), *(f"{name}={value}" for name, value in sorted(parts.items()) if value not in (None, "", []))])

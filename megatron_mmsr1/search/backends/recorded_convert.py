@@ -23,8 +23,8 @@ from megatron_mmsr1.config.search import FetchSection
 from megatron_mmsr1.errors import RunError, UsageError
 from megatron_mmsr1.search.backends.interfaces import SearchFailure
 from megatron_mmsr1.search.backends.recorded_source import Found, is_url, read
-from megatron_mmsr1.search.backends.thumbnails import fetch_thumbnail, reencode
-from megatron_mmsr1.search.web.fetch import Fetcher
+from megatron_mmsr1.search.fetch import Fetcher
+from megatron_mmsr1.search.web.pictures import fetch_thumbnail, reencode
 from megatron_mmsr1.search.wire import MAX_IMAGE_BYTES
 
 MAX_SIDE = 512

@@ -24,7 +24,7 @@ from PIL import Image
 
 from megatron_mmsr1.data.safe_pickle import Inert, load
 from megatron_mmsr1.errors import UsageError
-from megatron_mmsr1.search.web.decode import MAX_PIXELS
+from megatron_mmsr1.search.web.pictures import MAX_PIXELS
 
 TITLES = ("tool_returned_web_title_list", "tool_returned_web_title")
 PICTURES = ("tool_returned_images_urls", "cached_images_path")

@@ -6,45 +6,48 @@ retrying that made sense. 4xx: the request itself is wrong. 429 and 503: not now
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
+import logging
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 from urllib.parse import unquote
 
+import orjson
+from pydantic import ValidationError
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response, StreamingResponse
 from starlette.routing import Route
 
 from megatron_mmsr1.config import SearchConfig
 from megatron_mmsr1.search import wire as requests
-from megatron_mmsr1.search.backends.check import Tools
-from megatron_mmsr1.search.server import batch
-from megatron_mmsr1.search.server.bodies import defect, fail, http_error, read_body, respond
-from megatron_mmsr1.search.server.calls import Caller, Calls
+from megatron_mmsr1.search.backends.tools import Tools
+from megatron_mmsr1.search.backends.uploaders.signed_route import PREFIX, PublicFiles
+from megatron_mmsr1.search.server.calls import Body, Caller, Calls, explain
+from megatron_mmsr1.search.server.compose import describe, open_all
 from megatron_mmsr1.search.server.metrics import Metrics
-from megatron_mmsr1.search.server.stats import State
 from megatron_mmsr1.search.store.cache import Cache
-from megatron_mmsr1.search.store.snapshots import describe, open_all
 from megatron_mmsr1.search.upstream.ledger import Account, Ledger
-from megatron_mmsr1.search.web.public import PREFIX, PublicFiles
 from megatron_mmsr1.trajectory import ToolStatus
 
 MAX_ID_CHARS = 512
+BATCH_TYPE = "text/plain; charset=utf-8"
 
 
 class SearchApp:
     """The endpoints over one `Calls`."""
 
     def __init__(self, cfg: SearchConfig, cache_path: Path | None):
+        self._cfg, self._started = cfg, time.monotonic()
         self._metrics = Metrics()
         self._ledger = Ledger(_ledger_path(cfg, cache_path), cfg.budget)
         self._public = PublicFiles()
         backends, store = open_all(cfg, cache_path, Tools(cfg, self._metrics, self._ledger, self._public))
         m = self._metrics
         self._calls = Calls(cfg, backends, Cache(store, cfg.mode, m.store_errors.inc, m.replay_misses.inc), m)
-        self._state = State(cfg, self._calls, self._ledger, m)
         self._ready = False
 
     def asgi(self) -> Starlette:
@@ -89,8 +92,8 @@ class SearchApp:
         return endpoint
 
     async def _batch(self, request: Request) -> Response:
-        asked = batch.parse(await read_body(request, requests.MAX_BATCH_BYTES))
-        return StreamingResponse(batch.run(self._calls, asked, _account(request)), media_type=batch.MEDIA_TYPE)
+        asked = parse_batch(await read_body(request, requests.MAX_BATCH_BYTES))
+        return StreamingResponse(run_batch(self._calls, asked, _account(request)), media_type=BATCH_TYPE)
 
     async def _retrieve(self, request: Request) -> Response:
         reply = await self._calls.answer("retrieve", await read_body(request), Caller(_account(request)))
@@ -99,7 +102,21 @@ class SearchApp:
         return respond({"result": reply["result"]})
 
     async def _stats(self, _: Request) -> Response:
-        return respond(self._state.stats())
+        """Counts since the server started; `spend` is the ledger's, over all of its life."""
+        held = describe(self._calls.cache, self._calls.backends)
+        return respond(
+            {
+                "mode": held["mode"],
+                "seconds": round(time.monotonic() - self._started, 3),
+                "in_flight": self._calls.in_flight,
+                "snapshot": {"id": held["id"], "entries": held["entries"]},
+                "backends": held["backends"],
+                "upstreams": {name: m.plain() for name, m in self._metrics.upstreams.held.items()},
+                **self._metrics.plain(),
+                "budget": self._cfg.budget.model_dump(exclude={"ledger"}, exclude_none=True),
+                "spend": self._ledger.spent(),
+            }
+        )
 
     async def _snapshot(self, _: Request) -> Response:
         return respond(describe(self._calls.cache, self._calls.backends))
@@ -138,3 +155,87 @@ def _ledger_path(cfg: SearchConfig, cache_path: Path | None) -> Path | None:
     if cfg.budget.ledger is not None:
         return Path(cfg.budget.ledger)
     return None if cache_path is None else cache_path.with_name(cache_path.name + ".ledger")
+
+
+# ----------------------------------------------------------------------------------------------------------------------- bodies
+async def read_body(request: Request, limit: int = requests.MAX_BODY_BYTES) -> bytes:
+    """The whole body. Raises HTTPException 413 past `limit` bytes, 400 for one that breaks off."""
+    chunks, size = [], 0
+    try:
+        async for chunk in request.stream():
+            size += len(chunk)
+            if size > limit:
+                raise HTTPException(413, f"the body is larger than {limit} bytes")
+            chunks.append(chunk)
+    except ClientDisconnect:  # nobody reads this answer; the metrics count it
+        raise HTTPException(400, "the connection ended before the body did") from None
+    return b"".join(chunks)
+
+
+def respond(body: Body, code: int = 200, headers: dict[str, str] | None = None) -> Response:
+    return Response(orjson.dumps(body), code, headers, "application/json")
+
+
+def fail(code: int, status: ToolStatus, detail: str, headers: dict[str, str] | None = None) -> Response:
+    return respond({"status": status, "detail": detail}, code, headers)
+
+
+async def http_error(_: Request, e: Exception) -> Response:
+    """Starlette's handler of HTTPException: an unknown path, a wrong method, a body that is refused."""
+    if not isinstance(e, HTTPException):
+        raise e
+    return fail(e.status_code, ToolStatus.REFUSED, e.detail, dict(e.headers or {}))
+
+
+async def defect(_: Request, e: Exception) -> Response:
+    """Starlette's handler of everything else: the caller gets a typed error, the log its traceback."""
+    return fail(500, ToolStatus.UPSTREAM_ERROR, f"the search server failed ({type(e).__name__}); its log has the trace")
+
+
+# ------------------------------------------------------------------------------------------------------------------------ batch
+def parse_batch(body: bytes) -> requests.BatchRequest:
+    """Raises HTTPException 400 for what is no batch; a single bad call in it is only that call's failure."""
+    try:
+        return requests.BatchRequest.model_validate_json(body)
+    except ValidationError as e:
+        raise HTTPException(400, explain(e)) from None
+
+
+async def run_batch(calls: Calls, batch: requests.BatchRequest, who: Account) -> AsyncIterator[bytes]:
+    """The reply's lines, each call's as it is done: `PLACE CODE JSON`, PLACE being the call's place in the request, CODE and
+    JSON what its own endpoint would have answered. A step's thousands of searches cost a tenth of what as many requests would.
+
+    Should the caller go away, the calls end with it (what they wait for goes on, for others)."""
+    done: asyncio.Queue[bytes] = asyncio.Queue()
+
+    async def one(place: int, call: requests.BatchedCall) -> None:
+        code, reply = await _answer(calls, call, Caller(who, call.call))
+        done.put_nowait(b"%d %d %b\n" % (place, code, reply))
+
+    loop = asyncio.get_running_loop()
+    # Eager: what the store holds is answered before the first of the others waits.
+    tasks = [asyncio.Task(one(n, c), loop=loop, eager_start=True) for n, c in enumerate(batch.calls)]
+    try:
+        left = len(tasks)
+        while left:
+            lines = [await done.get()]
+            while not done.empty():
+                lines.append(done.get_nowait())
+            left -= len(lines)
+            yield b"".join(lines)
+    finally:
+        for t in tasks:
+            t.cancel()
+
+
+async def _answer(calls: Calls, call: requests.BatchedCall, caller: Caller) -> tuple[int, bytes]:
+    """Always an answer: a call without one would hold up its batch for ever."""
+    try:
+        return 200, orjson.dumps(await calls.answer(call.op, call.body, caller))
+    except HTTPException as e:
+        status = ToolStatus.RATE_LIMITED if e.status_code == 429 else ToolStatus.REFUSED
+        return e.status_code, orjson.dumps({"status": status, "detail": e.detail})
+    except Exception as e:  # a defect costs its call, not the batch
+        logging.getLogger(__name__).exception("a call of a batch failed")
+        why = f"the search server failed ({type(e).__name__}); its log has the trace"
+        return 500, orjson.dumps({"status": ToolStatus.UPSTREAM_ERROR, "detail": why})

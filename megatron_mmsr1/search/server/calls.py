@@ -7,9 +7,11 @@ from __future__ import annotations
 
 import asyncio
 import binascii
+import hashlib
 import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
+from itertools import count
 from typing import Any
 
 import orjson
@@ -19,18 +21,16 @@ from starlette.exceptions import HTTPException
 from megatron_mmsr1.config import SearchConfig
 from megatron_mmsr1.search import wire as requests
 from megatron_mmsr1.search.backends.interfaces import Backend, SearchFailure
-from megatron_mmsr1.search.server import outcomes
-from megatron_mmsr1.search.server.bodies import Body, explain
 from megatron_mmsr1.search.server.compose import Backends
 from megatron_mmsr1.search.server.metrics import Metrics
-from megatron_mmsr1.search.server.pipelines import ImageSearch, TextSearch
-from megatron_mmsr1.search.server.retrieve import retrieve
+from megatron_mmsr1.search.server.pipelines import ImageSearch, TextSearch, retrieve
 from megatron_mmsr1.search.store.cache import Cache, Value
 from megatron_mmsr1.search.upstream.deadline import within
 from megatron_mmsr1.search.upstream.ledger import Account, account
 from megatron_mmsr1.trajectory import ToolStatus
 
 MAX_IN_FLIGHT = 16_384  # beyond it a call is answered 429 at once, rather than all of them late
+Body = dict[str, Any]
 
 
 @dataclass(slots=True, frozen=True)
@@ -97,7 +97,7 @@ class Calls:
         reply: Body = {}
         failed: SearchFailure | None = None
         try:
-            recorded = outcomes.find(self.cache, op, caller.call, request)
+            recorded = recorded_outcome(self.cache, op, caller.call, request)
             if recorded is not None:
                 return recorded
             async with within(self._deadline_s, "the call"):
@@ -105,7 +105,7 @@ class Calls:
         except SearchFailure as e:
             reply, failed = {"status": e.status, "detail": e.detail}, e
         try:
-            await outcomes.keep(self.cache, op, caller.call, request, reply, failed=failed is not None)
+            await keep_outcome(self.cache, op, caller.call, request, reply, failed=failed is not None)
         except SearchFailure as unkept:
             first = "" if failed is None else f"{failed.detail}; "
             reply = {"status": (failed or unkept).status, "detail": first + unkept.detail}
@@ -151,3 +151,61 @@ def _found(value: Value, backend: Backend) -> Body:
         "degraded": value.degraded,
         "backend": backend.name,
     }
+
+
+def explain(e: ValidationError) -> str:
+    """The first few things that are wrong with a request, each with its field."""
+    errors = e.errors(include_input=False)[:5]
+    return "; ".join(": ".join(filter(None, (".".join(str(p) for p in err["loc"]), err["msg"]))) for err in errors)
+
+
+# -------------------------------------------------------------------------------------------------------------------- outcomes
+# What one call met, where that is not what everyone gets: a failure, or a result that is degraded. In `record` it is kept under
+# the call's own id and what it asked, in the replays it is the first thing looked for. So a recorded run's failures come back
+# to the very calls that met them, and stand in the way of nobody else: not of a call that was answered in full, nor of one that
+# has the same id in another run and asks something else.
+#
+# A call may be asked again after it failed (rollout/throttle.py does, and a resumed run). Its outcomes are numbered; the last
+# one is what the run went on with; ANSWERED says that this was what everyone gets.
+OUTCOME = "outcome"
+ANSWERED = b"answered"
+
+
+def recorded_outcome(cache: Cache, op: str, call: str, request: requests.Request) -> Body | None:
+    """The reply that this call got when the snapshot was recorded; None where it got what everyone gets."""
+    if not call or not cache.replays:
+        return None
+    _, last = _outcomes(cache, _outcome(op, call, request))
+    return None if last in (None, ANSWERED) else {**orjson.loads(last), "cached": True}
+
+
+async def keep_outcome(cache: Cache, op: str, call: str, request: requests.Request, body: Body, *, failed: bool) -> None:
+    """Record `body`, if it is one of a kind. `failed`: it holds no result, whatever its status. Raises SearchFailure if it
+    cannot be kept."""
+    if not call or cache.mode != "record":
+        return
+    name = _outcome(op, call, request)
+    n, last = _outcomes(cache, name)
+    now = orjson.dumps(body) if failed or body.get("degraded") else ANSWERED
+    if now != (last or ANSWERED):
+        await cache.put(_place(name, n), OUTCOME, now)
+
+
+def _outcomes(cache: Cache, name: bytes) -> tuple[int, bytes | None]:
+    """How many outcomes of a call there are, and the last."""
+    last = None
+    for n in count():
+        held = cache.get(_place(name, n))
+        if held is None:
+            return n, last
+        last = held
+    raise AssertionError("unreachable")
+
+
+def _outcome(op: str, call: str, request: requests.Request) -> bytes:
+    asked = hashlib.sha256(request.model_dump_json().encode()).hexdigest()
+    return orjson.dumps([OUTCOME, op, call, asked])
+
+
+def _place(name: bytes, n: int) -> bytes:
+    return hashlib.sha256(b"%d %b" % (n, name)).digest()

@@ -5,8 +5,10 @@ from __future__ import annotations
 import os
 import sys
 from pathlib import Path
+from typing import Any
 
 from megatron_mmsr1.config import SearchConfig
+from megatron_mmsr1.procs import http
 from megatron_mmsr1.procs.http import answers
 from megatron_mmsr1.procs.ports import HOST
 from megatron_mmsr1.procs.service import Command, Service
@@ -21,7 +23,7 @@ def command(
     cfg: SearchConfig, *, cache_path: Path | None, log: Path, port: int = 0, host: str = HOST, startup_s: float = 120.0
 ) -> Command:
     """The server of `cfg`, on a socket that is bound by whoever starts it and inherited; port 0 takes a free one."""
-    argv = [sys.executable, "-m", "megatron_mmsr1.search.server", "--json", cfg.model_dump_json(), "--host", host]
+    argv = [sys.executable, "-m", "megatron_mmsr1.search.server.main", "--json", cfg.model_dump_json(), "--host", host]
     argv += ["--cache", str(cache_path)] if cache_path is not None else []
     return Command(
         name=NAME,
@@ -44,3 +46,26 @@ def launch(
     Raises RunError if the port is taken, or with the log's end if the server does not come up within `startup_s` seconds.
     """
     return Service(command(cfg, cache_path=cache_path, log=log, port=port, host=host, startup_s=startup_s)).start()
+
+
+# What a running search server says of itself: its snapshot and its counts.
+
+TIMEOUT_S = 5.0
+
+
+def identity(url: str | None) -> dict[str, Any]:
+    """{"mode", "id", "backends"} of a search server's snapshot: what goes into checkpoints, dumps, evaluations and reports.
+    {} where no server can say it."""
+    held = ask(url, "/v1/snapshot")
+    return {k: held[k] for k in ("mode", "id", "backends") if k in held}
+
+
+def ask(url: str | None, path: str) -> dict[str, Any]:
+    """A page of the search server's as JSON; {} where there is none."""
+    if url is None:
+        return {}
+    try:
+        said = http.get(url.rstrip("/") + path, timeout_s=TIMEOUT_S).json()
+    except http.Unanswered:  # a server of another make, or one that is down: nothing to tell
+        return {}
+    return said if isinstance(said, dict) else {}

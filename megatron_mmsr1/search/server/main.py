@@ -1,4 +1,4 @@
-"""The search server as a process: `python -m megatron_mmsr1.search.server --config run.yaml`."""
+"""The search server as a process: `python -m megatron_mmsr1.search.server.main --config run.yaml`."""
 
 from __future__ import annotations
 
@@ -85,7 +85,9 @@ def _announce(port: int) -> None:
 
 
 def _parser() -> argparse.ArgumentParser:
-    p = argparse.ArgumentParser(prog="python -m megatron_mmsr1.search.server", description="Serve search from a local corpus.")
+    p = argparse.ArgumentParser(
+        prog="python -m megatron_mmsr1.search.server.main", description="Serve search from a local corpus."
+    )
     p.add_argument("--config", help="a run's YAML; its search section is used")
     p.add_argument("--json", help="the search section itself, as JSON")
     p.add_argument("--host", default="127.0.0.1")
@@ -94,3 +96,7 @@ def _parser() -> argparse.ArgumentParser:
     p.add_argument("--fd", type=int, help=argparse.SUPPRESS)
     p.add_argument("overrides", nargs="*", help="key=value, on top of --config")
     return p
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

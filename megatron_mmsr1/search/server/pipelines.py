@@ -6,19 +6,20 @@ network lies behind them, beside the whole: another query that finds the same pa
 
 from __future__ import annotations
 
+import asyncio
 from dataclasses import asdict
+from typing import Any
 
 import orjson
 
 from megatron_mmsr1.config import SearchConfig
 from megatron_mmsr1.protocol import ImageHit, TextHit, clean
 from megatron_mmsr1.search.backends.corpus import normalise
-from megatron_mmsr1.search.backends.first_successes import Successes, first_successes
 from megatron_mmsr1.search.backends.interfaces import Backend, ImageBackend, Page, SearchFailure, TextResult
 from megatron_mmsr1.search.server.compose import Backends
 from megatron_mmsr1.search.store.cache import Cache, Value, cache_key
-from megatron_mmsr1.search.upstream.deadline import remaining, within
-from megatron_mmsr1.search.wire import MAX_K, hit_to_wire
+from megatron_mmsr1.search.upstream.deadline import Successes, first_successes, remaining, within
+from megatron_mmsr1.search.wire import MAX_K, RetrieveRequest, hit_to_wire
 from megatron_mmsr1.trajectory import ToolStatus
 
 PIPELINE = 1  # raise it when what is made of the same parts changes
@@ -154,3 +155,27 @@ def _worst(got: Successes[TextHit]) -> SearchFailure:
 
 def _wire(hits: list[TextHit]) -> bytes:
     return orjson.dumps([asdict(h) for h in hits])
+
+
+# Search-R1's retrieval contract (`POST /retrieve`), which the community's agents speak.
+
+DEFAULT_TOPK = 3
+
+
+async def retrieve(search: TextSearch, request: RetrieveRequest) -> dict[str, Any]:
+    """{"result": one list a query}: documents {"id", "contents"}, each beside its score if `return_scores`.
+
+    `contents` is the title in quotes, a newline, the text. The contract has no place for the failure of one query, so any
+    SearchFailure is the failure of the request.
+    """
+
+    async def document(found: TextResult) -> dict[str, Any]:
+        page = await search.page(found)
+        row = {"id": found.url, "contents": f'"{page.title or found.title}"\n{page.text}'}
+        return {"document": row, "score": found.score} if request.return_scores else row
+
+    async def one(query: str) -> list[dict[str, Any]]:
+        found = await search.results(query, request.topk or DEFAULT_TOPK)
+        return [await document(r) for r in found] if search.local else await asyncio.gather(*map(document, found))
+
+    return {"result": [await one(q) for q in request.queries]}

@@ -7,9 +7,10 @@ from __future__ import annotations
 
 import asyncio
 import math
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from contextvars import ContextVar
+from dataclasses import dataclass, field
 
 from megatron_mmsr1.search.backends.interfaces import SearchFailure
 from megatron_mmsr1.trajectory import ToolStatus
@@ -41,3 +42,57 @@ async def within(seconds: float, what: str) -> AsyncIterator[None]:
         raise SearchFailure(ToolStatus.TIMEOUT, f"{what} took longer than {given:.3g} s") from None
     finally:
         _end.reset(token)
+
+
+# K successes out of a list of candidates, at once and in rank order: where one fails, the next in line takes its place.
+
+MARGIN = 0.05  # of the time left, kept back to put together what there is
+
+
+@dataclass(slots=True)
+class Successes[T]:
+    """`hits` by the candidate's rank; `cut_short`: infrastructure or the deadline, not the candidates, set the number."""
+
+    hits: dict[int, T] = field(default_factory=dict)
+    failures: list[SearchFailure] = field(default_factory=list)
+
+    @property
+    def cut_short(self) -> bool:
+        return any(f.status.infrastructure for f in self.failures)
+
+
+async def first_successes[C, T](candidates: Sequence[C], k: int, attempt: Callable[[C], Awaitable[T]]) -> Successes[T]:
+    """Try candidates in rank order, at most `k` at a time, until `k` succeed, none is left or the deadline is near.
+
+    `attempt` raises SearchFailure for a candidate that is no use. Never raises it itself.
+    """
+    got: Successes[T] = Successes()
+    line = iter(enumerate(candidates))
+
+    async def place() -> None:
+        for rank, candidate in line:
+            try:
+                got.hits[rank] = await attempt(candidate)
+                return
+            except SearchFailure as e:
+                got.failures.append(e)
+
+    loop = asyncio.get_running_loop()
+    # Eager tasks: what a local backend answers without waiting costs no turn of the loop.
+    places = [asyncio.Task(place(), loop=loop, eager_start=True) for _ in range(min(k, len(candidates)))]
+    running = [p for p in places if not p.done()]
+    try:
+        if running:
+            left = remaining()
+            await asyncio.wait(running, timeout=None if left == float("inf") else left * (1 - MARGIN))
+    finally:
+        late = [p for p in running if not p.done()]
+        for p in late:
+            p.cancel()
+        if late:
+            await asyncio.gather(*late, return_exceptions=True)
+    for p in places:
+        if not p.cancelled():
+            p.result()  # a defect of a backend is not a failure of a page
+    got.failures += [SearchFailure(ToolStatus.TIMEOUT, "no time was left for the page")] * len(late)
+    return got

@@ -16,7 +16,7 @@ from typing import Any, cast
 import httpcore
 
 from megatron_mmsr1.search.upstream.deadline import remaining
-from megatron_mmsr1.search.web.addresses import FetchFailed, Reason, Refused
+from megatron_mmsr1.search.web.urls import FetchFailed, Reason, Refused
 from megatron_mmsr1.trajectory import ToolStatus
 
 LOOKUPS = 64  # at once; a look-up blocks its thread for as long as the resolver pleases, so other work shares none of them

@@ -9,23 +9,19 @@ shortlist holds all of them.
 from __future__ import annotations
 
 import asyncio
-import hashlib
-import io
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
-from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
 from megatron_mmsr1.config.search import ImageSection
 from megatron_mmsr1.errors import UsageError
-from megatron_mmsr1.protocol import clean
-from megatron_mmsr1.search.backends.check import Tools
-from megatron_mmsr1.search.backends.corpus import rows
+from megatron_mmsr1.search.backends.corpus import Gallery
 from megatron_mmsr1.search.backends.interfaces import ImageResult, SearchFailure
-from megatron_mmsr1.search.web.decode import decode
+from megatron_mmsr1.search.backends.tools import Tools
+from megatron_mmsr1.search.web.pictures import decode
 
 GRID = 12
 WORK = 4 * GRID  # side that a picture is shrunk to before its views are made
@@ -33,57 +29,41 @@ TURNS = range(-15, 16, 5)  # degrees
 CROPS = (0.0, 0.08, 0.16)  # share of a side that is cut away, from the middle and into each corner
 CORNERS = ((0, 0), (1, 1), (1, -1), (-1, 1), (-1, -1))
 SHORTLIST = 32
-THUMBNAIL = 512  # longest side of a returned picture
 INLINE_BYTES = 64 * 1024  # a query up to this size is decoded at once; a thread hop would cost more
 
 
-def make(_: ImageSection, tools: Tools) -> DescriptorIndex:
+def make(section: ImageSection, tools: Tools) -> DescriptorIndex:
     if tools.directory is None:
         raise UsageError("search.image.backend=descriptor needs search.corpus, a directory with images.jsonl")
-    return DescriptorIndex(tools.directory)
+    return DescriptorIndex(Gallery(tools.directory, section.thumbnail_pixels))
 
 
 class DescriptorIndex:
-    """Pictures of a directory's `images.jsonl` ({"id", "title", "url", "file"} a line, files relative to the directory).
-
-    Raises UsageError that names the line and the file if one is missing or is no picture.
-    """
+    """Raises UsageError that names the file of the corpus that is no picture."""
 
     name = "descriptor"
     local = True
 
-    def __init__(self, directory: str | Path):
-        root = Path(directory)
-        listing = root / "images.jsonl"
-        self._entries: list[tuple[str, str, Path]] = []  # url, title, file
+    def __init__(self, gallery: Gallery):
+        self._gallery = gallery
         grids: list[np.ndarray] = []
-        digest = hashlib.sha256()
-        for line, row, raw in rows(listing, ("id", "title", "url", "file")):
-            file = (root / row["file"]).resolve()
-            if not file.is_relative_to(root.resolve()):
-                raise UsageError(f"{listing}:{line}: file {row['file']!r} lies outside {root}")
+        for p in gallery.pictures:
             try:
-                data = file.read_bytes()
-                grids.append(grid(decode(data, draft=WORK)))
+                grids.append(grid(decode(p.file.read_bytes(), draft=WORK)))
             except (OSError, SearchFailure) as e:
-                raise UsageError(f"{listing}:{line}: {file}: {e}") from None
-            digest.update(raw + data)
-            self._entries.append((clean(row["url"]), clean(row["title"]), file))
-        if not grids:
-            raise UsageError(f"{listing}: holds no picture")
+                raise UsageError(f"{gallery.listing}:{p.line}: {p.file}: {e}") from None
         self._grids = np.stack(grids)  # float32 [N, GRID * GRID * 3]
-        self.version = f"1:{digest.hexdigest()[:16]}"
+        self.version = f"2:{gallery.version}"
         self._pool = ThreadPoolExecutor(2, "decode")
         # A picture's views take 130 KB and a millisecond: made when it is first shortlisted.
         self._views = lru_cache(1024)(self._make_views)
-        self._thumbnail = lru_cache(1024)(self._make_thumbnail)
 
     async def search(self, image: bytes, k: int) -> Sequence[ImageResult]:
         if len(image) <= INLINE_BYTES:
             query = grid(decode(image, draft=WORK))
         else:
             query = await asyncio.get_running_loop().run_in_executor(self._pool, lambda: grid(decode(image, draft=WORK)))
-        return [self._result(i, s) for i, s in self.rank(query, k)]
+        return [self._gallery.result(i, s) for i, s in self.rank(query, k)]
 
     def rank(self, query: np.ndarray, k: int) -> list[tuple[int, float]]:
         """(place in the index, best cosine) of `k` pictures for a `grid`, best first; ties in file order."""
@@ -93,22 +73,7 @@ class DescriptorIndex:
         return [(i, -s) for s, i in scored[:k]]
 
     def _make_views(self, i: int) -> np.ndarray:
-        return views(decode(self._entries[i][2].read_bytes(), draft=WORK))
-
-    def _result(self, i: int, score: float) -> ImageResult:
-        url, title, _ = self._entries[i]
-        return ImageResult(url, title, self._thumbnail(i), score)
-
-    def _make_thumbnail(self, i: int) -> bytes:
-        data = self._entries[i][2].read_bytes()
-        image = decode(data, draft=THUMBNAIL)
-        with Image.open(io.BytesIO(data)) as original:
-            if max(original.size) <= THUMBNAIL:
-                return data
-        image.thumbnail((THUMBNAIL, THUMBNAIL))
-        out = io.BytesIO()
-        image.save(out, "PNG")
-        return out.getvalue()
+        return views(decode(self._gallery.pictures[i].file.read_bytes(), draft=WORK))
 
     async def close(self) -> None:
         self._pool.shutdown(wait=False, cancel_futures=True)

@@ -20,8 +20,8 @@ from megatron_mmsr1.config.search import ImageSection
 from megatron_mmsr1.config.section import Section
 from megatron_mmsr1.errors import UsageError
 from megatron_mmsr1.protocol import clean
-from megatron_mmsr1.search.backends.check import Tools
 from megatron_mmsr1.search.backends.interfaces import ImageResult, SearchFailure
+from megatron_mmsr1.search.backends.tools import Tools
 from megatron_mmsr1.trajectory import ToolStatus
 
 _FILE = re.compile(r"images/[0-9a-f]{2}/([0-9a-f]{64})\.(jpg|png)", re.ASCII)

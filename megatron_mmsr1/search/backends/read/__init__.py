@@ -1,4 +1,4 @@
-"""Readers of web pages, a file each: `make(section, tools)` gives a `search.interfaces.Reader`."""
+"""Readers of web pages, a file each: `make(section, tools)` gives a `search.backends.interfaces.Reader`."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 
 from megatron_mmsr1.plugins.registry import Registry, is_callable
 
-Make = Callable[..., Any]  # (section, search.tools.Tools)
+Make = Callable[..., Any]  # (section, search.backends.tools.Tools)
 REGISTRY: Registry[Make] = Registry(
     "page_reader", __name__, "make", key="search.read.backend", check=is_callable("(section, tools)")
 )

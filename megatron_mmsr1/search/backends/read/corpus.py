@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from megatron_mmsr1.config.search import ReadSection
-from megatron_mmsr1.search.backends.check import Tools
 from megatron_mmsr1.search.backends.corpus import Corpus
 from megatron_mmsr1.search.backends.interfaces import Page, SearchFailure
+from megatron_mmsr1.search.backends.tools import Tools
 from megatron_mmsr1.trajectory import ToolStatus
 
 

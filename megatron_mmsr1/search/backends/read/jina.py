@@ -9,14 +9,11 @@ import httpx
 from megatron_mmsr1.config.search import ReadSection
 from megatron_mmsr1.config.section import Section
 from megatron_mmsr1.protocol import clean
-from megatron_mmsr1.search.backends.check import Tools
-from megatron_mmsr1.search.backends.interfaces import Page, SearchFailure
-from megatron_mmsr1.search.backends.text._results import version, words
-from megatron_mmsr1.search.upstream.endpoint import endpoint
+from megatron_mmsr1.search.backends.interfaces import Page, SearchFailure, version, words
+from megatron_mmsr1.search.backends.tools import Tools, endpoint
 from megatron_mmsr1.search.upstream.secrets import Secret
 from megatron_mmsr1.search.upstream.upstream import Ask, Upstream, message
-from megatron_mmsr1.search.web.addresses import Reason, Refused, refusal
-from megatron_mmsr1.search.web.urls import Allowed, own_name, parse
+from megatron_mmsr1.search.web.urls import Allowed, Reason, Refused, own_name, parse, refusal
 from megatron_mmsr1.trajectory import ToolStatus
 
 URL = "https://r.jina.ai"

@@ -8,12 +8,11 @@ import os
 from pydantic import BaseModel, ConfigDict, Field
 
 from megatron_mmsr1.config.search import ReadSection
-from megatron_mmsr1.search.backends.check import Tools
 from megatron_mmsr1.search.backends.interfaces import Page
-from megatron_mmsr1.search.server.pages import plain_text
+from megatron_mmsr1.search.backends.tools import Tools
+from megatron_mmsr1.search.fetch import Fetcher
 from megatron_mmsr1.search.upstream.upstream import Upstream
-from megatron_mmsr1.search.web.extract import Extractors
-from megatron_mmsr1.search.web.fetch import Fetcher
+from megatron_mmsr1.search.web.pages import Extractors, plain_text
 
 RULES = 1  # of pages.py: another number where the same page comes out in another way
 

@@ -1,4 +1,4 @@
-"""Summarisers of pages, a file each: `make(section, tools)` gives a `search.interfaces.Summariser`."""
+"""Summarisers of pages, a file each: `make(section, tools)` gives a `search.backends.interfaces.Summariser`."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 
 from megatron_mmsr1.plugins.registry import Registry, is_callable
 
-Make = Callable[..., Any]  # (section, search.tools.Tools)
+Make = Callable[..., Any]  # (section, search.backends.tools.Tools)
 REGISTRY: Registry[Make] = Registry(
     "summariser", __name__, "make", key="search.summarise.backend", check=is_callable("(section, tools)")
 )

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from functools import lru_cache
 
 from megatron_mmsr1.config.search import SummariseSection
-from megatron_mmsr1.search.backends.check import Tools
 from megatron_mmsr1.search.backends.corpus import STOP, words
-from megatron_mmsr1.search.server.pages import sentences
+from megatron_mmsr1.search.backends.tools import Tools
+from megatron_mmsr1.search.web.pages import sentences
 
 PAGE_CHARS = 30_000  # what the paper's summariser reads of a page
 K1, B = 1.2, 0.75  # BM25's usual saturation and length normalisation, a sentence being the document

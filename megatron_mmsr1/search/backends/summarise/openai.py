@@ -11,13 +11,11 @@ from pydantic import Field
 from megatron_mmsr1.config.search import SummariseSection
 from megatron_mmsr1.config.section import Section
 from megatron_mmsr1.protocol import clean
-from megatron_mmsr1.search.backends.check import Tools
-from megatron_mmsr1.search.backends.interfaces import SearchFailure
-from megatron_mmsr1.search.backends.text._results import version
-from megatron_mmsr1.search.server.pages import sentences
-from megatron_mmsr1.search.upstream.endpoint import endpoint
+from megatron_mmsr1.search.backends.interfaces import SearchFailure, version
+from megatron_mmsr1.search.backends.tools import Tools, endpoint
 from megatron_mmsr1.search.upstream.secrets import Secret
 from megatron_mmsr1.search.upstream.upstream import Ask, Upstream, message
+from megatron_mmsr1.search.web.pages import sentences
 from megatron_mmsr1.trajectory import ToolStatus
 
 PAGE_CHARS = 30_000  # what the paper's summariser reads of a page

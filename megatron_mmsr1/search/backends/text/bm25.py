@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 
 from megatron_mmsr1.config.search import TextSection
-from megatron_mmsr1.search.backends.check import Tools
 from megatron_mmsr1.search.backends.corpus import Corpus, words
 from megatron_mmsr1.search.backends.interfaces import TextResult
+from megatron_mmsr1.search.backends.tools import Tools
 
 TITLE_WEIGHT = 3.0  # a page is first of all about what its title says; others merely mention it
 SNIPPET_CHARS = 200

@@ -7,10 +7,8 @@ from typing import Any
 
 from megatron_mmsr1.config.search import TextSection
 from megatron_mmsr1.config.section import Section
-from megatron_mmsr1.search.backends.check import Tools
-from megatron_mmsr1.search.backends.interfaces import SearchFailure, TextResult
-from megatron_mmsr1.search.backends.text._results import listed, results, version
-from megatron_mmsr1.search.upstream.endpoint import endpoint
+from megatron_mmsr1.search.backends.interfaces import SearchFailure, TextResult, listed, results, version
+from megatron_mmsr1.search.backends.tools import Tools, endpoint
 from megatron_mmsr1.search.upstream.secrets import Secret
 from megatron_mmsr1.search.upstream.upstream import Ask, Upstream, message
 from megatron_mmsr1.trajectory import ToolStatus

@@ -12,7 +12,7 @@ from typing import Protocol
 from megatron_mmsr1.config.search import ImageSection
 from megatron_mmsr1.errors import UsageError
 from megatron_mmsr1.plugins.registry import Registry, is_callable
-from megatron_mmsr1.search.backends.check import Tools
+from megatron_mmsr1.search.backends.tools import Tools
 
 
 class Uploader(Protocol):

@@ -24,8 +24,8 @@ from pydantic import Field
 from megatron_mmsr1.config.search import ImageSection
 from megatron_mmsr1.config.section import Section
 from megatron_mmsr1.errors import UsageError
-from megatron_mmsr1.search.backends.check import Tools, typed
 from megatron_mmsr1.search.backends.interfaces import SearchFailure
+from megatron_mmsr1.search.backends.tools import Tools, typed
 from megatron_mmsr1.search.upstream.deadline import within
 from megatron_mmsr1.search.upstream.secrets import Secret
 from megatron_mmsr1.trajectory import ToolStatus

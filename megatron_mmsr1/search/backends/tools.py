@@ -18,7 +18,10 @@ from megatron_mmsr1.search.upstream.secrets import Keys, Secret
 from megatron_mmsr1.search.upstream.upstream import Upstream
 
 if TYPE_CHECKING:
-    from megatron_mmsr1.search.web.public import PublicFiles
+    from megatron_mmsr1.search.backends.uploaders.signed_route import PublicFiles
+
+
+from urllib.parse import urlsplit
 
 
 class Tools:
@@ -84,3 +87,27 @@ def typed[M: BaseModel](options: dict[str, Any], model: type[M], where: str) -> 
         key = ".".join(str(p) for p in err["loc"])
         known = ", ".join(model.model_fields) or "none"
         raise UsageError(f"{where}.{key}: {err['msg']} (keys here: {known})") from None
+
+
+# Where a backend is asked: the base URL of its section, or the vendor's.
+
+
+def endpoint(section: BackendSection, setting: str, default: str | None = None, like: str = "http://host:8080") -> str:
+    """The base URL without a slash at its end. `setting`: the section's name in the config, e.g. search.text.
+
+    Raises UsageError where there is none, or one that is no http(s) URL. What stands in it is not repeated, for a user name and
+    a password may; it may have no query, which a request's own would replace.
+    """
+    url = section.url or default
+    if url is None:
+        raise UsageError(f"{setting}.url is not set: {section.backend} has no public server; name yours, e.g. {like}")
+    try:
+        parts = urlsplit(url)
+        fits = (
+            parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0 and not parts.query + parts.fragment
+        )
+    except ValueError:  # a port that is no number, brackets that do not close
+        fits = False
+    if not fits:
+        raise UsageError(f"{setting}.url is not a base URL: write it as {like}, without ? and #")
+    return url.rstrip("/")

@@ -1,4 +1,4 @@
-"""`mmsr1 search stats`: what a store holds, or what a search server has done so far."""
+"""What `mmsr1 search stats`, `export` and `import` show: a table, or one JSON object on stdout."""
 
 from __future__ import annotations
 
@@ -10,18 +10,17 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from megatron_mmsr1.config import SearchConfig
 from megatron_mmsr1.errors import RunError
 from megatron_mmsr1.procs import http
-from megatron_mmsr1.search.server.calls import Calls
-from megatron_mmsr1.search.server.metrics import Metrics
 from megatron_mmsr1.search.store import entries as store_entries
 from megatron_mmsr1.search.store import file as store_file
-from megatron_mmsr1.search.store.snapshots import describe
-from megatron_mmsr1.search.upstream.ledger import Ledger
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
+
+
+from megatron_mmsr1.search.store.snapshot import export, import_
+from megatron_mmsr1.search.store.snapshot_file import Manifest
 
 TIMEOUT_S = 10.0
 
@@ -164,23 +163,46 @@ def _utc(seconds: float | None) -> str | None:
     return None if seconds is None else time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(seconds))
 
 
-# The server's own account of itself, for `mmsr1 search stats` and for the trainer's logs: /v1/stats.
-class State:
-    def __init__(self, cfg: SearchConfig, calls: Calls, ledger: Ledger, metrics: Metrics):
-        self._cfg, self._calls, self._ledger, self._metrics = cfg, calls, ledger, metrics
-        self._started = time.monotonic()
+# `mmsr1 search export` and `mmsr1 search import`: what became of it, as a table or as one JSON object on stdout.
 
-    def stats(self) -> dict[str, Any]:
-        """Counts since the server started; `spend` is the ledger's, over all of its life."""
-        held = describe(self._calls.cache, self._calls.backends)
-        return {
-            "mode": held["mode"],
-            "seconds": round(time.monotonic() - self._started, 3),
-            "in_flight": self._calls.in_flight,
-            "snapshot": {"id": held["id"], "entries": held["entries"]},
-            "backends": held["backends"],
-            "upstreams": {name: m.plain() for name, m in self._metrics.upstreams.held.items()},
-            **self._metrics.plain(),
-            "budget": self._cfg.budget.model_dump(exclude={"ledger"}, exclude_none=True),
-            "spend": self._ledger.spent(),
-        }
+
+def export_verb(store: str, out: str, as_json: bool) -> None:
+    """Raises what `snapshot.export` does."""
+    manifest = export(Path(store), Path(out))
+    file_bytes = Path(out).stat().st_size
+    found = {"file": out, "file_bytes": file_bytes, "manifest": _plain(manifest)}
+    if as_json:
+        _json(found)
+    else:
+        _table(out, [("file", size(file_bytes))], manifest)
+
+
+def import_verb(file: str, store: str, as_json: bool) -> None:
+    """Raises what `snapshot.import_` does."""
+    done = import_(Path(file), Path(store))
+    if as_json:
+        counts = {"added": done.added, "present": done.present, "conflicts": done.conflicts}
+        _json({"store": store, "id": done.id, **counts, "manifest": _plain(done.manifest)})
+        return
+    rows = [("added", f"{done.added:,} entries"), ("there before", f"{done.present:,} entries")]
+    if done.conflicts:
+        rows.append(("conflicts", f"{done.conflicts:,} keys had another value in the store, which stayed"))
+    if done.id != done.manifest.id:
+        rows.append(("store is now", f"{done.id}, which is not the file's snapshot: it holds other entries too"))
+    _table(store, rows, done.manifest)
+
+
+def _table(title: str, rows: list[tuple[str, str]], manifest: Manifest) -> None:
+    m = _plain(manifest)
+    facts = [("snapshot", manifest.id), ("newest entry", manifest.created or "none"), ("values", size(manifest.bytes))]
+    facts.append(("written by", f"version {manifest.version}"))
+    tables = [grid(title, ["", ""], [*facts, *rows])]
+    show([*tables, *entry_tables({"snapshot": m, "backends": m["backends"]})])
+
+
+def _plain(manifest: Manifest) -> dict[str, Any]:
+    return manifest.model_dump(mode="json", by_alias=True)
+
+
+def _json(found: dict[str, Any]) -> None:
+    sys.stdout.write(json.dumps(found, indent=1, sort_keys=True) + "\n")
