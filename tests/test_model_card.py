@@ -157,14 +157,14 @@ def test_the_licence_is_what_the_base_model_says(world, tmp_path, readme, licenc
     said = json.loads((base / "config.json").read_text()) | {"_name_or_path": "Qwen/Qwen2.5-VL-7B-Instruct"}
     (base / "config.json").write_text(json.dumps(said))
     cfg = finished(tmp_path / "run", world, f"model.path={base}")
-    page = model_card.card(cfg, step=7, evals=[], days=None)
+    page = model_card.card(cfg, step=7, evals=[], days=None, search={})
     assert front(page)["license"] == licence and front(page)["base_model"] == "Qwen/Qwen2.5-VL-7B-Instruct"
     assert "Not evaluated." in page
 
 
 def test_a_cold_start_has_its_page_too(world, tmp_path):
     cfg = config.load(ROOT / "configs" / "atlas-sft.yaml", [f"output={tmp_path}"])
-    page = model_card.card(cfg, step=3, evals=[], days=("2025-01-01", "2025-01-01"))
+    page = model_card.card(cfg, step=3, evals=[], days=("2025-01-01", "2025-01-01"), search={})
     assert "demonstrations" in page and "on 2025-01-01" in page
 
 

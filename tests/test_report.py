@@ -19,7 +19,7 @@ from megatron_mmsr1.errors import UsageError
 from megatron_mmsr1.eval.results import EvalResult, save_all
 from megatron_mmsr1.report import report
 from megatron_mmsr1.report.plots import smoothed
-from megatron_mmsr1.rollout.dump import write_dump
+from megatron_mmsr1.rollout.dump import read_dump, write_dump
 from megatron_mmsr1.trajectory import ImageRef, Status, ToolCall, ToolStatus, Trajectory
 
 PAD, SPECIAL = "<|image_pad|>", ("<|im_start|>", "<|im_end|>", "<|vision_start|>", "<|vision_end|>", "<|image_pad|>")
@@ -239,3 +239,30 @@ def test_smoothing_keeps_length_and_constants() -> None:
     assert smoothed([2.0] * 7) == [2.0] * 7
     assert smoothed([0, 3, 6], 3) == [1.5, 3.0, 4.5]  # the ends average two values
     assert smoothed([]) == []
+
+
+def test_the_pages_of_a_run_name_one_snapshot(tmp_path: Path) -> None:
+    """Every evaluation keeps the id of its own moment; report and model card both name that of the run's newest one, whoever
+    evaluated with another server later."""
+    from megatron_mmsr1.publish import model_card
+    from megatron_mmsr1.report.gather import gather
+
+    run, cfg = make_run(tmp_path)
+    write_dump(run / "rollouts", 9, [], {"search": {"mode": "live", "id": "9" * 16, "backends": {}}})
+    done, _ = read_dump(run / "rollouts", "eval_after")
+
+    def evaluated(name: str, id: str) -> EvalResult:
+        return EvalResult.from_trajectories(name, done, cfg.protocol, search={"mode": "live", "id": id, "backends": {}})
+
+    def named() -> tuple[str, str]:
+        model_card.write(run, run / "model", step=10)
+        card = (run / "model" / "README.md").read_text()
+        return re.findall(r"snapshot (\w+)", gather(run).searched)[0], re.findall(r"snapshot `(\w+)`", card)[0]
+
+    assert named() == ("9" * 16, "9" * 16)  # nobody said for an evaluation
+    evaluated("before", "a" * 16).save(run / "eval" / "before.json")
+    evaluated("after", "b" * 16).save(run / "eval" / "after.json")
+    assert named() == ("b" * 16, "b" * 16)
+    save_all([evaluated("oracle", "c" * 16)], run / "eval" / "policies.json")
+    evaluated("model", "d" * 16).save(run / "eval" / "model.json")
+    assert named() == ("b" * 16, "b" * 16)

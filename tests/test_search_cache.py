@@ -145,3 +145,28 @@ def test_the_key_depends_on_everything_that_the_value_depends_on() -> None:
     assert cache_key("text", [Named()], "q", 5) == base
     assert len(base) == 32
     assert cache_key("text", [Named()], "\ud800", 5)
+
+
+async def test_an_outage_of_the_store_is_said_once_at_each_end(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """86 calls meet a store that neither reads nor writes: two lines, and two when it works again."""
+    store, broken, failed = Store(tmp_path / "a"), Store(tmp_path / "b"), 0
+    broken.close()
+
+    def count() -> None:
+        nonlocal failed
+        failed += 1
+
+    async def compute() -> Value:
+        return Value(b"v")
+
+    cache = Cache(broken, on_store_error=count)
+    for n in range(86):
+        assert (await cache.through(key(str(n)), "text", compute)).data == b"v"
+    assert (len(caplog.messages), failed) == (2, 172)
+    assert caplog.messages[0].startswith("reading the search store fails: ") and "writing" in caplog.messages[1]
+    cache.store = store
+    for n in range(5):
+        await cache.through(key(str(n)), "text", compute)
+    assert len(caplog.messages) == 4
+    assert all("works again: 86 failures" in m for m in caplog.messages[2:])
+    store.close()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import socket
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
@@ -12,7 +13,7 @@ from pydantic import ValidationError
 
 from megatron_mmsr1.protocol import ImageHit, TextHit
 from megatron_mmsr1.search import client as client_module
-from megatron_mmsr1.search.client import SearchClient, SyncSearchClient
+from megatron_mmsr1.search.client import SearchClient
 from megatron_mmsr1.search.wire import ImageReply, TextReply
 
 OK = b'{"status":"ok","hits":[{"link":"l","summary":"s","title":"t"}]}'
@@ -139,13 +140,32 @@ async def test_nobody_listens() -> None:
         calls = (client.text("x"), client.image(b"x"), client.read("u"), client.summarise("a", "b"))
         for reply in await asyncio.gather(*calls):
             assert (reply.status, "no connection" in reply.detail) == ("upstream_error", True)
-    with SyncSearchClient(url) as sync:
-        assert sync.text("x").status == "upstream_error"
 
 
 async def test_what_utf8_cannot_carry_is_refused_here() -> None:
     async with SearchClient("http://127.0.0.1:9") as client:
         assert (await client.text("a\ud800")).status == "refused"
+
+
+async def test_a_client_that_closes_answers_every_call_and_leaves_no_task(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Calls under way, calls whose batch has not begun, calls that wait for their turn of the loop, and later ones."""
+    lost: list[dict[str, object]] = []
+    asyncio.get_running_loop().set_exception_handler(lambda _, what: lost.append(what))
+    async with server(never) as (url, _):
+        client = SearchClient(url, timeout_s=20)
+        under_way = [asyncio.create_task(client.text(f"a{n}")) for n in range(3)]
+        await asyncio.sleep(0.05)
+        waiting = [asyncio.create_task(client.text(f"b{n}")) for n in range(3)]
+        await asyncio.sleep(0)  # they have asked, and nothing is sent yet
+        closing = asyncio.create_task(client.close())
+        replies = await asyncio.wait_for(asyncio.gather(*under_way, *waiting, client.text("late")), 5)
+        await closing
+        assert await client.stats() == {}
+    assert {r.status for r in replies} == {"upstream_error"}
+    assert all("closed" in r.detail for r in replies)
+    gc.collect()
+    await asyncio.sleep(0)
+    assert lost == []
 
 
 async def test_a_cancelled_call_is_cancelled() -> None:

@@ -251,6 +251,16 @@ async def test_each_layer_answers_for_itself(stored: Cache) -> None:
     assert (await other.hits("two"))[1].cached and not other.text.asked
 
 
+async def test_results_to_spare_are_another_question_to_the_store(stored: Cache) -> None:
+    """With a page that has no text, what is found depends on how many are in reserve."""
+    fate = {0: S.EMPTY}
+    few, many = Rig(stored, fate, spare=0), Rig(stored, fate, spare=8)
+    first = await few.search("q", 3)
+    second = await many.search("q", 3)
+    assert (first.cached, second.cached, first.data == second.data) == (False, False, False)
+    assert (await Rig(stored, fate, spare=8).search("q", 3)).data == second.data
+
+
 async def test_what_is_local_is_kept_as_a_whole_only(stored: Cache) -> None:
     rig = Rig(cache=stored, local=True)
     await rig.hits()

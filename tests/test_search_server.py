@@ -20,7 +20,7 @@ from test_search_images import HOSTILE
 
 from megatron_mmsr1.config import SearchConfig
 from megatron_mmsr1.procs.service import Service
-from megatron_mmsr1.search.client import SearchClient, SyncSearchClient
+from megatron_mmsr1.search.client import SearchClient
 from megatron_mmsr1.search.server.launch import launch
 from megatron_mmsr1.search.wire import MAX_BODY_BYTES
 
@@ -97,17 +97,17 @@ async def test_nothing_found_is_empty_not_a_failure(client: SearchClient) -> Non
     assert (reply.status, reply.hits, reply.status.infrastructure) == ("empty", [], False)
 
 
-def test_the_same_question_twice_is_cached(server: Service, world: Path) -> None:
+async def test_the_same_question_twice_is_cached(server: Service, world: Path) -> None:
     hits = 'mmsr1_search_cache_hits_total{kind="text"}'
     before = metric(server, hits)
-    with SyncSearchClient(server.url) as client:
-        first, second = client.text("tanelu river", k=4), client.text(" Tanelu  RIVER ", k=4)
+    async with SearchClient(server.url) as client:
+        first, second = await client.text("tanelu river", k=4), await client.text(" Tanelu  RIVER ", k=4)
         assert (first.cached, second.cached) == (False, True)
         assert first.hits == second.hits
-        assert not client.text("tanelu river", k=3).cached
+        assert not (await client.text("tanelu river", k=3)).cached
         data = (world / "images" / "1.png").read_bytes()
-        assert [client.image(data, k=4).cached for _ in range(2)] == [False, True]
-        assert client.read(url("zurimo")).status == client.summarise("a", "A b.").status == "ok"
+        assert [(await client.image(data, k=4)).cached for _ in range(2)] == [False, True]
+        assert (await client.read(url("zurimo"))).status == (await client.summarise("a", "A b.")).status == "ok"
     assert metric(server, hits) == before + 1
 
 

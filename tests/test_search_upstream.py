@@ -346,3 +346,22 @@ def test_keys_are_blotted_out_of_what_is_said() -> None:
             assert len(told.value.detail) <= 300
 
     run(main())
+
+
+def test_an_outage_is_two_lines_in_the_log(caplog: pytest.LogCaptureFixture) -> None:
+    """However many calls meet it, and however often the breaker opens."""
+
+    async def scenario() -> None:
+        rig = Rig(breaker_failures=2, breaker_cooldown_s=1, retries=0)
+        down = SearchFailure(S.UPSTREAM_ERROR, "no connection")
+        for _ in range(86):
+            await together(rig.ask(0.0, down))
+            await asyncio.sleep(0.15)
+        assert (rig.state, len(caplog.messages)) == ("open", 1)
+        assert "x fails: no connection" in caplog.messages[0]
+        await asyncio.sleep(60)
+        assert await rig.ask(0.0) == await rig.ask(0.0) == "found"
+        # The first failure opened nothing; every later one, and all that were turned away, are counted.
+        assert len(caplog.messages) == 2 and "x works again: 85 failures" in caplog.messages[1]
+
+    run(scenario())

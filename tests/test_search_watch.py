@@ -16,7 +16,7 @@ from megatron_mmsr1 import config
 from megatron_mmsr1.config import SearchConfig
 from megatron_mmsr1.rollout.jobs import Progress
 from megatron_mmsr1.run.search_watch import SearchWatch, budget_reached
-from megatron_mmsr1.search.client import SyncSearchClient
+from megatron_mmsr1.search.client import SearchClient
 from megatron_mmsr1.search.server.launch import launch
 from megatron_mmsr1.trajectory import ToolCall, ToolStatus, Trajectory
 
@@ -35,16 +35,34 @@ class Heard:
     def __init__(self, url: str | None):
         self.warned: list[str] = []
         self.told: list[str] = []
-        self.watch = SearchWatch(url, CFG, self.warned.append, self.told.append)
+        self.now = 0.0
+        self.watch = SearchWatch(url, CFG, self.warned.append, self.told.append, clock=lambda: self.now)
 
 
-def test_a_pause_is_said_once_when_it_begins_and_once_when_it_ends() -> None:
+def test_an_outage_is_said_once_when_it_begins_and_once_when_it_ends() -> None:
+    """Search that answers now and then, as it does for what the store holds, pauses and resumes many times in one outage."""
     h = Heard("http://h:1")
-    for paused, seconds in [(False, 0.0), (True, 0.0), (True, 3.0), (True, 9.0), (False, 9.5), (False, 9.5), (True, 9.5)]:
-        h.watch.heard(Progress(0, 1, 1.0, paused=paused, paused_s=seconds, failing=0.75))
-    assert len(h.warned) == 2 and len(h.told) == 1
+    for n in range(86):  # within 13 s
+        h.now = n * 0.15
+        h.watch.heard(Progress(1, 9, h.now, paused=n % 2 == 1, paused_s=h.now / 2, failing=0.75))
+    assert (len(h.warned), h.told) == (1, [])
     assert all(s in h.warned[0] for s in ("75%", "rollout.pause_above=0.5", "mmsr1 search stats http://h:1"))
-    assert "10 s" in h.told[0]
+    for h.now in (13.0, 22.0, 24.0, 28.0):
+        h.watch.heard(Progress(1, 9, h.now, paused_s=8.0))
+    assert len(h.told) == 1 and "43 pauses, 8 s in all" in h.told[0]
+    h.watch.heard(Progress(1, 9, 28.5, paused=True, paused_s=8.0))  # another one
+    h.now = 29.0
+    h.watch.heard(Progress(1, 9, 29.0, paused_s=9.0))
+    assert len(h.warned) == 2 and len(h.told) == 1
+    h.watch.step(0, [])  # a step's end tells what is over
+    assert "1 pause, 1 s in all" in h.told[1] and len(h.told) == 2
+
+
+def test_the_servers_statistics_in_another_form_are_told_once_and_counted(vendor: Vendor) -> None:
+    vendor.handler = lambda _: answer({"upstreams": {"serper": {"calls": 3}}, "snapshot": {"entries": {}}})
+    h = Heard(vendor.url)
+    assert [h.watch.step(n, []).get("search/stats_unreadable") for n in range(3)] == [1, 2, 3]
+    assert len(h.warned) == 1 and "/v1/stats" in h.warned[0] and "'statuses'" in h.warned[0]
 
 
 def test_a_long_rollout_says_how_far_it_is_and_a_short_one_nothing() -> None:
@@ -59,6 +77,13 @@ def test_a_long_rollout_says_how_far_it_is_and_a_short_one_nothing() -> None:
         "rollout 62/96, 1.0/s, 100 tokens (62 answered)",
         "rollout 30/96, 1.0/s, 100 tokens",
     ]
+
+
+def test_a_batch_that_has_no_answer_yet_says_what_it_waits_for() -> None:
+    h = Heard(None)
+    for seconds in (1.0, 4.0, 6.0, 20.0, 37.0):
+        h.watch.heard(Progress(0, 6, seconds))
+    assert h.told == [f"rollout 0/6: none has ended in {s} s; waiting for the engine's first answers" for s in (6, 37)]
 
 
 def test_pauses_are_counted_in_the_step_that_had_them() -> None:
@@ -109,7 +134,7 @@ def test_a_used_up_budget_but_for_a_steps_own(calls: list[Any], says: str) -> No
 
 
 # --------------------------------------------------------------------------------------------------------- a real server
-def test_the_servers_counts_and_its_snapshots_name(tmp_path: Path) -> None:
+async def test_the_servers_counts_and_its_snapshots_name(tmp_path: Path) -> None:
     from vendors import retrieve
 
     cfg = {"text": {"backend": "retrieve", "usd_per_1000": 100, "price_as_of": "2026-01-01"}, "read": {"backend": "none"}}
@@ -117,8 +142,8 @@ def test_the_servers_counts_and_its_snapshots_name(tmp_path: Path) -> None:
         cfg["text"]["url"] = v.url
         with launch(SearchConfig.model_validate(cfg), cache_path=tmp_path / "s", log=tmp_path / "log") as server:
             h = Heard(server.url + "/")  # as a person may write it
-            with SyncSearchClient(server.url) as client:
-                assert [client.text(q).status for q in ("a", "b", "b")] == ["ok"] * 3
+            async with SearchClient(server.url) as client:
+                assert [(await client.text(q)).status for q in ("a", "b", "b")] == ["ok"] * 3
             got, named = h.watch.step(0, []), h.watch.identity()
     assert {k: got[f"search_server/retrieve/{k}"] for k in ("ok", "retries", "breaker_open", "breaker_closed")} == {
         "ok": 2,
@@ -167,7 +192,7 @@ def vendor() -> Iterator[Vendor]:
 def test_what_is_no_search_server_of_ours_ends_no_run(vendor: Vendor, name: str) -> None:
     vendor.handler = lambda _: STRANGE[name]
     h = Heard(vendor.url)
-    assert set(h.watch.step(0, [])) == {"search/paused_s"}
+    assert set(h.watch.step(0, [])) <= {"search/paused_s", "search/stats_unreadable"}
     assert set(h.watch.identity()) <= {"mode", "id", "backends"}
 
 

@@ -6,6 +6,8 @@ import asyncio
 from collections.abc import Awaitable
 from typing import Any
 
+from ledger_sums import run_total
+
 from megatron_mmsr1.config.search import BackendSection, BudgetSection
 from megatron_mmsr1.search.backends.interfaces import SearchFailure
 from megatron_mmsr1.search.server.metrics import Metrics
@@ -48,7 +50,7 @@ class Rig:
 
     @property
     def billed(self) -> int:
-        return self.ledger.run_total("")[0]
+        return run_total(self.ledger, "")[0]
 
     @property
     def state(self) -> str:

@@ -141,6 +141,21 @@ def of_model(results: Sequence[EvalResult], step: int, weights: str = "") -> tup
     return kept, refused
 
 
+def searched(run: Path, results: Sequence[EvalResult]) -> dict[str, Any]:
+    """The one snapshot that the pages of a run name: what its newest evaluation searched, else what its newest rollouts did.
+
+    {"mode", "id", "backends"}, {} where nobody said. A store grows while it is live or recorded, so an id names what it held at
+    that moment: a checkpoint, a dump and an evaluation each keep their own. Scripted policies and evaluations of other models
+    have a server of their own and say nothing of the run.
+    """
+    from megatron_mmsr1.rollout.dump import read_meta
+
+    own = [r.meta for r in reversed(results) if _place(r.name) <= 2]
+    steps = [read_meta(p) for p in sorted((run / "rollouts").glob("step_*"))[-1:]]
+    others = [r.meta for r in reversed(results)]  # of a directory that holds nothing else
+    return next((m["search"] for m in (*own, *steps, *others) if m.get("search")), {})
+
+
 def _place(stem: str) -> int:
     return {BEFORE: 0, AFTER: 2, "policies": 4}.get(stem, 1 if stem.startswith("step_") else 3)
 

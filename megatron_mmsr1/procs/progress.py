@@ -79,6 +79,13 @@ class progress:
         if self._live:
             self._live.stop()
 
+    def waits_for(self, what: str) -> None:
+        """What happens before the next step, so that a count that stands still is understood."""
+        if self._live:
+            self._live.update(self._task, note=what)
+        else:
+            print(f"{self.title} {self.done}/{self.total}  {what}", file=self.stream, flush=True)
+
     def step(self, n: int = 1, *, timed: bool = True, **values: float | str) -> None:
         """`n` more steps are done; `values` are shown beside. `timed=False`: the time so far went into starting up and says
         nothing about a step, so the estimate begins here.

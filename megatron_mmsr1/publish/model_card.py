@@ -21,7 +21,7 @@ from megatron_mmsr1 import __version__, config
 from megatron_mmsr1.config import RunConfig
 from megatron_mmsr1.data.files import write_text
 from megatron_mmsr1.eval.key import model_id
-from megatron_mmsr1.eval.results import EvalResult, compare, load_all, of_model
+from megatron_mmsr1.eval.results import EvalResult, compare, load_all, of_model, searched
 from megatron_mmsr1.protocol import Prompts
 from megatron_mmsr1.publish import serving_file
 
@@ -44,11 +44,11 @@ def write(run: Path, directory: Path, *, step: int) -> None:
     evals, refused = of_model(found, step, model_id(directory))
     for why in refused:
         print(f"the model's {README} goes without it: {why}", file=sys.stderr)
-    write_text(directory / README, card(cfg, step=step, evals=evals, days=_days(run)))
+    write_text(directory / README, card(cfg, step=step, evals=evals, days=_days(run), search=searched(run, evals)))
 
 
-def card(cfg: RunConfig, *, step: int, evals: list[EvalResult], days: tuple[str, str] | None) -> str:
-    """As markdown. `days`: the first and the last one of the training, as YYYY-MM-DD in UTC."""
+def card(cfg: RunConfig, *, step: int, evals: list[EvalResult], days: tuple[str, str] | None, search: dict[str, Any]) -> str:
+    """As markdown. `days`: the first and the last one of the training, as YYYY-MM-DD in UTC. `search`: as `searched` has it."""
     name = _plain(cfg.name)
     parts = [
         _front_matter(cfg),
@@ -58,7 +58,7 @@ def card(cfg: RunConfig, *, step: int, evals: list[EvalResult], days: tuple[str,
         _section("Base and data", _base_and_data(cfg)),
         _section("Protocol", _protocol(cfg)),
         _section("Training", _training(cfg, step)),
-        _section("Search", _search(cfg, evals, days)),
+        _section("Search", _search(cfg, search, days)),
         _section("Evaluation", _evaluation(cfg, evals)),
         _section("Limits of use", [LIMITS + "\n"]),
         _section("How to serve it", [_how(name)]),
@@ -152,9 +152,8 @@ def _reward(cfg: RunConfig) -> str:
     return ", ".join(str(v) if k == "name" else f"{k} {v}" for k, v in said.items())
 
 
-def _search(cfg: RunConfig, evals: list[EvalResult], days: tuple[str, str] | None) -> list[str]:
+def _search(cfg: RunConfig, held: dict[str, Any], days: tuple[str, str] | None) -> list[str]:
     s = cfg.search
-    held = next((e.meta["search"] for e in reversed(evals) if e.meta.get("search")), {})
     corpus = f" over the corpus {code(Path(s.corpus).name)}" if s.corpus else ""
     when = "" if days is None else f"on {days[0]}" if days[0] == days[1] else f"from {days[0]} to {days[1]}"
     return _list(

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from megatron_mmsr1 import config
 from megatron_mmsr1.config import RunConfig
 from megatron_mmsr1.errors import UsageError
-from megatron_mmsr1.eval.results import AFTER, EvalResult, load_all, of_model
+from megatron_mmsr1.eval.results import AFTER, EvalResult, load_all, of_model, searched
 from megatron_mmsr1.run.logs import read_metrics
 from megatron_mmsr1.trajectory import Trajectory
 
@@ -94,15 +94,8 @@ def _tokenizer(data: RunData) -> Tokenizer | None:
 
 def _searched(data: RunData) -> str:
     """What was searched, as the search server itself named it: its snapshot, mode and backends; else the config's words."""
-    held = next((r.meta["search"] for r in reversed(data.results) if r.meta.get("search")), None) or _dumped(data)
+    held = searched(data.directory, data.results)
     if not held:
         return data.cfg.search.url or data.cfg.search.corpus or "none"
     parts = ", ".join(f"{kind} {b['name']} {b['version']}" for kind, b in held.get("backends", {}).items())
     return f"snapshot {held.get('id') or 'not kept'} ({held.get('mode')}; {parts})"
-
-
-def _dumped(data: RunData) -> dict[str, Any]:
-    from megatron_mmsr1.rollout.dump import read_meta
-
-    steps = sorted((data.directory / "rollouts").glob("step_*"))
-    return read_meta(steps[-1]).get("search", {}) if steps else {}

@@ -20,6 +20,7 @@ from megatron_mmsr1.rollout.throttle import Throttle
 from megatron_mmsr1.trajectory import Status, Trajectory
 
 REPORT_S = 0.25
+WAITING_S = 1.0
 
 
 class Batch:
@@ -47,6 +48,7 @@ class Batch:
 
     async def run(self) -> list[Trajectory]:
         """Prompt by prompt, sample by sample. The first error ends the rest."""
+        waiting = asyncio.get_running_loop().create_task(self._tell_of_waiting())
         try:
             async with asyncio.TaskGroup() as tasks:
                 running = [
@@ -56,9 +58,17 @@ class Batch:
                 ]
         except ExceptionGroup as group:  # the first that a person can act on, else the bug as it is
             raise next((e for e in group.exceptions if isinstance(e, UsageError | RunError)), group) from None
+        finally:
+            waiting.cancel()
         done = [task.result() for task in running]
         self._tell(force=True)
         return done
+
+    async def _tell_of_waiting(self) -> None:
+        """Progress also while nothing ends: an engine that starts, or compiles, is silent for long."""
+        while True:
+            await asyncio.sleep(WAITING_S)
+            self._tell()
 
     def _openings(self, tasks: asyncio.TaskGroup) -> list[asyncio.Task[Opening]]:
         return [tasks.create_task(self._open(place)) for place in range(len(self._job.prompts))]

@@ -7,6 +7,8 @@ from dataclasses import dataclass, field
 
 from megatron_mmsr1.data.dataset import Prompt
 
+FIRST_S = 5.0
+
 
 @dataclass(slots=True, frozen=True)
 class Job:
@@ -33,6 +35,8 @@ class Progress:
     failing: float = 0.0  # share of the latest tool calls that failed
 
     def line(self) -> str:
+        if not self.done and not self.paused:
+            return f"rollout 0/{self.total}: none has ended in {self.seconds:.0f} s; waiting for the engine's first answers"
         rate = self.done / self.seconds if self.seconds else 0.0
         ended = ", ".join(f"{n} {name}" for name, n in sorted(self.statuses.items(), key=lambda x: -x[1]))
         ended += " (paused: search is down)" if self.paused else ""
@@ -40,14 +44,16 @@ class Progress:
 
 
 def now_and_then(say: Callable[[str], None], every_s: float = 30.0) -> Callable[[Progress], None]:
-    """What to give to a batch as its `progress`: it tells `say` a line every `every_s` seconds."""
-    said_s = 0.0
+    """What to give to a batch as its `progress`: it tells `say` a line every `every_s` seconds, and a first one after FIRST_S
+    where nothing has ended by then."""
+    said_s, quiet = 0.0, True
 
     def heard(p: Progress) -> None:
-        nonlocal said_s
-        said_s = min(said_s, p.seconds)  # a new batch begins at 0
-        if p.done < p.total and p.seconds - said_s >= every_s:
-            said_s = p.seconds
+        nonlocal said_s, quiet
+        if p.seconds < said_s:  # a new batch begins at 0
+            said_s, quiet = 0.0, True
+        if p.done < p.total and p.seconds - said_s >= (FIRST_S if quiet and not p.done else every_s):
+            said_s, quiet = p.seconds, False
             say(p.line())
 
     return heard

@@ -85,6 +85,7 @@ def _one_life(cfg: RunConfig, out: Path, found: Services, lock: RunLock) -> None
     title = "Cold start" if cfg.algorithm.supervised else "GRPO"
     notes = Tail(out / "run.log")
     with progress(title, cfg.train.steps, done=checkpointed_step(out)) as shown:
+        shown.waits_for("the ranks start and load the model")
         steps = Follower(out / "metrics.jsonl", shown, SHOWN)
 
         def poll() -> None:

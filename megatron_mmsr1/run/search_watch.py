@@ -5,6 +5,7 @@ The rollout worker pauses by itself (rollout/throttle.py); here it is said, coun
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -13,6 +14,7 @@ from megatron_mmsr1.rollout.jobs import Progress, now_and_then
 from megatron_mmsr1.search.server.launch import ask, identity
 from megatron_mmsr1.trajectory import ToolStatus, Trajectory
 
+CALM_S = 10.0  # without a pause, after which an outage has ended
 STEP_CAP = "search.budget.step_"  # how the server's word of a reached cap begins; a step's own cap ends with the step
 
 
@@ -27,33 +29,52 @@ class SearchWatch:
         warn: Callable[[str], None],
         info: Callable[[str], None],
         beat: Callable[[], None] = lambda: None,
+        clock: Callable[[], float] = time.monotonic,
     ):
         self.url, self._cfg, self._warn, self._info, self._beat = url, cfg, warn, info, beat
+        self._last = (-1, False)  # what the worker last told: trajectories that have ended, whether it pauses
         self._tell = now_and_then(info)
+        self._clock = clock
+        self._unreadable = 0  # statistics of the server that could not be understood
         self._paused = False
+        self._pauses = 0  # of the outage that was told; 0: none is under way
+        self._before_s = 0.0  # pauses before that outage
+        self._calm_since = 0.0
         self.paused_s = 0.0  # of this rank's worker, since it began
         self._longest_s = 0.0
         self._reported_s = 0.0
 
     def identity(self) -> dict[str, Any]:
-        """As `search.facts.identity` has it."""
+        """As `search.server.launch.identity` has it."""
         return identity(self.url)
 
     def heard(self, progress: Progress) -> None:
-        """The worker's progress: said now and then; a pause when it begins and when it ends."""
-        self._beat()
+        """The worker's progress, said now and then. An outage is said when it begins and when it has ended: pauses that follow
+        each other within CALM_S are one."""
+        if (now := (progress.done, progress.paused)) != self._last:  # that the worker lives is no beat: it may wait for ever
+            self._last = now
+            self._beat()
         self._tell(progress)
         self.paused_s = progress.paused_s
-        if progress.paused == self._paused:
-            return
+        began = progress.paused and not self._paused
+        if self._paused and not progress.paused:
+            self._calm_since = self._clock()
         self._paused = progress.paused
-        if progress.paused:
+        if began and not self._pauses:
+            self._before_s = progress.paused_s
             self._warn(
                 f"rollout paused: {progress.failing:.0%} of the latest search calls failed (rollout.pause_above="
                 f"{self._cfg.rollout.pause_above:g}); it goes on when one is answered. mmsr1 search stats {self.url} says more"
             )
-        else:
-            self._info(f"rollout goes on: search answers again ({progress.paused_s:.0f} s of pauses so far)")
+        self._pauses += began
+        if self._clock() - self._calm_since >= CALM_S:
+            self._outage_ended()
+
+    def _outage_ended(self) -> None:
+        if self._pauses and not self._paused:
+            n, seconds = self._pauses, self.paused_s - self._before_s
+            self._info(f"rollout goes on: search answers again ({n} pause{'s' * (n > 1)}, {seconds:.0f} s in all)")
+            self._pauses = 0
 
     def pauses_of_all(self, longest_s: float) -> None:
         """The longest pauses of any leader's worker so far: a step waits for the slowest of them."""
@@ -62,6 +83,7 @@ class SearchWatch:
     def step(self, step: int, trajectories: Sequence[Trajectory]) -> dict[str, float]:
         """Metrics of a finished step: search_server/... from the server's own counts, search/paused_s. Warns above
         `rollout.alert_above`, and of calls that a budget refused."""
+        self._outage_ended()  # whatever is calm at a step's end is told with it
         paused_s = max(self.paused_s, self._longest_s)
         out = {"search/paused_s": paused_s - self._reported_s}
         self._reported_s = paused_s
@@ -78,10 +100,18 @@ class SearchWatch:
         return out | self._server_metrics()
 
     def _server_metrics(self) -> dict[str, float]:
+        """{} where no server tells. What tells in another form than ours is said once and counted: the curves have a gap."""
         try:
             return _counts(ask(self.url, "/v1/stats"))
-        except (KeyError, TypeError, AttributeError):  # a server of another make has statistics of its own
-            return {}
+        except (KeyError, TypeError, AttributeError) as e:
+            self._unreadable += 1
+            if self._unreadable == 1:
+                self._warn(
+                    f"{self.url}/v1/stats is not as this version of the search server writes it ({type(e).__name__}: {e}): "
+                    "search_server/... is missing from the metrics, and search/stats_unreadable counts the steps. Is it of "
+                    "another version, or another program?"
+                )
+            return {"search/stats_unreadable": self._unreadable}
 
 
 def budget_reached(trajectories: Sequence[Trajectory]) -> str:

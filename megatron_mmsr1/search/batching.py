@@ -18,7 +18,11 @@ import orjson
 MAX_CALLS, MAX_BYTES = 64, 1_000_000  # a batch
 PATHS = {"text": "/v1/search/text", "image": "/v1/search/image", "read": "/v1/read", "summarise": "/v1/summarise"}
 
-Answer = tuple[int, bytes, float]  # HTTP code (0: no connection), body, seconds to wait before another try
+CLOSED = -1
+Answer = tuple[int, bytes, float]  # HTTP code (0: no connection, CLOSED: never sent), body, seconds to wait before another try
+
+
+_CLOSED: Answer = (CLOSED, b"the search client is closed", 0.0)
 
 
 @dataclass(slots=True, frozen=True)
@@ -41,9 +45,12 @@ class Batcher:
         self._session: aiohttp.ClientSession | None = None
         self._waiting: list[tuple[Item, asyncio.Future[Answer]]] = []
         self._sending: set[asyncio.Task[None]] = set()
+        self._closed = False
 
     async def ask(self, item: Item) -> Answer:
         """Never raises for what server or network do."""
+        if self._closed:
+            return _CLOSED
         loop = asyncio.get_running_loop()
         answered: asyncio.Future[Answer] = loop.create_future()
         if not self._waiting:
@@ -53,6 +60,8 @@ class Batcher:
 
     async def get(self, path: str, *, timeout_s: float) -> dict[str, Any]:
         """A page of the server's, parsed; {} for whatever went wrong."""
+        if self._closed:
+            return {}
         try:
             timeout = aiohttp.ClientTimeout(total=timeout_s)
             async with self._pool().get(self._url + path, timeout=timeout, allow_redirects=False) as r:
@@ -62,6 +71,10 @@ class Batcher:
         return said if isinstance(said, dict) else {}
 
     async def close(self) -> None:
+        """What is under way is broken off, and what waits is not sent: both are answered so."""
+        self._closed = True
+        for _, answered in self._waiting:
+            _resolve(answered, _CLOSED)
         for task in self._sending:
             task.cancel()
         await asyncio.gather(*self._sending, return_exceptions=True)
@@ -75,9 +88,14 @@ class Batcher:
             for batch in _split(list(same)):
                 task = asyncio.get_running_loop().create_task(self._deliver(batch))
                 self._sending.add(task)
-                task.add_done_callback(self._sending.discard)
+                task.add_done_callback(lambda t, b=batch: self._sent(t, b))
                 for _, answered in batch:
                     answered.add_done_callback(lambda _, b=batch, t=task: _abandoned(b) and t.cancel())
+
+    def _sent(self, task: asyncio.Task[None], batch: list[tuple[Item, asyncio.Future[Answer]]]) -> None:
+        self._sending.discard(task)
+        for _, answered in batch:  # of a task that was cancelled before it began
+            _resolve(answered, _CLOSED)
 
     async def _deliver(self, batch: list[tuple[Item, asyncio.Future[Answer]]]) -> None:
         lost: Answer = (0, b"the connection to the search server was closed", 0.0)

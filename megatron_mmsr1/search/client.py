@@ -10,14 +10,12 @@ import base64
 import hashlib
 import random
 import re
-import threading
-from collections.abc import Coroutine
 from typing import Any
 
 import orjson
 from pydantic import ValidationError
 
-from megatron_mmsr1.search.batching import Batcher, Item
+from megatron_mmsr1.search.batching import CLOSED, Batcher, Item
 from megatron_mmsr1.search.wire import ImageReply, PageReply, Reply, SummaryReply, TextReply
 from megatron_mmsr1.trajectory import ToolStatus
 
@@ -116,7 +114,7 @@ def _parse[R: Reply](code: int, body: bytes, reply: type[R]) -> R:
         except ValidationError as e:
             why = f"the search server's reply is malformed: {e.errors()[0]['msg']}"
             return reply(status=ToolStatus.UPSTREAM_ERROR, detail=why)
-    if code == 0:
+    if code in (0, CLOSED):  # nothing was answered: the body says why
         return reply(status=ToolStatus.UPSTREAM_ERROR, detail=body[:200].decode("utf-8", "replace"))
     failed = ToolStatus.UPSTREAM_ERROR if code >= 500 else ToolStatus.REFUSED
     status = ToolStatus.RATE_LIMITED if code == 429 else failed
@@ -129,40 +127,3 @@ def _detail(body: bytes) -> str:
     except orjson.JSONDecodeError:
         return body[:200].decode("utf-8", "replace")
     return str(said.get("detail", "")) if isinstance(said, dict) else ""
-
-
-class SyncSearchClient:
-    """The same calls for code without an event loop, or inside somebody else's (a notebook); safe from several threads."""
-
-    def __init__(self, url: str, **options: Any):
-        self._client = SearchClient(url, **options)
-        self._loop = asyncio.new_event_loop()
-        self._thread = threading.Thread(target=self._loop.run_forever, name="search client", daemon=True)
-        self._thread.start()
-
-    def text(self, query: str, k: int = 5) -> TextReply:
-        return self._wait(self._client.text(query, k))
-
-    def image(self, data: bytes, k: int = 5) -> ImageReply:
-        return self._wait(self._client.image(data, k))
-
-    def read(self, url: str) -> PageReply:
-        return self._wait(self._client.read(url))
-
-    def summarise(self, query: str, text: str) -> SummaryReply:
-        return self._wait(self._client.summarise(query, text))
-
-    def close(self) -> None:
-        self._wait(self._client.close())
-        self._loop.call_soon_threadsafe(self._loop.stop)
-        self._thread.join()
-        self._loop.close()
-
-    def _wait[T](self, call: Coroutine[Any, Any, T]) -> T:
-        return asyncio.run_coroutine_threadsafe(call, self._loop).result()
-
-    def __enter__(self) -> SyncSearchClient:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()

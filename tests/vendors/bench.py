@@ -8,6 +8,8 @@ from types import TracebackType
 from typing import Any
 from urllib.parse import quote, quote_plus
 
+from ledger_sums import run_total
+
 from megatron_mmsr1.config import SearchConfig
 from megatron_mmsr1.search.backends.interfaces import SearchFailure
 from megatron_mmsr1.search.backends.tools import Tools
@@ -53,7 +55,7 @@ class Bench:
 
     @property
     def billed(self) -> int:
-        return self.ledger.run_total("")[0]
+        return run_total(self.ledger, "")[0]
 
     @property
     def retries(self) -> float:

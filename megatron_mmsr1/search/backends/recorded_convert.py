@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-import os
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -20,6 +19,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from megatron_mmsr1.config.search import FetchSection
+from megatron_mmsr1.data.files import write_bytes
 from megatron_mmsr1.errors import RunError, UsageError
 from megatron_mmsr1.search.backends.interfaces import SearchFailure
 from megatron_mmsr1.search.backends.recorded_source import Found, is_url, read
@@ -111,7 +111,7 @@ def _write(out: Path, report: Report, wanted: dict[str, list[Found]], pictures: 
         report.hits += len(row)
         lines.append(orjson.dumps({"key": key, "hits": row}) + b"\n")
     report.recorded, report.missing = len(lines), dict(missing)
-    _replace(out / "recorded.jsonl", b"".join(lines))
+    write_bytes(out / "recorded.jsonl", b"".join(lines))
 
 
 def _keys(paths: Sequence[Path]) -> Iterator[tuple[str, str]]:
@@ -204,15 +204,8 @@ class _Pictures:
         sha = hashlib.sha256(picture).hexdigest()
         name = f"images/{sha[:2]}/{sha}.{'jpg' if picture.startswith(b'\xff\xd8') else 'png'}"
         if not (self._out / name).exists():
-            _replace(self._out / name, picture)
+            write_bytes(self._out / name, picture, sync=False)  # its name tells whether it is whole, at every read
         return name
-
-
-def _replace(path: Path, data: bytes) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
-    part.write_bytes(data)
-    os.replace(part, path)
 
 
 def _some(names: dict[str, list[Found]]) -> str:

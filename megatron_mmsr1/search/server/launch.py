@@ -65,7 +65,8 @@ def ask(url: str | None, path: str) -> dict[str, Any]:
     if url is None:
         return {}
     try:
-        said = http.get(url.rstrip("/") + path, timeout_s=TIMEOUT_S).json()
+        answer = http.get(url.rstrip("/") + path, timeout_s=TIMEOUT_S)
+        said = answer.json() if answer.ok else {}
     except http.Unanswered:  # a server of another make, or one that is down: nothing to tell
         return {}
     return said if isinstance(said, dict) else {}

@@ -24,6 +24,7 @@ from megatron_mmsr1.trajectory import ToolStatus
 
 PIPELINE = 1  # raise it when what is made of the same parts changes
 SEARCH_SHARE, READ_SHARE = 0.4, 0.6  # of what the deadline leaves at that point; what is unused passes on
+SPARE = 3  # what a key without `spare` stands for: stores that were recorded before it was in the key are still found
 START_CHARS = 1_000  # of a page, where no summariser is configured
 TITLE_CHARS, LINK_CHARS, SUMMARY_CHARS = 300, 2_000, 8_000
 
@@ -37,6 +38,8 @@ class TextSearch:
         self._parts: list[Backend] = [b for b in (self.backend, self.reader, self.summariser) if b is not None]
         self.local = all(b.local for b in self._parts)
         self._params = {"pipeline": PIPELINE, "max_chars": cfg.read.max_chars}
+        if not self.local and cfg.text.spare != SPARE:
+            self._params["spare"] = cfg.text.spare
 
     async def __call__(self, query: str, k: int) -> Value:
         """The hits as a JSON array: the store holds them so, and the reply embeds them so."""

@@ -24,6 +24,7 @@ from megatron_mmsr1.search.backends.interfaces import Backend, SearchFailure
 from megatron_mmsr1.search.store.store import Store
 from megatron_mmsr1.search.upstream.deadline import within
 from megatron_mmsr1.search.upstream.ledger import Account, account
+from megatron_mmsr1.search.upstream.limits import Outage
 from megatron_mmsr1.trajectory import ToolStatus
 
 log = logging.getLogger(__name__)
@@ -76,6 +77,8 @@ class Cache:
         self.mode = mode
         self._on_store_error, self._on_miss = on_store_error, on_miss
         self._flying: dict[bytes, _Flight] = {}
+        # Each with an outage of its own: a full disk still reads.
+        self._reading, self._writing = Outage("reading the search store", log), Outage("writing the search store", log)
 
     @property
     def replays(self) -> bool:
@@ -110,12 +113,15 @@ class Cache:
         if self.store is None:
             return None
         try:
-            return self.store.get(key)
+            held = self.store.get(key)
         except STORE_ERRORS as e:
-            self._failed(e)
+            self._on_store_error()
+            self._reading.failed(e)
             if self.mode == "replay-strict":
                 raise SearchFailure(ToolStatus.UPSTREAM_ERROR, f"the snapshot cannot be read ({e})") from None
             return None
+        self._reading.worked()
+        return held
 
     async def put(self, key: bytes, kind: str, data: bytes) -> None:
         """Keep it. The search still works without its store, except in `record`: SearchFailure, for what was not kept must
@@ -124,8 +130,10 @@ class Cache:
             return
         try:
             await self.store.put(key, kind, data)
+            self._writing.worked()
         except STORE_ERRORS as e:
-            self._failed(e)
+            self._on_store_error()
+            self._writing.failed(e)
             if self.mode == "record":
                 raise SearchFailure(ToolStatus.UPSTREAM_ERROR, f"the result could not be recorded ({e})") from None
 
@@ -142,10 +150,6 @@ class Cache:
             del self._flying[key]
         if not flight.task.cancelled():
             flight.task.exception()  # taken here too: all who waited may have gone
-
-    def _failed(self, e: Exception) -> None:
-        self._on_store_error()
-        log.warning("search store failed: %s", e)
 
     async def close(self) -> None:
         """Wait a little for what is in flight, for it may be paid for already; then close the store."""

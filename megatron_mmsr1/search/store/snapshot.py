@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from megatron_mmsr1 import __version__
+from megatron_mmsr1.data.files import replacing
 from megatron_mmsr1.errors import RunError, UsageError
 from megatron_mmsr1.search.store import entries as store_entries
 from megatron_mmsr1.search.store import file as store_file
@@ -61,13 +62,8 @@ def export(store_path: Path, out: Path) -> Manifest:
     db = store_file.open_readonly(store_path)
     with contextlib.closing(db), store_file.failing(store_path), store_file.transaction(db, "BEGIN"):
         try:
-            out.parent.mkdir(parents=True, exist_ok=True)
-            with _beside(out) as fresh:
-                with fresh.open("wb") as f:
-                    manifest = _write(store_path, db, f)
-                    f.flush()
-                    os.fsync(f.fileno())
-                os.replace(fresh, out)
+            with replacing(out) as f:
+                manifest = _write(store_path, db, f)
         except OSError as e:
             raise RunError(f"{out} cannot be written ({e.strerror}): name another file") from e
     return manifest

@@ -16,6 +16,7 @@ from pathlib import Path
 from megatron_mmsr1.config.search import BudgetSection
 from megatron_mmsr1.errors import RunError
 from megatron_mmsr1.search.backends.interfaces import SearchFailure
+from megatron_mmsr1.search.upstream.limits import Outage
 from megatron_mmsr1.trajectory import ToolStatus
 
 _TABLE = """CREATE TABLE IF NOT EXISTS spend (
@@ -50,6 +51,7 @@ class Ledger:
     def __init__(self, path: Path | None, budget: BudgetSection):
         self._budget = budget
         self._name = path or "in memory"
+        self._refunds = Outage(f"refunding in the search ledger ({self._name})", logging.getLogger(__name__))
         try:
             if path is not None:
                 path.parent.mkdir(parents=True, exist_ok=True)
@@ -86,7 +88,9 @@ class Ledger:
         try:
             self._add(booking, -1)
         except sqlite3.Error as e:
-            logging.getLogger(__name__).warning("search ledger (%s): a refund of %s is lost: %s", self._name, booking, e)
+            self._refunds.failed(f"{booking} stays booked ({e})")
+        else:
+            self._refunds.worked()
 
     def spent(self) -> list[dict[str, str | int | float]]:
         """A row a run, day and backend: calls and dollars."""
@@ -94,11 +98,6 @@ class Ledger:
             "SELECT run, day, backend, sum(calls), sum(micro_usd) FROM spend GROUP BY 1, 2, 3 ORDER BY day, run, backend"
         )
         return [{"run": r, "day": d, "backend": b, "calls": c, "usd": m / MICRO} for r, d, b, c, m in rows]
-
-    def run_total(self, run: str) -> tuple[int, float]:
-        """Calls and dollars of a run so far."""
-        calls, micro = self._sum("run = ?", (run,))
-        return calls, micro / MICRO
 
     def close(self) -> None:
         self._db.close()

@@ -1,4 +1,6 @@
-"""A circuit breaker a backend: when it only fails, it is left alone for a while, and calls fail at once instead of waiting.
+"""What protects a backend, and the log, from its failures: a breaker, the line on an outage, a rate.
+
+A circuit breaker a backend: when it only fails, it is left alone for a while, and calls fail at once instead of waiting.
 
 Closed -> (`failures` in a row) -> open -> (the cooldown) -> half open: one call goes through as a probe -> closed, or open
 again for twice as long, up to MAX_COOLDOWN_S.
@@ -7,6 +9,7 @@ again for twice as long, up to MAX_COOLDOWN_S.
 from __future__ import annotations
 
 import asyncio
+import logging
 import time
 from collections.abc import Callable
 
@@ -89,6 +92,27 @@ class Breaker:
         self._turn += 1
         self._probing = False
         self._on_change(state)
+
+
+class Outage:
+    """A line in the log when something begins to fail, and one with a count when it works again, however many calls met it."""
+
+    def __init__(self, what: str, log: logging.Logger, clock: Callable[[], float] = time.monotonic):
+        self._what, self._log, self._clock = what, log, clock
+        self.failures = 0
+        self._since = 0.0
+
+    def failed(self, why: object) -> None:
+        self.failures += 1
+        if self.failures == 1:
+            self._since = self._clock()
+            self._log.warning("%s fails: %s. Said once; the next line is about its end", self._what, why)
+
+    def worked(self) -> None:
+        if self.failures:
+            lasted = self._clock() - self._since
+            self._log.warning("%s works again: %d failures in %.0f s", self._what, self.failures, lasted)
+            self.failures = 0
 
 
 # A rate limit that spreads calls evenly: each is given its own moment, first come, first served.

@@ -20,7 +20,7 @@ from megatron_mmsr1.search.server.metrics import UpstreamMetrics
 from megatron_mmsr1.search.upstream.deadline import remaining, within
 from megatron_mmsr1.search.upstream.exchange import Ask, Exchange, Explain, classify, message, retry_after
 from megatron_mmsr1.search.upstream.ledger import Booking, Ledger
-from megatron_mmsr1.search.upstream.limits import Breaker, Pace
+from megatron_mmsr1.search.upstream.limits import Breaker, Outage, Pace
 from megatron_mmsr1.search.upstream.secrets import Secret
 from megatron_mmsr1.trajectory import ToolStatus
 
@@ -52,6 +52,7 @@ class Upstream:
         self._slots = asyncio.Semaphore(section.concurrency)
         self._pace = Pace(name, section.per_second) if section.per_second else None
         self.breaker = Breaker(name, section.breaker_failures, section.breaker_cooldown_s, self._turned)
+        self._outage = Outage(name, logging.getLogger(__name__))
         self._usd = (section.usd_per_1000 or 0.0) / 1000
         self._not_before = 0.0  # loop time; after a 429 that said when
         self._exchange = Exchange(name, section.concurrency)
@@ -91,7 +92,7 @@ class Upstream:
     # ---------------------------------------------------------------------------------------------------------- one try
     async def _queued[T](self, attempt: Callable[[], Awaitable[T]], breaker: bool) -> T:
         if breaker:
-            self.breaker.check()  # who will be turned away does not queue for it
+            self._check_breaker()  # who will be turned away does not queue for it
         self._metrics.waiting.inc()
         try:
             await self._slots.acquire()
@@ -99,11 +100,18 @@ class Upstream:
             self._metrics.waiting.dec()
         try:
             if breaker:
-                self.breaker.check()
+                self._check_breaker()
             await self._paced()
             return await self._tried(attempt, self.breaker.admit() if breaker else None)
         finally:
             self._slots.release()
+
+    def _check_breaker(self) -> None:
+        try:
+            self.breaker.check()
+        except SearchFailure as e:
+            self._outage.failed(e.detail)
+            raise
 
     async def _paced(self) -> None:
         now = asyncio.get_running_loop().time
@@ -165,6 +173,8 @@ class Upstream:
         cut = status is ToolStatus.TIMEOUT and given < self._section.timeout_s / 2
         if status in _DEAD and not cut:
             self.breaker.failed(ticket, why)
+            if self.breaker.state == "open":
+                self._outage.failed(why)
         elif cut or status in (None, ToolStatus.BUDGET, ToolStatus.RATE_LIMITED):
             self.breaker.abandoned(ticket)  # cancelled, never sent, or put off: nothing was learnt
         else:
@@ -180,5 +190,5 @@ class Upstream:
 
     def _turned(self, state: str) -> None:
         self._metrics.breaker(state)
-        level = logging.WARNING if state == "open" else logging.INFO
-        logging.getLogger(__name__).log(level, "%s: circuit breaker %s", self.name, state.replace("_", " "))
+        if state == "closed":
+            self._outage.worked()

@@ -8,7 +8,6 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import logging
-import os
 import zipfile
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -22,6 +21,7 @@ from pydantic import Field
 
 from megatron_mmsr1.config.search import ImageSection
 from megatron_mmsr1.config.section import Section
+from megatron_mmsr1.data.files import replacing
 from megatron_mmsr1.errors import UsageError
 from megatron_mmsr1.search.backends.corpus import Gallery, Picture
 from megatron_mmsr1.search.backends.interfaces import ImageResult, SearchFailure
@@ -113,13 +113,10 @@ def _load(file: Path) -> dict[str, np.ndarray]:
 
 
 def _save(file: Path, vectors: dict[str, np.ndarray]) -> None:
-    part = file.with_name(f".{file.name}.{os.getpid()}.part")
     try:
-        with part.open("wb") as f:
+        with replacing(file) as f:
             np.savez(f, files=np.array(list(vectors)), vectors=np.stack(list(vectors.values())))
-        os.replace(part, file)
     except OSError as e:
-        part.unlink(missing_ok=True)
         log.warning("%s cannot be written (%s): the next start embeds the pictures again", file, e.strerror)
 
 

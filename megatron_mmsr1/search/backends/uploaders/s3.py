@@ -27,6 +27,7 @@ from megatron_mmsr1.errors import UsageError
 from megatron_mmsr1.search.backends.interfaces import SearchFailure
 from megatron_mmsr1.search.backends.tools import Tools, typed
 from megatron_mmsr1.search.upstream.deadline import within
+from megatron_mmsr1.search.upstream.limits import Outage
 from megatron_mmsr1.search.upstream.secrets import Secret
 from megatron_mmsr1.trajectory import ToolStatus
 
@@ -93,6 +94,7 @@ class S3:
             )
         except BaseError as e:
             raise UsageError(f"search.image.upload: no store can be made of it ({type(e).__name__})") from None
+        self._deleting = Outage(f"deleting uploaded pictures from {self._where}", log)
         self._leaving: set[asyncio.Task[None]] = set()
 
     @asynccontextmanager
@@ -117,10 +119,11 @@ class S3:
     async def _delete(self, name: str) -> None:
         try:
             await obstore.delete_async(self._store, name)
+            self._deleting.worked()
         except NotFoundError:
             pass  # the upload never arrived
         except BaseError as e:
-            log.warning("%s: an uploaded picture could not be deleted (%s); its link ends by itself", self._where, _code(e))
+            self._deleting.failed(f"{_code(e)}; links end by themselves")
 
     async def close(self) -> None:
         await asyncio.gather(*self._leaving)
