@@ -25,6 +25,7 @@ SECONDS: dict[str, tuple[str, str]] = {
     "mmsr1 atlas build build/atlas entities=300": (f"entities=24 {WORLD}", "mmsr1 atlas inspect build/atlas"),
     "mmsr1 plugins": ("", "mmsearch"),
     "mmsr1 doctor": ("", "megatron"),
+    "mmsr1 plan configs/qwen2.5-vl-7b-fvqa.yaml --nodes 4 --gpus 8": ("", "16 ranks as TP4 x PP1 x DP4"),
     "mmsr1 serve --new-key anna gateway.keys=gateway.keys": ("", "mmsr1-"),
     "mmsr1 search serve corpus=build/atlas": ("cache=runs/a/search-cache.sqlite --port 0", "searching bm25 over build/atlas"),
     "mmsr1 search query 'Where does the Velo river end?'": ("--url {url}", "1. "),
