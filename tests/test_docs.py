@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from megatron_mmsr1 import config
+from megatron_mmsr1.plugins.seams import seams
 
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -36,6 +37,16 @@ def test_links_and_named_files_exist(page: Path) -> None:
     named = re.findall(r"`((?:scripts|configs|docs|tests|benchmarks|megatron_mmsr1)/[\w./-]+)`", text)
     missing += [n for n in named if not n.startswith(MADE_BY_RUNNING) and not (ROOT / n).exists()]
     assert not missing
+
+
+def test_a_part_of_one_s_own_goes_where_its_kind_lies() -> None:
+    """Of `FOLDER/NAME.py` and `FOLDER/NAME/` on any page."""
+    files = [Path(part.file) for r in seams() for part in r.listed()]
+    folders = {f.parent.parent if f.name == "__init__.py" else f.parent for f in files}
+    for page in [ROOT / "CONTRIBUTING.md", *(ROOT / "docs").rglob("*.md")]:
+        for folder, kinds in re.findall(r"`(megatron_mmsr1/[\w/]+?)(?:/\{([\w,]+)\})?/NAME(?:\.py|/)`", page.read_text()):
+            for kind in kinds.split(","):
+                assert ROOT / folder / kind in folders, f"{page}: {folder}/{kind}"
 
 
 def test_no_page_waits_for_a_number() -> None:
