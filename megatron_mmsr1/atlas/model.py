@@ -124,7 +124,9 @@ def save_model(out: Path, *, seed: int = 0, shape: ModelShape | None = None) -> 
     """Write a Hugging Face checkpoint directory: weights, tokenizer, image and video processor, chat template."""
     from transformers import GenerationConfig, Qwen2_5_VLProcessor, Qwen2VLImageProcessor
     from transformers.models.qwen2_vl.video_processing_qwen2_vl import Qwen2VLVideoProcessor
+    from transformers.utils.logging import disable_progress_bar
 
+    disable_progress_bar()  # one file of a few megabytes
     model, tokenizer = new_model(shape or ModelShape(), seed), build_tokenizer()
     out.mkdir(parents=True, exist_ok=True)
     eos, pad = (tokenizer.convert_tokens_to_ids(t) for t in ("<|im_end|>", "<|endoftext|>"))
