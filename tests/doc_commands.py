@@ -62,6 +62,11 @@ ELSEWHERE: dict[str, str] = {
     "./scripts/test.sh": "these tests themselves",
     "./scripts/test.sh --fast": "some of these tests",
     "./scripts/env.sh": "tests/test_scripts.py runs it against an environment that is there; a new one is 6 GB",
+    "./scripts/gpu_check.sh": "wants a GPU",
+    "mmsr1 bench gpu --part mfu": "wants a GPU",
+    "mmsr1 bench gpu --tiny --device cpu --budget 3000": "tests/test_gpu_check.py runs it, into a directory of its own",
+    "./scripts/gpu_check.sh --collect build/wheels": "wants a package index",
+    "./scripts/gpu_check.sh --wheels build/wheels": "wants a GPU; tests/test_gpu_check.py runs how it refuses wheels",
 }
 SERVERS = ("mmsr1 search serve", "mmsr1 serve my", "mmsr1 serve runs", "mmsr1 demo")  # run until Ctrl-C
 
