@@ -62,12 +62,11 @@ CASES: dict[int, dict[str, Case]] = {
         **{
             f"{name}_{what}": partial(getattr(layouts, what), layout=name)
             for name in ("tp2", "tp2_sp", "pp2", "dp2")
-            for what in ("logits", "gradients", "steps")
+            for what in ("logits_and_gradients", "steps")
         },
         **{
-            f"qwen2_vl_{name}_{what}": second(getattr(layouts, what), layout=name)
+            f"qwen2_vl_{name}_logits_and_gradients": second(layouts.logits_and_gradients, layout=name)
             for name in ("tp2", "tp2_sp", "pp2")
-            for what in ("logits", "gradients")
         },
         "qwen2_vl_export_every_weight_tp2": second(persistence.export_every_weight, layout="tp2"),
         "qwen2_vl_export_every_weight_pp2": second(persistence.export_every_weight, layout="pp2"),
@@ -90,12 +89,12 @@ CASES: dict[int, dict[str, Case]] = {
         **{
             f"{name}_{what}": partial(getattr(layouts, what), layout=name)
             for name in ("tp2_pp2", "tp2_pp2_sp", "tp2_dp2_sp")
-            for what in ("logits", "gradients", "steps")
+            for what in ("logits_and_gradients", "steps")
         },
         **{
             f"qwen2_vl_{name}_{what}": second(getattr(layouts, what), layout=name)
             for name in ("tp2_pp2", "tp2_pp2_sp")
-            for what in ("logits", "gradients", "steps")
+            for what in ("logits_and_gradients", "steps")
         },
         "qwen2_vl_export_every_weight_tp2_pp2": second(persistence.export_every_weight, layout="tp2_pp2"),
         "fewer_sequences_than_ranks": partial(layouts.one_sequence, layout="tp2_dp2_sp"),

@@ -114,14 +114,10 @@ def _steps(lab: Lab, megatron: dict[str, Any]) -> list[dict[str, float]]:
     return [actor.train_step(lab.trajectories, lab.advantages) for _ in range(3)]
 
 
-def logits(lab: Lab, layout: str) -> None:
-    found = lab.actor(megatron=LAYOUTS[layout]).logits(lab.trajectories)
-    for i, (a, b) in enumerate(zip(found, lab.kept("logits"), strict=True)):
-        close(a, b, 1e-4, f"logits of conversation {i}")
-
-
-def gradients(lab: Lab, layout: str) -> None:
+def logits_and_gradients(lab: Lab, layout: str) -> None:
     actor = lab.actor(megatron=LAYOUTS[layout], model={"freeze_vision": False}, optimizer=READABLE)
+    for i, (a, b) in enumerate(zip(actor.logits(lab.trajectories), lab.kept("logits"), strict=True)):
+        close(a, b, 1e-4, f"logits of conversation {i}")
     same_gradients(lab.gradients(actor), lab.kept("gradients"))
 
 
