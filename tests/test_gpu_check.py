@@ -133,7 +133,9 @@ def test_a_part_is_ended_at_its_deadline_and_the_next_one_runs(parts_of: Any) ->
 def test_a_part_that_fails_is_told_and_the_next_one_runs(parts_of: Any) -> None:
     bodies = ("raise KeyError('a thing')", "os._exit(3)", "job.fault('wrong'); job.skipped('that')", "pass")
     raised, died, wrong, well = parts_of(*bodies)
-    assert "KeyError: 'a thing'" in raised.reasons[0] and "exit code 3" in died.reasons[0]
+    assert "KeyError: 'a thing'" in raised.reasons[0] and "part0.py:5 run" in raised.reasons[0]
+    assert str(ROOT) not in raised.reasons[0], "results are committed: no path of a machine"
+    assert "exit code 3" in died.reasons[0]
     assert wrong.reasons == ["wrong"] and wrong.skipped == ["that"]
     assert [r.status for r in (raised, died, wrong, well)] == ["failed"] * 3 + ["ok"]
     assert all(r.rows == [{"n": 1}] for r in (raised, died, wrong, well))

@@ -24,6 +24,14 @@ PACKS = {"8k": [1024, 1536, 2048, 3584], "16k": [1024, 1536, 2048, 2560, 4096, 5
 TINY_PACKS = {"8k": [16, 24, 24], "16k": [16, 24, 40, 48]}
 DEFAULTS = ("padded", "transformer-engine")  # what the trainer takes by itself; other kernels may refuse a shape
 RECOMPUTE = ("none", "selective", "full")
+# megatron-core's switches that a dense model without transformer-engine could have on.
+FUSIONS = (
+    "bias_activation_fusion",
+    "bias_dropout_fusion",
+    "gradient_accumulation_fusion",
+    "persist_layer_norm",
+    "apply_rope_fusion",
+)
 STEPS = 2  # that are measured, after one that is not
 CASE_S = 8  # a case is not begun with less time than this left
 
@@ -66,7 +74,9 @@ def _shape(job: Job, name: str, config: dict[str, Any], home: Path, *, te: bool,
         random_weights=True,
         provider={} if te else {"transformer_layer_spec": local_block},
     )
-    job.row(shape=name, what="built", seconds=time.monotonic() - started, parameters=_parameters(actor))
+    fusions = {k: bool(getattr(actor.model.config, k)) for k in FUSIONS}
+    built = {"seconds": time.monotonic() - started, "parameters": _parameters(actor), "fusions": fusions}
+    job.row(shape=name, what="built", **built)
     ways = {"transformer-engine": contextlib.nullcontext} if te else attentions(cuda=job.device == "cuda")
     cases = [(a, r, p) for a in ways for r in RECOMPUTE for p in packs]
     for attention, recompute, pack in cases:

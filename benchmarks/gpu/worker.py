@@ -7,6 +7,7 @@ import importlib
 import os
 import traceback
 from multiprocessing.connection import Connection
+from pathlib import Path
 from typing import Any
 
 from benchmarks.gpu.job import Device, Job
@@ -38,11 +39,17 @@ def _run(name: str, job: Job) -> bool:
     try:
         importlib.import_module(f"benchmarks.gpu.{name}").run(job)
     except Exception as e:
-        job.fault(f"{type(e).__name__}: {e}\n{traceback.format_exc(limit=-6)}")
+        job.fault(f"{type(e).__name__}: {e}\n{_where(e)}")
         job.tell("end", False)
         return False
     job.tell("end", True)
     return True
+
+
+def _where(e: Exception) -> str:
+    """The last frames, without the machine's paths: a result may be committed."""
+    frames = traceback.extract_tb(e.__traceback__)[-6:]
+    return "\n".join(f"  {Path(f.filename).name}:{f.lineno} {f.name}: {f.line}" for f in frames)
 
 
 def _facts() -> dict[str, Any]:
