@@ -16,6 +16,7 @@ from loop_fixtures import COLD_START, ROOT, settings
 from PIL import Image
 
 from megatron_mmsr1 import config
+from megatron_mmsr1.cluster.machines import Machines
 from megatron_mmsr1.config import RunConfig
 from megatron_mmsr1.data.dataset import PromptDataset
 from megatron_mmsr1.data.decode import ImageError, decode, stored_size
@@ -139,7 +140,7 @@ def test_a_run_that_searches_nothing_needs_no_search_server(atlas_world: Path, t
     bare = ["search.corpus=null", "protocol.max_rounds=1", "protocol.image_searches=0", "protocol.text_searches=0"]
     cfg = run(atlas_world, tmp_path, *bare, "reward=math_answer")
     preflight.train(cfg)
-    with services(cfg, engine=False) as found:
+    with services(cfg, Machines.alone(1), engine=False) as found:
         assert found.search is None and not (tmp_path / "logs").exists()
     with pytest.raises(UsageError, match="nothing to search"):
         preflight.train(run(atlas_world, tmp_path, "search.corpus=null"))

@@ -13,7 +13,7 @@ from typing import Any, Self
 
 from megatron_mmsr1.cluster.agent import written
 from megatron_mmsr1.cluster.wire import Line, Lost
-from megatron_mmsr1.errors import RunError
+from megatron_mmsr1.errors import Interrupted, RunError
 from megatron_mmsr1.procs.machine import Spawn
 from megatron_mmsr1.procs.ports import bind
 from megatron_mmsr1.procs.stacks import RankState
@@ -166,10 +166,10 @@ class Head:
             )
 
     def check(self) -> None:
-        """Raises RunError once a node is lost."""
+        """Raises Interrupted once a node is lost."""
         for node in self.nodes.values():
             if node.lost:
-                raise RunError(f"{node} is lost")
+                raise Interrupted(f"{node} is lost: the same command goes on from the latest checkpoint")
 
     def __enter__(self) -> Self:
         return self

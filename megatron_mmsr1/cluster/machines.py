@@ -44,6 +44,10 @@ class Machines:
         if self.head is not None:
             self.head.check()
 
+    def before(self, place: Place) -> int:
+        """How many of its role its node has before it."""
+        return sum(p.node == place.node and p.index < place.index for p in self.plan.of(place.role))
+
     def log_name(self, role: str, place: Place, *, alone: bool) -> str:
         """`engine.log` on one machine; `engine-1.n2.log` among others and on nodes, `.r3` in a job's third restart."""
         if self.head is None:
@@ -54,16 +58,17 @@ class Machines:
 
 
 @contextmanager
-def machines(cfg: RunConfig, say: Callable[[str], None]) -> Iterator[Machines]:
-    """What the config's placement needs, until the block ends; then everything on other nodes ends too.
+def machines(cfg: RunConfig, say: Callable[[str], None], *, trains: bool = True) -> Iterator[Machines]:
+    """What the config's placement needs, until the block ends; then everything on other nodes ends too. `trains`: as `plan` has
+    it.
 
     Raises UsageError for a placement that does not fit, RunError if nodes do not join in time.
     """
     where = head_address()
     if where is None:
-        yield Machines(_alone(cfg))
+        yield Machines(_alone(cfg, trains))
         return
-    found = plan(cfg, of_job())
+    found = plan(cfg, of_job(), trains=trains)
     steps = [(name, [n.name for n in nodes]) for name, nodes in found.steps]
     with Head(*where, token()) as head:
         say(f"waiting for the supervisors of {', '.join(f'{name}: {len(nodes)} nodes' for name, nodes in steps)} ...")
@@ -72,10 +77,10 @@ def machines(cfg: RunConfig, say: Callable[[str], None]) -> Iterator[Machines]:
         yield Machines(found, head, Here(found.nodes[0].address))
 
 
-def _alone(cfg: RunConfig) -> Plan:
+def _alone(cfg: RunConfig, trains: bool) -> Plan:
     if (wanted := nodes_wanted(cfg)) > 1:
         raise UsageError(
             f"placement wants {wanted} nodes and this is one: submit the run (mmsr1 slurm submit CONFIG), or start "
             f"`mmsr1 node` on each with {HEAD} set (docs/slurm.md)"
         )
-    return plan(cfg, [Node("this machine", HERE.address, local_gpus())])
+    return plan(cfg, [Node("this machine", HERE.address, local_gpus())], trains=trains)

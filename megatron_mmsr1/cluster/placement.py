@@ -47,10 +47,11 @@ class Plan:
         return [(role, self.nodes_of(role)) for role in (TRAINER, ENGINES) if self.of(role)]
 
 
-def plan(cfg: RunConfig, nodes: Sequence[Node]) -> Plan:
+def plan(cfg: RunConfig, nodes: Sequence[Node], *, trains: bool = True) -> Plan:
     """Ranks on the first nodes, in order; engines behind them, on nodes of their own or on the GPUs that ranks leave free.
 
-    Raises UsageError with a sentence for every setting that does not fit the nodes.
+    `trains`: False for what has no ranks, an evaluation. Raises UsageError with a sentence for every setting that does not fit
+    the nodes.
     """
     p = cfg.placement
     problems = [*_counts(cfg, len(nodes))]
@@ -59,7 +60,7 @@ def plan(cfg: RunConfig, nodes: Sequence[Node]) -> Plan:
     places: list[Place] = []
     per_node = cfg.train.ranks // p.trainer.nodes
     taken = dict.fromkeys(range(len(nodes)), 0)
-    trains = cfg.train.mode != "rollout-only"
+    trains = trains and cfg.train.mode != "rollout-only"
     for rank in range(cfg.train.ranks if trains else 0):
         node, local = divmod(rank, per_node)
         on_gpu = _on_gpu(p.trainer.gpus_per_node, nodes[node])

@@ -48,6 +48,7 @@ class Batch:
 
     async def run(self) -> list[Trajectory]:
         """Prompt by prompt, sample by sample. The first error ends the rest."""
+        self._engine.expect(self._job.weight_version)
         waiting = asyncio.get_running_loop().create_task(self._tell_of_waiting())
         try:
             async with asyncio.TaskGroup() as tasks:

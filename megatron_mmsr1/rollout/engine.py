@@ -52,6 +52,7 @@ class EngineClient:
         self._wire = wire
         self._timeout_s, self._hung_after_s, self._outage_s = timeout_s, hung_after_s, outage_s
         self._retries = retries
+        self._expected: int | None = None
         self._stop_ids = tuple(stop_ids)
         self._session: aiohttp.ClientSession | None = None
         self._pulses: dict[str, Pulse] = {}
@@ -60,6 +61,10 @@ class EngineClient:
     def conversation(self, group: str) -> Conversation:
         """A handle whose turns all go to one engine while it is well, where their prefix is cached; near others of `group`."""
         return Conversation(self, group)
+
+    def expect(self, version: int | None) -> None:
+        """As `base.Client` has it."""
+        self._expected = version
 
     async def generate(
         self,
@@ -96,6 +101,7 @@ class EngineClient:
             try:
                 with self.balance.in_flight(target):
                     done = await self._once(target, turn, tell if on_tokens is not None else None)
+                self._require_version(target, done)
                 self.balance.answered(target)
                 return done
             except EngineError as e:
@@ -113,6 +119,12 @@ class EngineClient:
             attempt += 1
             while not self.balance.any_well and time.monotonic() < until:
                 await asyncio.sleep(OUTAGE_POLL_S * random.uniform(0.5, 1.0))
+
+    def _require_version(self, url: str, done: Generation) -> None:
+        """Raises EngineError for an answer of other weights than expected, where another engine may have those."""
+        found = set(done.weight_versions or [done.weight_version])
+        if self._expected is not None and len(self.balance.urls) > 1 and found != {self._expected}:
+            raise EngineError(f"{url} holds weights of version {sorted(found)}, not {self._expected}", url=url)
 
     async def _once(self, url: str, turn: Turn, on_tokens: OnTokens | None = None) -> Generation:
         import aiohttp

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
+from megatron_mmsr1.cluster.machines import machines
 from megatron_mmsr1.config import RunConfig
 from megatron_mmsr1.errors import Interrupted, RunError
 from megatron_mmsr1.procs.progress import Follower, progress
@@ -40,9 +41,8 @@ def train(cfg: RunConfig) -> Path:
             _say_end(cfg, "nothing is left to do")
             return out
         if cfg.train.mode == "train-only":
-            _ranks(cfg, out, Services([], None), lock)
-            return out
-        with services(cfg, publishes=cfg.train.mode == "full") as found:
+            return _without_services(cfg, out, lock)
+        with machines(cfg, _say) as where, services(cfg, where, publishes=cfg.train.mode == "full") as found:
             if cfg.train.mode == "rollout-only":
                 from megatron_mmsr1.run.rollout_only import rollout_only
 
@@ -59,7 +59,13 @@ def sft(cfg: RunConfig) -> Path:
         if nothing_left(cfg):
             _say_end(cfg, "nothing is left to do")
         else:
-            _ranks(cfg, out, Services([], None), lock)
+            _without_services(cfg, out, lock)
+    return out
+
+
+def _without_services(cfg: RunConfig, out: Path, lock: RunLock) -> Path:
+    with machines(cfg, _say) as where:
+        _ranks(cfg, out, Services([], None, machines=where, check=where.check), lock)
     return out
 
 
@@ -74,7 +80,7 @@ def _ranks(cfg: RunConfig, out: Path, found: Services, lock: RunLock) -> None:
             lives.died(e)
             if not isinstance(e, RanksDied) or not lives.again():
                 raise
-            print(f"{e}\nthe ranks are started again ({lives.left} restarts left)", file=sys.stderr, flush=True)
+            _say(f"{e}\nthe ranks are started again ({lives.left} restarts left)")
     _say_end(cfg, "done")
 
 
@@ -151,7 +157,11 @@ def evaluate(cfg: RunConfig, policies: bool) -> Path:
         require_atlas(heldout(cfg))
     out = Path(cfg.output)
     out.mkdir(parents=True, exist_ok=True)
-    with exit_on_signals(), services(cfg, engine=not policies) as found:
+    with (
+        exit_on_signals(),
+        machines(cfg, _say, trains=False) as where,
+        services(cfg, where, engine=not policies) as found,
+    ):
         if policies:
             evaluate_policies(cfg, found.search, _say)
         else:

@@ -106,7 +106,14 @@ class Run:
         """The weights into every engine under this version, where there are engines."""
         if not self.cfg.algorithm.supervised and self.cfg.train.mode == "full":
             self.phases.enter("weight update", self.step)
+            before = self.weights.absent
             self.weights.publish(version)
+            for url in set(self.weights.absent) - set(before):
+                self._warn(
+                    f"nothing answers at the engine {url}: it has no part in weights {version}; the run goes on without it"
+                )
+            for url in set(before) - set(self.weights.absent):
+                self._info(f"the engine {url} is back, with weights {version}")
 
     def log(self, step: int, metrics: dict[str, float], trajectories: list[Trajectory], trained: list[Trajectory]) -> None:
         """A finished step: its row in the logs."""
@@ -117,6 +124,7 @@ class Run:
         seconds = {"rollout": self.rollouts.seconds} if self.rollouts else {}
         seconds |= {"sync": self.weights.seconds} if self.weights.seconds else {}  # of the publication before this step
         shown = self.rollouts.local if self.rollouts else []
+        metrics |= {"engines/absent": float(len(self.weights.absent))} if self.weights.transport else {}
         self.step_log.write(step, metrics, trajectories, trained=len(trained), seconds=seconds, generated=made, shown=shown)
 
     def evaluate(self, name: str, *, at: int) -> None:

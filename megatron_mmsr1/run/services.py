@@ -3,73 +3,147 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterator
+import time
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 from megatron_mmsr1.cluster.machines import Machines
+from megatron_mmsr1.cluster.placement import ENGINES, SEARCH
 from megatron_mmsr1.config import RunConfig
+from megatron_mmsr1.errors import Interrupted, RunError
+from megatron_mmsr1.procs.service import Command, Service
 from megatron_mmsr1.run import preflight
+
+POLL_S = 0.1
 
 
 @dataclass(slots=True)
 class Services:
-    """`version`: of the weights that the engines hold, for who gives them none."""
+    """`version`: of the weights that the engines hold, for who gives them none. `machines`: where the ranks run; None: here."""
 
     engines: list[str]
     search: str | None
-    check: Callable[[], None] = lambda: None  # raises RunError once one that we started has died
-    machines: Machines | None = None  # where the ranks run; None: here
     version: int = 0
+    check: Callable[[], None] = lambda: None  # raises Interrupted once the run cannot go on without one that has died
+    machines: Machines | None = None
 
 
 @contextmanager
-def services(cfg: RunConfig, *, engine: bool = True, publishes: bool = False) -> Iterator[Services]:
-    """The engine and the search server that the config names, or ones of our own until the block ends.
+def services(cfg: RunConfig, machines: Machines, *, engine: bool = True, publishes: bool = False) -> Iterator[Services]:
+    """The engines and the search server that the config names, or ones of our own on `machines` until the block ends.
 
     `publishes`: the engines get weights of this run's; else they must hold those of `model.path`, under any version. Servers
     that the config names are asked first whether they answer, engines also what they serve. A run that searches nothing has no
-    search server.
+    search server. An engine that dies or hangs is replaced; one that cannot be is done without while there is another.
     Raises RunError if one does not become healthy, UsageError for an engine of another model.
     """
     preflight.search_answers(cfg)
     version = preflight.engines(cfg, publishes=publishes) if engine else 0
-    from megatron_mmsr1.procs.service import Service
-    from megatron_mmsr1.rollout import engines as kinds
-    from megatron_mmsr1.rollout.engines.base import Launch
-    from megatron_mmsr1.search.server import launch as search_launch
-
-    logs = Path(cfg.output) / "logs"
-    checks: list[Callable[[], None]] = []
     with ExitStack() as stack:
-        search = cfg.search.url
+        search, found = cfg.search.url, EngineGroup([])
+        checks: list[Callable[[], None]] = [machines.check]
         if search is None and cfg.searches:
-            cache = Path(cfg.search.cache or Path(cfg.output) / "search-cache.sqlite")
-            server = search_launch.launch(cfg.search, cache_path=cache, log=logs / "search.log")
-            stack.callback(server.stop)
-            checks.append(server.check)
+            server = stack.enter_context(_search_server(cfg, machines).start())
+            checks.append(partial(_check, server))
             search = server.url
-        engines = list(cfg.engine.urls)
-        if engine and not engines:
-            print(f"starting the engine (half a minute; log: {logs / 'engine.log'})", file=sys.stderr, flush=True)
-            launch = Launch(
-                model=Path(cfg.model.path),
-                settings=cfg.engine,
-                log=logs / "engine.log",
-                seed=cfg.seed,
-                trains_pictures=not cfg.model.vision_frozen,
-                follow=Path(cfg.output) / "weights" if publishes else None,
-            )
-            started = Service(kinds.get(cfg.engine.name).command(launch)).start()
-            # One that dies or hangs is replaced: its turns wait for it, and it serves the weights published last.
-            started.watch(lambda line: print(line, file=sys.stderr, flush=True))
-            stack.callback(started.stop)
-            checks.append(started.check)
-            engines = [started.url]
+        if engine and not cfg.engine.urls:
+            found = EngineGroup([Service(c) for c in _engines(cfg, machines, publishes)])
+            stack.callback(found.stop)
+            found.start()
+            checks.append(found.check)
 
         def check() -> None:
             for one in checks:
                 one()
 
-        yield Services(engines, search, check, version=version)
+        yield Services(list(cfg.engine.urls) or found.urls, search, version, check, machines)
+
+
+class EngineGroup:
+    """Engines that were started here. Their turns wait for one that is being replaced; it serves the weights published last."""
+
+    def __init__(self, services: Sequence[Service]) -> None:
+        self.services = services
+        self.lost: set[str] = set()
+
+    @property
+    def urls(self) -> list[str]:
+        return [s.url for s in self.services]
+
+    def start(self) -> None:
+        """All at once, until all are ready. Raises what the first that fails ended with."""
+        log = self.services[0].log
+        what = "the engine (half a minute; log" if len(self.services) == 1 else f"{len(self.services)} engines (logs from"
+        _say(f"starting {what}: {log})")
+        for s in self.services:
+            s.watch(_say)
+        while not all(s.up for s in self.services):
+            for s in self.services:
+                if s.failed is not None:
+                    raise s.failed
+            time.sleep(POLL_S)
+
+    def check(self) -> None:
+        """Say it when one is lost for good. Raises Interrupted once none is left."""
+        failed = {s.url: s.failed for s in self.services if s.failed is not None}
+        for url in failed.keys() - self.lost:
+            self.lost.add(url)
+            left = len(self.services) - len(self.lost)
+            if not left:
+                raise Interrupted(str(failed[url]))
+            _say(f"{failed[url]}\nthe engine at {url} is lost; the run goes on with {left} of {len(self.services)}")
+
+    def stop(self) -> None:
+        """Each gets its grace time beside the others."""
+        for s in self.services:
+            s.ask_to_stop()
+        for s in self.services:
+            s.stop()
+
+
+def _check(server: Service) -> None:
+    try:
+        server.check()
+    except RunError as e:
+        raise Interrupted(str(e)) from None
+
+
+def _search_server(cfg: RunConfig, machines: Machines) -> Service:
+    from megatron_mmsr1.search.server import launch
+
+    place = machines.plan.of(SEARCH)[0]
+    machine = machines.of(place)
+    log = Path(cfg.output) / "logs" / machines.log_name("search", place, alone=True)
+    cache = Path(cfg.search.cache or Path(cfg.output) / "search-cache.sqlite")
+    command = launch.command(cfg.search, cache_path=cache, log=log, host=machine.address)
+    return Service(replace(command, machine=machine))
+
+
+def _engines(cfg: RunConfig, machines: Machines, publishes: bool) -> list[Command]:
+    from megatron_mmsr1.rollout import engines as kinds
+    from megatron_mmsr1.rollout.engines.base import Launch
+
+    places = machines.plan.of(ENGINES)
+    logs, kind, commands = Path(cfg.output) / "logs", kinds.get(cfg.engine.name), []
+    for place in places:
+        launch = Launch(
+            model=Path(cfg.model.path),
+            settings=cfg.engine,
+            log=logs / machines.log_name("engine", place, alone=len(places) == 1),
+            seed=cfg.seed,
+            trains_pictures=not cfg.model.vision_frozen,
+            follow=Path(cfg.output) / "weights" if publishes else None,
+            place=machines.before(place),
+            machine=machines.of(place),
+            gpus=place.gpus or None,
+        )
+        command = kind.command(launch)
+        commands.append(command if len(places) == 1 else replace(command, name=f"engine {place.index}"))
+    return commands
+
+
+def _say(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)

@@ -10,26 +10,34 @@ from typing import TYPE_CHECKING
 from megatron_mmsr1.config import RunConfig
 from megatron_mmsr1.errors import RunError
 from megatron_mmsr1.rollout import engines as kinds
+from megatron_mmsr1.rollout.engines.base import Unreachable
 from megatron_mmsr1.sync import transports
 from megatron_mmsr1.sync.transports.base import Transport
+from megatron_mmsr1.sync.update import everywhere
 
 if TYPE_CHECKING:
     from megatron_mmsr1.megatron.actor import MegatronActor
+    from megatron_mmsr1.rollout.engines.base import Control
 
 
 class Weights:
-    """`seconds`: how long the last publication took."""
+    """`seconds`: how long the last publication took. `absent`: the engines that had no part in it, since nothing answered at
+    their addresses while another engine did; known on rank 0. One that comes back has a part in the next."""
 
     def __init__(self, cfg: RunConfig, actor: MegatronActor, engines: list[str]) -> None:
         self.cfg, self.actor = cfg, actor
         self.directory = Path(cfg.output) / "weights"
         self.seconds = 0.0
+        self.absent: list[str] = []
         self.transport: Transport | None = None
+        self._all: list[Control] = []
+        self._present: list[Control] = []  # the list that the transport reads
         if engines and actor.parallel.rank == 0:
-            controls = [kinds.get(cfg.engine.name).control(url) for url in engines]
+            self._all = [kinds.get(cfg.engine.name).control(url) for url in engines]
+            self._present[:] = self._all
             self.directory.mkdir(parents=True, exist_ok=True)
             part = transports.get(str(getattr(cfg.train.sync, "name", cfg.train.sync)))
-            self.transport = part.open(cfg.train.sync, controls, home=self.directory, model=Path(cfg.model.path))
+            self.transport = part.open(cfg.train.sync, self._present, home=self.directory, model=Path(cfg.model.path))
 
     def publish(self, version: int) -> None:
         """Collective. The weights into every engine under this version; the engines confirm it. Raises RunError on every rank
@@ -38,6 +46,7 @@ class Weights:
         weights = self.actor.weights()
         failed = ""
         if self.transport is not None:
+            self._look()
             try:
                 self.transport.push(weights, version)
                 prune(self.directory, "v*", keep=self.cfg.train.keep_weights, current=self.directory / f"v{version:06d}")
@@ -49,6 +58,21 @@ class Weights:
         if failed:
             raise RunError(failed)
         self.seconds = time.monotonic() - started
+
+    def _look(self) -> None:
+        """Who can be reached; all of them where nobody can, so that the failure is told as it is."""
+        gone = everywhere(self._all, _reach)
+        self._present[:] = [e for e in self._all if e.url not in gone] or self._all
+        self.absent = [e.url for e in self._all if e not in self._present]
+
+
+def _reach(engine: Control) -> None:
+    try:
+        engine.served()
+    except Unreachable:
+        raise
+    except RunError:
+        return  # it answers, if not well: the update will say what is wrong
 
 
 def prune(parent: Path, pattern: str, *, keep: int, current: Path) -> None:

@@ -13,6 +13,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from megatron_mmsr1.config import EngineConfig
+from megatron_mmsr1.errors import RunError
+from megatron_mmsr1.procs.machine import HERE, Machine
 from megatron_mmsr1.procs.service import Command
 from megatron_mmsr1.rollout.generation import Generation, OnTokens
 
@@ -22,6 +24,10 @@ if TYPE_CHECKING:
 # What happens to turns that run when generation is paused: they end as aborted and are asked again; they go back to the queue
 # and their prefix is computed anew; they stand still and go on over the cache of the old weights.
 PauseMode = Literal["abort", "retract", "in_place"]
+
+
+class Unreachable(RunError):
+    """Nothing answers at an engine's address."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,7 +65,8 @@ class Launch:
     `settings` are the part's own `Settings`. `trains_pictures`: the run updates the vision tower or its merger, so no feature
     of a picture may outlive an update. `follow`: the run's directory for weights; started again, the engine serves what was
     published there last (`sync.published`). `place`: how many engines of this machine come before it; its port, where one is
-    set, and its devices come after theirs. `streams`: most turns are streamed.
+    set, and its devices come after theirs. `machine`: where it runs, and on which address others reach it. `gpus`: its devices
+    there; default: those after the ones of the engines before it. `streams`: most turns are streamed.
     """
 
     model: Path
@@ -70,7 +77,14 @@ class Launch:
     trains_pictures: bool = False
     follow: Path | None = None
     place: int = 0
+    machine: Machine = HERE
+    gpus: Sequence[int] | None = None
     streams: bool = False
+
+    @property
+    def devices(self) -> dict[str, str]:
+        """Of the environment: the process sees no other GPU."""
+        return {} if self.gpus is None else {"CUDA_VISIBLE_DEVICES": ",".join(map(str, self.gpus))}
 
 
 class Sampler(Protocol):
@@ -96,6 +110,11 @@ class Client(Sampler, Protocol):
 
     def conversation(self, group: str) -> Sampler:
         """Its turns go to one engine while it is well; near others of `group`."""
+        ...
+
+    def expect(self, version: int | None) -> None:
+        """From now on turns are answered with weights of this version where there is more than one engine: one that was started
+        again may hold older ones, until the next update. None: with any."""
         ...
 
     async def close(self) -> None: ...
@@ -127,7 +146,8 @@ class Wire(Protocol):
 
 
 class Control(Protocol):
-    """One engine, from the trainer's side. Every method blocks and raises RunError that names the engine and its reason.
+    """One engine, from the trainer's side. Every method blocks and raises RunError that names the engine and its reason;
+    Unreachable where nothing answers at its address.
 
     An update is `load` (a checkpoint on a disk that the engine reads) or `begin`, `send` as often as needed, `end`. After an
     update that raised, the engine's weights are unknown: they may be the old ones, the new ones or a mixture, and whoever

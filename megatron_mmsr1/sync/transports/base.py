@@ -39,6 +39,7 @@ class TransportPart(Protocol):
     def Settings(self) -> type[Section]: ...
 
     def open(self, settings: Any, engines: Sequence[Control], *, home: Path, model: Path) -> Transport:
-        """`home`: the run's directory for weights, which the transport may write to. `model`: the checkpoint that the run
+        """`engines` is to be read at each push: one that nobody can reach leaves the list, and comes back.
+        `home`: the run's directory for weights, which the transport may write to. `model`: the checkpoint that the run
         started from, whose config and tokenizer belong to all later weights. Raises UsageError where it cannot work."""
         ...

@@ -14,7 +14,7 @@ from urllib.parse import urlsplit
 
 from megatron_mmsr1.errors import RunError
 from megatron_mmsr1.procs import http
-from megatron_mmsr1.rollout.engines.base import PauseMode, Served
+from megatron_mmsr1.rollout.engines.base import PauseMode, Served, Unreachable
 from megatron_mmsr1.rollout.engines.sglang.wire import version_number
 
 if TYPE_CHECKING:
@@ -120,7 +120,7 @@ class SGLangControl:
                 return {"success": True}  # SGLang says some things in plain text
             answer = found.json()
         except http.Unanswered as e:
-            raise RunError(str(e)) from None
+            raise Unreachable(str(e)) from None
         if found.status not in (200, 400):
             raise RunError(f"{url}: HTTP {found.status}: {answer}")
         return answer if isinstance(answer, dict) else {"success": found.ok, "answer": answer}

@@ -11,7 +11,8 @@ from typing import Any
 from megatron_mmsr1.errors import UsageError
 from megatron_mmsr1.procs.http import Unanswered, answers, post
 from megatron_mmsr1.procs.liveness import pace
-from megatron_mmsr1.procs.ports import HOST, free_port, require_port
+from megatron_mmsr1.procs.machine import HERE
+from megatron_mmsr1.procs.ports import require_port
 from megatron_mmsr1.procs.service import Command
 from megatron_mmsr1.rollout.engines.base import Launch
 from megatron_mmsr1.rollout.engines.sglang.settings import SGLangSettings
@@ -38,9 +39,12 @@ def command(launch: Launch) -> Command:
     config = _model_config(launch.model)
     native = dict(cfg.sglang)
     named = native.pop("port", None)
-    port = require_port(int(named) + launch.place, NAME) if named else free_port()
-    host = str(native.pop("host", HOST))
-    cpu = not has_cuda() if "device" not in native else native["device"] == "cpu"
+    here = launch.machine is HERE
+    port = int(named) + launch.place if named else launch.machine.free_port()
+    if named and here:
+        require_port(port, NAME)
+    host = str(native.pop("host", launch.machine.address))
+    cpu = not (launch.gpus or has_cuda()) if "device" not in native else native["device"] == "cpu"
     arguments = {
         "model_path": str(launch.model.resolve()),  # it tells others what it serves
         "host": host,
@@ -55,7 +59,7 @@ def command(launch: Launch) -> Command:
     if launch.streams:
         # The ids that are new with each event, instead of all so far: the events of a long turn stay short.
         arguments["incremental_streaming_output"] = True
-    arguments |= {**(_cpu() if cpu else _gpus(launch.place, native)), **native}
+    arguments |= {**(_cpu() if cpu else _gpus(launch, native)), **native}
     launch.log.parent.mkdir(parents=True, exist_ok=True)
     spec = launch.log.with_suffix(".args.json")
     spec.write_text(json.dumps(arguments, indent=1))
@@ -65,7 +69,7 @@ def command(launch: Launch) -> Command:
         argv=[sys.executable, "-m", "megatron_mmsr1.rollout.engines.sglang.entry", str(spec)],
         log=launch.log,
         url=f"http://{host}:{port}",
-        env=_environment(cpu, launch.trains_pictures),
+        env={**_environment(cpu, launch.trains_pictures), **launch.devices},
         without=_FOREIGN,
         ready=_ready,
         ready_within_s=cfg.startup_timeout_s,
@@ -78,14 +82,17 @@ def command(launch: Launch) -> Command:
         refusal="SGLang refuses its arguments",
         shared=_SHARED,
         grace_s=STOP_GRACE_S,
+        machine=launch.machine,
     )
 
 
-def _gpus(place: int, native: dict[str, Any]) -> dict[str, Any]:
-    """Those after the ones of the engines before it."""
+def _gpus(launch: Launch, native: dict[str, Any]) -> dict[str, Any]:
+    """Those after the ones of the engines before it, where it is not told."""
+    if launch.gpus is not None or not launch.place:
+        return {}
     a = {k: int(native.get(k) or 1) for k in ("tp_size", "pp_size", "dp_size")}
     each = a["tp_size"] * a["pp_size"] * (1 if native.get("enable_dp_attention") else a["dp_size"])
-    return {"base_gpu_id": place * each} if place else {}
+    return {"base_gpu_id": launch.place * each}
 
 
 def _ready(url: str) -> bool:

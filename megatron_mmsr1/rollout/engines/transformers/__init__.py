@@ -14,7 +14,6 @@ from megatron_mmsr1.config import EngineConfig
 from megatron_mmsr1.errors import UsageError
 from megatron_mmsr1.procs.http import answers
 from megatron_mmsr1.procs.liveness import pace
-from megatron_mmsr1.procs.ports import HOST
 from megatron_mmsr1.procs.service import Command
 from megatron_mmsr1.rollout.engines import base
 
@@ -43,8 +42,9 @@ class TransformersEngine:
             name="the engine",
             argv=[sys.executable, "-m", "megatron_mmsr1.rollout.engines.transformers.server", json.dumps(spec)],
             log=launch.log,
-            env={"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false", "OMP_NUM_THREADS": str(threads)},
-            listen=(HOST, 0),
+            env={"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false", "OMP_NUM_THREADS": str(threads), **launch.devices},
+            listen=(launch.machine.address, 0),
+            machine=launch.machine,
             ready=lambda url: answers(f"{url}/health", timeout_s=5.0),
             ready_within_s=settings.startup_timeout_s,
             ready_setting="engine.startup_timeout_s",

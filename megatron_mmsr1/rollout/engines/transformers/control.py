@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from megatron_mmsr1.errors import RunError
 from megatron_mmsr1.procs import http
-from megatron_mmsr1.rollout.engines.base import PauseMode, Served
+from megatron_mmsr1.rollout.engines.base import PauseMode, Served, Unreachable
 
 if TYPE_CHECKING:
     import torch
@@ -82,7 +82,7 @@ class TransformersControl:
             found = ask(self.url + path)
             answer = found.json()
         except http.Unanswered as e:
-            raise RunError(str(e)) from None
+            raise Unreachable(str(e)) from None
         if not found.ok:
             raise RunError(f"{self.url}{path}: {answer.get('error', answer)}")
         return answer
