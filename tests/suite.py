@@ -21,7 +21,7 @@ STARTS = re.compile(
 )
 LIMIT_S = {"plain": 600, "process": 1800, "slow": 3600}  # generous: the machine may be busy with other work
 SHARED = ("engine", "atlas_engine")  # fixtures of a session that every worker would start for itself
-LONGEST = ("test_outage", "test_megatron", "test_loop", "test_replay", "test_serve", "test_bad_input", "test_demo_browser")
+LONGEST = ("atlas_engine", "test_megatron", "test_loop", "engine", "test_outage", "test_demo_browser")  # groups
 
 _spent: dict[str, float] = defaultdict(float)
 
@@ -75,11 +75,10 @@ def pytest_collection_modifyitems(items: list[Any]) -> None:
             item.add_marker(pytest.mark.timeout(LIMIT_S[kind]))
         item.add_marker(pytest.mark.xdist_group(group_of(item, sharing)))
     processes = {group_of(item, sharing) for item in items if item.get_closest_marker("process")}
-    order = (*SHARED, *LONGEST)
 
     def place(item: Any) -> tuple[int, bool]:
         group = group_of(item, sharing)
-        return order.index(group) if group in order else len(order), group not in processes
+        return LONGEST.index(group) if group in LONGEST else len(LONGEST), group not in processes
 
     items.sort(key=place)  # the longest begin first; workers then end together
 

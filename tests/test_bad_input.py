@@ -19,6 +19,7 @@ from loop_fixtures import ROOT, settings, small_world
 
 from megatron_mmsr1 import config
 from megatron_mmsr1.cli import entry
+from megatron_mmsr1.procs.ports import free_port
 
 ATLAS = "configs/atlas.yaml"
 BAD_ROW = 3
@@ -69,9 +70,7 @@ def taken() -> Iterator[int]:
 @pytest.fixture
 def nobody() -> str:
     """A URL where nobody listens."""
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        return f"http://127.0.0.1:{s.getsockname()[1]}"
+    return f"http://127.0.0.1:{free_port()}"
 
 
 def refused(done: subprocess.CompletedProcess[str], code: int, *says: str) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import socket
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
@@ -14,6 +13,7 @@ from aiohttp import web
 from hypothesis import given
 from hypothesis import strategies as st
 
+from megatron_mmsr1.procs.ports import free_port
 from megatron_mmsr1.rollout.balance import COOL_S, MAX_COOL_S, Balance
 from megatron_mmsr1.rollout.engine import EngineClient, EngineError
 from megatron_mmsr1.rollout.engines.sglang.wire import SGLangWire
@@ -161,9 +161,7 @@ async def test_an_engine_that_generates_is_waited_for():
 
 
 async def test_a_turn_waits_for_an_engine_that_is_replaced():
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        port = s.getsockname()[1]
+    port = free_port()
     client = EngineClient([f"http://127.0.0.1:{port}"], SGLangWire(), retries=0, outage_s=60)
     turns = [asyncio.ensure_future(turn(client)) for _ in range(8)]
     await asyncio.sleep(1.0)

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import gc
-import socket
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 
 import pytest
 from pydantic import ValidationError
 
+from megatron_mmsr1.procs.ports import free_port
 from megatron_mmsr1.protocol import ImageHit, TextHit
 from megatron_mmsr1.search import client as client_module
 from megatron_mmsr1.search.client import SearchClient
@@ -133,10 +133,7 @@ async def test_retry_after_is_honoured_within_the_deadline() -> None:
 
 
 async def test_nobody_listens() -> None:
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        url = f"http://127.0.0.1:{s.getsockname()[1]}"
-    async with SearchClient(url) as client:
+    async with SearchClient(f"http://127.0.0.1:{free_port()}") as client:
         calls = (client.text("x"), client.image(b"x"), client.read("u"), client.summarise("a", "b"))
         for reply in await asyncio.gather(*calls):
             assert (reply.status, "no connection" in reply.detail) == ("upstream_error", True)
