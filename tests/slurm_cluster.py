@@ -6,6 +6,7 @@ skipped where one of them is missing: whoever asked for these tests is told why 
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import shutil
@@ -95,16 +96,28 @@ class Cluster:
         end = time.monotonic() + within_s
         while (found := self.show(job))["JobState"] not in states:
             if found["JobState"] in OVER or time.monotonic() > end:
-                log = Path(found.get("StdOut", "").replace("%j", job))
+                log = Path(found.get("StdOut", "").replace("%j", job).replace("%%", "%"))
                 said = log.read_text() if log.is_file() else ""
                 pytest.fail(f"job {job} is {found['JobState']} ({found['Reason']}), not {' or '.join(states)}:\n{said[-4000:]}")
             time.sleep(0.2)
         return found
 
     def start_now(self, job: str) -> None:
-        """A requeued job would wait for two minutes."""
+        """A requeued job would wait for two minutes. That is for a reason: the end of its last life, told late by a node, is
+        taken for that of the new one. So this first waits until nothing of the last life runs."""
+        number = self.show(job)["JobId"]
+        end = time.monotonic() + 60
+        while any(words.startswith(f"slurmstepd: [{number}.") for words in _command_lines()):
+            assert time.monotonic() < end, f"job {job} was requeued, and a step of its last life runs on"
+            time.sleep(0.1)
         done = self.run("scontrol", "update", f"JobId={job}", "StartTime=now")
         assert done.returncode == 0, done.stderr
+
+
+def _command_lines() -> Iterator[str]:
+    for file in Path("/proc").glob("[0-9]*/cmdline"):
+        with contextlib.suppress(OSError):  # it ended meanwhile
+            yield file.read_bytes().replace(b"\0", b" ").decode(errors="replace")
 
 
 def install() -> None:

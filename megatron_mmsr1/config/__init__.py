@@ -160,7 +160,8 @@ class OptimizerConfig(Section):
     lr: float = Field(default=2e-6, gt=0)
     min_lr: float = Field(default=0.0, ge=0)
     warmup_steps: int = Field(default=0, ge=0)
-    schedule: Literal["constant", "linear", "cosine"] = "constant"
+    schedule: Literal["constant", "linear", "cosine", "sigmoid"] = "constant"
+    decay_at: int = Field(default=60, gt=0, description="sigmoid: the step at which half of the fall to min_lr is done")
     betas: tuple[float, float] = (0.9, 0.95)
     eps: float = 1e-8
     weight_decay: float = 0.0

@@ -1,4 +1,4 @@
-"""The learning rate of a step: warm-up, then constant, linear or cosine."""
+"""The learning rate of a step: warm-up, then constant, linear, cosine or sigmoid."""
 
 from __future__ import annotations
 
@@ -14,6 +14,9 @@ def learning_rate(cfg: OptimizerConfig, step: int, total_steps: int) -> float:
         return cfg.lr * (step + 1) / cfg.warmup_steps
     if cfg.schedule == "constant":
         return cfg.lr
+    if cfg.schedule == "sigmoid":
+        at = cfg.decay_at
+        return cfg.min_lr + (cfg.lr - cfg.min_lr) / (1 + math.exp(min((step - at) / (0.1 * at), 700.0)))
     span = max(total_steps - 1 - cfg.warmup_steps, 1)
     done = min((step - cfg.warmup_steps) / span, 1.0)
     left = 1 - done if cfg.schedule == "linear" else 0.5 * (1 + math.cos(math.pi * done))

@@ -140,7 +140,8 @@ wait_for_head() {
   return "$code"
 }
 
-# The job waits in the queue for some two minutes; its start time is left to Slurm.
+# The job waits in the queue for some two minutes; its start time is left to Slurm. This script waits to be ended by Slurm: where
+# it ends first, with whatever code, the job may count as failed, and what depends on it is dropped.
 requeue() {
   local most=${MMSR1_REQUEUES:-50}
   if ((${SLURM_RESTART_COUNT:-0} >= most)); then
@@ -149,6 +150,9 @@ requeue() {
   fi
   say "back into the queue, from the last checkpoint"
   scontrol requeue "$(job_id)" || { say "scontrol requeue failed: submit it again"; exit 1; }
+  sleep 600
+  say "Slurm has not ended this life of the job within ten minutes"
+  exit 1
 }
 
 begin() {
