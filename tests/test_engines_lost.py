@@ -1,0 +1,47 @@
+"""Two engines, one killed as often as it comes back: the run goes on with the other, says so and counts it."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+from loop_fixtures import ROOT, metrics, settings
+
+pytestmark = pytest.mark.slow
+
+
+def engine_processes(log: Path) -> list[psutil.Process]:
+    """Of the engine that writes to `log`: by the file of its arguments."""
+    spec = str(log.with_suffix(".args.json"))
+    return [p for p in psutil.process_iter(["cmdline"]) if spec in (p.info["cmdline"] or [])]
+
+
+def test_a_run_goes_on_without_an_engine_that_is_lost(atlas_world: Path, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    more = ["placement.engines.count=2", "train.steps=3", "train.eval_limit=2", "data.heldout=[]"]
+    argv = [sys.executable, "-m", "megatron_mmsr1.cli", "train", "configs/atlas.yaml", *settings(atlas_world, out, *more)]
+    with (tmp_path / "said").open("w+") as said:
+        run = subprocess.Popen(argv, cwd=ROOT, stdout=said, stderr=said)
+        try:
+            while not metrics(out) and run.poll() is None:
+                time.sleep(0.2)
+            victim = out / "logs" / "engine-1.log"
+            while run.poll() is None and "is lost; the run goes on with 1 of 2" not in (tmp_path / "said").read_text():
+                for process in engine_processes(victim):
+                    process.kill()
+                time.sleep(0.2)
+            assert run.wait() == 0, (tmp_path / "said").read_text()
+        finally:
+            run.kill()
+            run.wait()
+    text = (tmp_path / "said").read_text()
+    assert re.search(r"nothing answers at the engine http://\S+: it gets no weights \d", text)
+    rows = metrics(out)
+    assert [r["step"] for r in rows] == [0, 1, 2]
+    assert rows[0]["engines/absent"] == 0 and rows[-1]["engines/absent"] == 1
+    assert all(r["rollout/engine_errors"] == 0 for r in rows if "rollout/engine_errors" in r)  # its turns moved
