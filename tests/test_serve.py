@@ -47,7 +47,7 @@ class Served:
         with self.out.open("wb") as out, self.err.open("wb") as err:
             # A session of its own: Ctrl-C is for it alone, and not for the tests.
             self.process = subprocess.Popen(command, cwd=ROOT, stdout=out, stderr=err, start_new_session=True)
-        deadline = time.monotonic() + 240
+        deadline = time.monotonic() + 600
         while not (found := READY.search(self.out.read_text())):
             assert self.process.poll() is None and time.monotonic() < deadline, self.err.read_text()
             time.sleep(0.1)
@@ -121,7 +121,7 @@ def test_an_engine_that_is_killed_comes_back(served, atlas_world):
         while True:
             ask(served.client(), atlas_world, "text")
     assert e.value.status_code in (502, 503)
-    deadline = time.monotonic() + 240
+    deadline = time.monotonic() + 600
     while served.health().json()["status"] != "ok":
         assert served.process.poll() is None and time.monotonic() < deadline, served.err.read_text()
         time.sleep(0.2)
