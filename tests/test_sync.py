@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import httpx
@@ -120,3 +121,16 @@ def test_two_engines_of_the_same_weights_agree(request, kind, checkpoints, tmp_p
     t = DiskTransport(Settings(), controls, home=tmp_path, model=checkpoints["random"])
     t.load(checkpoints["other"], 6000)
     assert len({c.checksum() for c in controls}) == 1 and controls[0].checksum()
+
+
+def test_two_updates_of_one_engine_at_once_wait_for_each_other(engine, checkpoints):
+    """Its scheduler did not survive the fourth round of these before."""
+    controls = [SGLangControl(u) for u in (engine.url, engine.url.replace("127.0.0.1", "localhost"))]
+    paths = [checkpoints["random"], checkpoints["other"]]
+    for n in range(10):
+        versions = [50_000 + 2 * n, 50_001 + 2 * n]
+        with ThreadPoolExecutor(2) as pool:
+            list(pool.map(SGLangControl.load, controls, paths, versions))
+        last = controls[0].served()
+        assert (last.version, last.path) in zip(versions, [p.resolve() for p in paths], strict=True)
+        assert controls[1].version() == last.version
