@@ -62,6 +62,15 @@ ELSEWHERE: dict[str, str] = {
     "./scripts/test.sh": "these tests themselves",
     "./scripts/test.sh --fast": "some of these tests",
     "./scripts/env.sh": "tests/test_scripts.py runs it against an environment that is there; a new one is 6 GB",
+    **dict.fromkeys(
+        (
+            "mmsr1 slurm submit configs/atlas.yaml slurm.partition=gpu --follow",
+            *(f"mmsr1 slurm {verb} configs/atlas.yaml" for verb in ("status", "logs", "cancel")),
+            "mmsr1 slurm submit configs/atlas.yaml --then eval,export",
+            "mmsr1 slurm submit configs/atlas.yaml --sweep optimizer.lr=5e-5,1e-4",
+        ),
+        "wants a cluster; tests/test_slurm_cluster.py and tests/test_slurm_atlas.py bring one and run the same",
+    ),
     "./scripts/gpu_check.sh": "wants a GPU",
     "mmsr1 bench gpu --part mfu": "wants a GPU",
     "mmsr1 bench gpu --tiny --device cpu --budget 3000": "tests/test_gpu_check.py runs it, into a directory of its own",

@@ -1,4 +1,4 @@
-"""In the place of mmsr1 in tests of jobs: its verbs plan, node and train as far as a job's script sees them.
+"""In the place of mmsr1 in tests of jobs: its verbs plan, node, train and serve as far as a job's script sees them.
 
 The head waits for an agent of each step, as the real one; then it makes a step whenever a file in its output asks for one:
 go.1, go.2, ... Each life is a line of lives.jsonl there.
@@ -89,6 +89,15 @@ def train(config: str) -> int:
         bystander.kill()
 
 
+def serve(words: list[str]) -> None:
+    """Until SIGTERM, and then in order."""
+    state = Path(words[words.index("--state") + 1])
+    state.mkdir(parents=True)
+    signal.signal(signal.SIGTERM, lambda *_: (state / "ended").touch())
+    (state / "served").write_text("\n".join(words))
+    signal.pause()
+
+
 def main() -> int:
     verb, *rest = sys.argv[1:]
     if verb == "plan":
@@ -97,6 +106,8 @@ def main() -> int:
         node(rest[1])
     elif verb == "train":
         return train(rest[0])
+    elif verb == "serve":
+        serve(rest)
     elif verb == "eval":
         print("evaluated", yaml.safe_load(Path(rest[0]).read_text())["model"]["path"], flush=True)
     elif verb == "export":

@@ -16,7 +16,8 @@ from serving import settings
 
 ROOT = Path(__file__).parent.parent
 RECIPES = ROOT / "serving" / "recipes"
-SCRIPTS = [RECIPES / "slurm" / "serve.sbatch", RECIPES / "slurm" / "tunnel.sh"]
+SLURM = ROOT / "scripts" / "slurm"
+SERVE, TUNNEL = SLURM / "serve.sbatch", SLURM / "tunnel.sh"
 UNIT = RECIPES / "systemd" / "mmsr1.service"
 
 
@@ -46,16 +47,6 @@ def tools(tmp_path: Path):
     return add
 
 
-@pytest.mark.parametrize("script", SCRIPTS, ids=lambda p: p.name)
-def test_scripts_are_sound(script: Path) -> None:
-    assert os.access(script, os.X_OK)
-    assert run("bash", "-n", script).returncode == 0
-    if shutil.which("shellcheck") is None:
-        pytest.skip("no shellcheck here")
-    checked = run("shellcheck", script)
-    assert checked.returncode == 0, checked.stdout
-
-
 def test_the_unit_is_sound() -> None:
     if shutil.which("systemd-analyze") is None:
         pytest.skip("no systemd here")
@@ -76,25 +67,10 @@ def test_the_unit_runs_a_command_of_ours() -> None:
     assert g.host == "0.0.0.0" and g.keys  # never open without
 
 
-def job(tools, keys: Path, *args: str, **env: str) -> subprocess.CompletedProcess[str]:
-    tools("scontrol", 'echo "scontrol $*" >&2')
-    path = tools("mmsr1", 'printf "%s\\n" "$@"')
-    return run(SCRIPTS[0], *args, path=path, MMSR1_KEYS=str(keys), **env)
-
-
-def test_the_job_serves_with_keys_and_tells_its_port(tools, tmp_path) -> None:
-    (tmp_path / "keys").write_text("")
-    done = job(tools, tmp_path / "keys", "/model", "replicas=2", SLURM_JOB_ID="4711")
-    assert done.returncode == 0, done.stderr
-    words = done.stdout.splitlines()
-    cfg = served(words)
-    assert cfg.replicas == 2 and cfg.gateway.keys == str(tmp_path / "keys") and 20000 <= cfg.gateway.port < 32000
-    assert f"scontrol update JobId=4711 Comment=mmsr1 port={cfg.gateway.port}" in done.stderr
-
-
-def test_the_job_refuses_what_it_cannot_serve(tools, tmp_path) -> None:
-    assert "name a checkpoint" in job(tools, tmp_path / "keys", SLURM_JOB_ID="1").stderr
-    missing = job(tools, tmp_path / "keys", "/model", SLURM_JOB_ID="1")
+def test_the_job_refuses_what_it_cannot_serve(tmp_path) -> None:
+    job = {"SLURM_JOB_ID": "1", "MMSR1_SCRIPTS": str(SLURM), "MMSR1_KEYS": str(tmp_path / "keys")}
+    assert "name a checkpoint" in run(SERVE, **job).stderr
+    missing = run(SERVE, "/model", **job)
     assert missing.returncode == 2 and "--new-key" in missing.stderr
 
 
@@ -115,7 +91,7 @@ def test_the_tunnel(tools, said, args, resolves, expected) -> None:
     tools("squeue", f"echo '{said}'")
     tools("getent", f"exit {0 if resolves else 2}")
     path = tools("scontrol", f"echo '{NODE}'")
-    done = run(SCRIPTS[1], *args, path=path, MMSR1_LOGIN="me@login")
+    done = run(TUNNEL, *args, path=path, MMSR1_LOGIN="me@login")
     if expected.startswith("ssh"):
         assert (done.returncode, done.stdout) == (0, expected + "\n")
     else:
@@ -124,6 +100,6 @@ def test_the_tunnel(tools, said, args, resolves, expected) -> None:
 
 def test_the_tunnel_of_nothing(tools) -> None:
     path = tools("squeue", "echo 'slurm_load_jobs error: Invalid job id specified' >&2; exit 1")
-    assert "no job 4711" in run(SCRIPTS[1], "4711", path=path).stderr
+    assert "no job 4711" in run(TUNNEL, "4711", path=path).stderr
     for args in ([], ["x"], ["1; id"], ["1", "2", "3"]):
-        assert run(SCRIPTS[1], *args, path=path).returncode == 2
+        assert run(TUNNEL, *args, path=path).returncode == 2

@@ -13,6 +13,7 @@ import yaml
 from pydantic import ValidationError
 
 from megatron_mmsr1 import config
+from megatron_mmsr1.cli import main
 from megatron_mmsr1.cluster.slurm import queue
 from megatron_mmsr1.cluster.slurm.jobs import Sweep, evaluation, of_export, of_run
 from megatron_mmsr1.cluster.slurm.queue import State
@@ -260,3 +261,12 @@ def test_a_machine_without_slurm_is_told_so(tmp_path: Path, monkeypatch: pytest.
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(UsageError, match="there is no sbatch on this machine"):
         queue.submit(tmp_path / "x")
+
+
+def test_the_plan_of_the_page(capsys: pytest.CaptureFixture[str]) -> None:
+    """docs/slurm.md: of two nodes that train and two that generate."""
+    argv = ["plan", str(ROOT / "configs/qwen2.5-vl-7b-fvqa.yaml"), "--nodes", "4", "--gpus", "8"]
+    assert main(argv) == 0
+    assert capsys.readouterr().out.count("GPU ") >= 32
+    assert main([*argv, "--steps"]) == 0
+    assert capsys.readouterr().out == "trainer node0,node1\nengines node2,node3\n"

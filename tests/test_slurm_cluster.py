@@ -317,6 +317,32 @@ def test_in_a_container_every_step_is_started_by_it(run: Run, runtime: str, tmp_
         assert all(c.startswith(f"exec --bind {mounts} --pwd {run.directory} --nv my image.sif ") for c in calls)
 
 
+def test_a_server_is_found_by_its_tunnel_and_told_to_end(run: Run) -> None:
+    keys, state = run.directory / "gateway.keys", run.directory / "state"
+    keys.touch()
+    env = {"MMSR1_COMMAND": str(program(run)), "MMSR1_KEYS": str(keys), "MMSR1_STATE": str(state)}
+    (run.directory / "scripts").symlink_to(ROOT / "scripts")
+    argv = ["sbatch", "--parsable", "--cpus-per-task=2", "--output=job.log", "scripts/slurm/serve.sbatch", "my model"]
+    job = run.slurm.run(*argv, "replicas=2", env=env, cwd=run.directory).stdout.strip()
+    served = eventually(lambda: state.is_dir() and (state / "served").exists() and (state / "served").read_text().splitlines())
+    assert served[:4] == ["my model", "replicas=2", "--state", str(state)]
+    assert served[4] == "gateway.host=0.0.0.0" and served[6] == f"gateway.keys={keys}"
+    port = served[5].removeprefix("gateway.port=")
+    tunnel = run.slurm.run(ROOT / "scripts/slurm/tunnel.sh", job, env={"MMSR1_LOGIN": "me@login"})
+    assert tunnel.stdout == f"ssh -N -L 127.0.0.1:8000:127.0.0.1:{port} me@login\n", tunnel.stderr
+    assert run.slurm.run("scancel", "--batch", "--signal=TERM", job).returncode == 0
+    run.slurm.until(job, "COMPLETED")
+    assert (state / "ended").exists()
+
+
+def program(run: Run) -> Path:
+    """`mmsr1` as one word."""
+    file = run.directory / "mmsr1"
+    file.write_text(f'#!/bin/sh\nexec {sys.executable} {PROGRAM} "$@"\n')
+    file.chmod(0o755)
+    return file
+
+
 @pytest.mark.parametrize("script", ["train", "sft", "eval"])
 def test_the_scripts_are_taken_as_they_are(slurm: Cluster, script: str) -> None:
     done = slurm.run(
@@ -328,10 +354,7 @@ def test_the_scripts_are_taken_as_they_are(slurm: Cluster, script: str) -> None:
 def test_a_script_by_hand(run: Run) -> None:
     run.two_nodes()
     run.go(1, 2, 3)
-    program = run.directory / "mmsr1"
-    program.write_text(f'#!/bin/sh\nexec {sys.executable} {PROGRAM} "$@"\n')
-    program.chmod(0o755)
-    env = {"MMSR1_COMMAND": str(program)}
+    env = {"MMSR1_COMMAND": str(program(run))}
     argv = ["sbatch", "--parsable", "--nodes=2", "--gpus-per-node=8", "--output=job.log", "scripts/slurm/train.sbatch"]
     (run.directory / "scripts").symlink_to(ROOT / "scripts")
     done = run.slurm.run(*argv, run.config, env=env, cwd=run.directory)

@@ -157,7 +157,6 @@ requeue() {
 
 begin() {
   [[ -n ${SLURM_JOB_ID:-} ]] || { echo "this is a job: sbatch $0 ..." >&2; exit 2; }
-  export CUDA_DEVICE_MAX_CONNECTIONS=1 # Megatron-Core overlaps by the order in one queue
   export PYTHONUNBUFFERED=1
   unset SLURM_EXPORT_ENV # of an sbatch --export=...: steps get what this script exports
   load_secrets
@@ -181,6 +180,7 @@ begin() {
 # mmsr1_job VERB CONFIG [key=value...]: the head on the first node, and what `mmsr1 plan` names: a step of agents a line.
 mmsr1_job() {
   begin
+  export CUDA_DEVICE_MAX_CONNECTIONS=1 # Megatron-Core overlaps by the order in one queue
   local verb=$1 arguments=("${@:2}") steps="" step names
   [[ ${#arguments[@]} -gt 0 ]] || die "name a config, as in: sbatch $verb.sbatch CONFIG [key=value ...]"
   say "$verb, restart ${SLURM_RESTART_COUNT:-0}, on ${nodes[*]}; the steps' logs: $logs/$life.*"

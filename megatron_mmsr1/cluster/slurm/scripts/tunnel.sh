@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Print the ssh command that leads from your own machine to a server that serve.sbatch started. Run it on the login node.
 #
-#   serving/recipes/slurm/tunnel.sh JOBID [LOCAL_PORT]
+#   scripts/slurm/tunnel.sh JOBID [LOCAL_PORT]
 #
 # MMSR1_LOGIN=[USER@]HOST   how you reach this login node from outside; default: you at its own name
 set -euo pipefail
