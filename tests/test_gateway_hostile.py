@@ -292,8 +292,8 @@ def test_names_and_redirects_that_lead_inside(cfg, atlas_engine, bird):
     world = World(bird, NAMES)
     fetcher = Fetcher(FetchSection(), world)
     with served(cfg, [atlas_engine.url], None, fetcher=fetcher) as gateway:
+        before = bird.connections
         for name in NAMES:
-            before = bird.connections
             assert refused(gateway.post(image(f"http://{name}/x.png"))) == "image_refused"
             assert bird.connections == before
         whole = gateway.post(image("http://site.test/x.png") | {"max_tokens": 2})  # a public one is

@@ -1,4 +1,4 @@
-"""A search server beside this process, as a service of ours."""
+"""A search server beside this process, as a service of ours; and what a running one says of itself."""
 
 from __future__ import annotations
 
