@@ -35,6 +35,7 @@ from megatron_mmsr1.search.store.store import Store
 from megatron_mmsr1.trajectory import ToolStatus
 
 NONE = "none"
+SPARE = 3  # what a key without `spare` stands for: stores that were recorded before it was in the key are still found
 
 
 @dataclass(slots=True, frozen=True)
@@ -46,6 +47,7 @@ class Backends:
     image: ImageBackend | None
     reader: Reader | None
     summariser: Summariser | None
+    spare: int | None = None  # `search.text.spare` of a strict replay, as the store notes it; None: the config's
 
     def all(self) -> list[Backend]:
         return [b for b in (self.text, self.image, self.reader, self.summariser) if b is not None]
@@ -100,7 +102,9 @@ def open_all(cfg: SearchConfig, path: Path | None, tools: Tools) -> tuple[Backen
     if cfg.mode in ("live", "record"):
         backends = compose(cfg, tools)
         store = Store(path)
-        store.set_meta(META, orjson.dumps(_backends(backends)).decode())
+        note = _backends(backends)
+        note["text"]["spare"] = cfg.text.spare  # a strict replay needs the recording's, whatever its own config says
+        store.set_meta(META, orjson.dumps(note).decode())
         return backends, store
     if not path.is_file():
         raise UsageError(f"search.mode={cfg.mode}: there is no store at {path}: record one, or mmsr1 search import a snapshot")
@@ -210,4 +214,5 @@ def replayed(cfg: SearchConfig, recorded: dict[str, dict[str, Any]], where: str)
     if "text" not in recorded:
         raise UsageError(f"{where} does not say which backends it was recorded with: it cannot be replayed strictly")
     made = {kind: Replayed(r["name"], r["version"], r["local"]) for kind, r in recorded.items()}
-    return Backends(made["text"], made.get("image"), made.get("read"), made.get("summarise"))
+    spare = recorded["text"].get("spare", SPARE)
+    return Backends(made["text"], made.get("image"), made.get("read"), made.get("summarise"), spare)

@@ -16,7 +16,7 @@ from megatron_mmsr1.config import SearchConfig
 from megatron_mmsr1.protocol import ImageHit, TextHit, clean
 from megatron_mmsr1.search.backends.corpus import normalise
 from megatron_mmsr1.search.backends.interfaces import Backend, ImageBackend, Page, SearchFailure, TextResult
-from megatron_mmsr1.search.server.compose import Backends
+from megatron_mmsr1.search.server.compose import SPARE, Backends
 from megatron_mmsr1.search.store.cache import Cache, Value, cache_key
 from megatron_mmsr1.search.upstream.deadline import Successes, first_successes, remaining, within
 from megatron_mmsr1.search.wire import MAX_K, RetrieveRequest, hit_to_wire
@@ -24,7 +24,6 @@ from megatron_mmsr1.trajectory import ToolStatus
 
 PIPELINE = 1  # raise it when what is made of the same parts changes
 SEARCH_SHARE, READ_SHARE = 0.4, 0.6  # of what the deadline leaves at that point; what is unused passes on
-SPARE = 3  # what a key without `spare` stands for: stores that were recorded before it was in the key are still found
 START_CHARS = 1_000  # of a page, where no summariser is configured
 TITLE_CHARS, LINK_CHARS, SUMMARY_CHARS = 300, 2_000, 8_000
 
@@ -38,8 +37,9 @@ class TextSearch:
         self._parts: list[Backend] = [b for b in (self.backend, self.reader, self.summariser) if b is not None]
         self.local = all(b.local for b in self._parts)
         self._params = {"pipeline": PIPELINE, "max_chars": cfg.read.max_chars}
-        if not self.local and cfg.text.spare != SPARE:
-            self._params["spare"] = cfg.text.spare
+        self._spare = 0 if self.local else cfg.text.spare if backends.spare is None else backends.spare
+        if not self.local and self._spare != SPARE:
+            self._params["spare"] = self._spare
 
     async def __call__(self, query: str, k: int) -> Value:
         """The hits as a JSON array: the store holds them so, and the reply embeds them so."""
@@ -102,9 +102,8 @@ class TextSearch:
 
     # ------------------------------------------------------------------------------------------------------ composition
     async def _search(self, query: str, k: int) -> Value:
-        spare = 0 if self.local else self._cfg.text.spare
         async with within(max(SEARCH_SHARE * remaining(), 0.001), "the text search"):
-            results = await self.results(query, min(k + spare, MAX_K))
+            results = await self.results(query, min(k + self._spare, MAX_K))
         got = await first_successes(results, k, lambda r: self._hit(query, r))
         hits = [_tidy(h) for _, h in sorted(got.hits.items())]
         wanting = len(hits) < min(k, len(results))
