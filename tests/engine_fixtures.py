@@ -10,7 +10,7 @@ import psutil
 import pytest
 import tiny_checkpoint
 from contracts.engine import EngineUnderTest
-from rollout_fixtures import picture
+from rollout_fixtures import LIMITS, picture
 
 from megatron_mmsr1.data.images import canonicalize
 from megatron_mmsr1.procs.service import Service
@@ -19,7 +19,6 @@ from megatron_mmsr1.rollout.engines.base import Launch
 
 TOKENIZER = tiny_checkpoint.tokenizer()
 PAD = TOKENIZER.convert_tokens_to_ids("<|image_pad|>")
-LIMITS: dict[str, Any] = {"min_pixels": 56 * 56, "max_pixels": 28 * 28 * 64}
 KINDS = ("sglang", "transformers")
 
 

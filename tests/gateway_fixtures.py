@@ -13,6 +13,7 @@ from typing import Any
 
 import httpx
 from openai import OpenAI
+from openai.types.chat import ChatCompletionContentPartParam, ChatCompletionMessageParam
 
 from megatron_mmsr1.data.dataset import Prompt
 from megatron_mmsr1.procs.ports import bind
@@ -91,10 +92,11 @@ def data_uri(picture: bytes) -> str:
     return "data:image/png;base64," + base64.b64encode(picture).decode()
 
 
-def ask(prompt: Prompt) -> list[dict[str, Any]]:
+def ask(prompt: Prompt) -> list[ChatCompletionMessageParam]:
     """A prompt as a user's message."""
-    parts: list[dict[str, Any]] = [{"type": "text", "text": prompt.question}]
-    parts += [{"type": "image_url", "image_url": {"url": data_uri(p)}} for p in prompt.images]
+    parts: list[ChatCompletionContentPartParam] = [{"type": "text", "text": prompt.question}]
+    for p in prompt.images:
+        parts.append({"type": "image_url", "image_url": {"url": data_uri(p)}})
     return [{"role": "user", "content": parts}]
 
 

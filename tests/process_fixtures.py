@@ -28,7 +28,7 @@ class Handler(BaseHTTPRequestHandler):
             time.sleep(0.02)
         self.send_response(503 if (here / "down").exists() else 200)
         self.end_headers()
-    def log_message(self, *args):
+    def log_message(self, format, *args):
         pass
 ThreadingHTTPServer(("127.0.0.1", int(sys.argv[1])), Handler).serve_forever()
 """

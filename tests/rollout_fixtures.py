@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import random
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, TypedDict
 
 import tiny_checkpoint
 from PIL import Image
@@ -20,6 +20,13 @@ from megatron_mmsr1.rollout.engine import Generation
 from megatron_mmsr1.search.wire import ImageReply, TextReply
 from megatron_mmsr1.trajectory import ToolStatus
 
+
+class PixelLimits(TypedDict):
+    min_pixels: int
+    max_pixels: int
+
+
+LIMITS: PixelLimits = {"min_pixels": 56 * 56, "max_pixels": 28 * 28 * 64}  # as the tiny checkpoint's own processor has them
 PROMPTS = Prompts("Look: <image>Question: ", "Now?", "And now?")
 
 
@@ -42,7 +49,7 @@ def context(
         prompts=PROMPTS,
         limits=ProtocolConfig(**limits),
         rollout=rollout or RolloutConfig(retries=0),
-        model=ModelConfig(path="tiny", min_pixels=56 * 56, max_pixels=28 * 28 * 64),
+        model=ModelConfig(path="tiny", **LIMITS),
         search=search,
         store=ImageStore(None),
         family=models.get("qwen2_5_vl"),

@@ -11,6 +11,7 @@ from typing import Any
 from loop_fixtures import COLD_START
 
 from megatron_mmsr1.data.dataset import Prompt, PromptDataset
+from megatron_mmsr1.trajectory import Trajectory
 from serving.answering import Answered, Answerer, Ask, Delta, Step
 from serving.chat import Chat, Question
 from serving.settings import ServeConfig
@@ -64,3 +65,10 @@ def ended(told: list[Step]) -> Answered:
     assert all(s.text and "<" not in s.text for s in told if isinstance(s, Delta))
     assert [s.n for s in last.sources] == list(range(1, len(last.sources) + 1))
     return last
+
+
+def trajectory_of(told: list[Step]) -> Trajectory:
+    """What an answer came of; a failure may have none."""
+    trajectory = ended(told).trajectory
+    assert trajectory is not None
+    return trajectory

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import dataclasses
+from typing import Any
 
 import httpx
 import pytest
@@ -18,6 +19,7 @@ from megatron_mmsr1.trajectory import Status, ToolStatus
 from serving.answering import Answerer, Ask, AskError, Delta, SearchEnded, SearchStarted
 from serving.chat import Chat, Question, open_chat
 from serving.stack import open_stack
+from serving.steps import Answered
 
 
 @pytest.fixture(scope="module")
@@ -52,20 +54,20 @@ async def test_two_searches_and_an_answer(answerer, asked):
     assert (last.text, last.status, last.finish, last.error) == (asked["both"].golden_answers[0], Status.ANSWERED, "stop", "")
     assert [s.kind for s in last.sources] == ["image", "image", "text", "text"] and any(s.supports for s in last.sources)
     assert all(s.image and s.image.startswith(b"\x89PNG") for s in last.sources[:2])
-    assert last.usage.searches == 2 and last.usage.completion_tokens == sum(last.trajectory.loss_mask)
+    assert last.usage.searches == 2 and last.usage.completion_tokens == sum(f.trajectory_of(told).loss_mask)
     # Reasoning, then its search, then the next turn's reasoning: in the order in which it was made.
-    assert [s.round for s in told[:-1]] == sorted(s.round for s in told[:-1])
+    rounds = [s.round for s in told if not isinstance(s, Answered)]
+    assert len(rounds) == len(told) - 1 and rounds == sorted(rounds)
 
 
 async def test_it_is_the_rollouts_own_agent(answerer, asked):
     """The same tokens and log-probs as a rollout of the same prompt, seeds and temperature."""
     for kind in ("both", "text", "known"):
-        last = f.ended(await f.steps(answerer, Ask(f.chat(asked[kind]), seed=3, temperature=1.0)))
+        ours = f.trajectory_of(await f.steps(answerer, Ask(f.chat(asked[kind]), seed=3, temperature=1.0)))
         c = dataclasses.replace(answerer.context, search=answerer.searches[""])
         rolled = await run_trajectory(
             c, answerer.engine, await open_group(c, asked[kind]), seeds=Seeds(3, 0, 0, 0), temperature=1.0
         )
-        ours = last.trajectory
         assert (ours.token_ids, ours.loss_mask, ours.status) == (rolled.token_ids, rolled.loss_mask, rolled.status)
         assert ours.logprobs.tolist() == pytest.approx(rolled.logprobs.tolist(), abs=1e-4)
 
@@ -96,7 +98,7 @@ async def test_a_required_search_is_by_the_picture_where_there_is_one(answerer, 
     told = await f.steps(answerer, Ask(f.chat(asked["known"]), require_search=True))
     assert isinstance(told[0], SearchStarted) and told[0].kind == "image"  # nothing was sampled before it
     last = f.ended(told)
-    assert last.text and sum(last.trajectory.loss_mask) == last.usage.completion_tokens
+    assert last.text and sum(f.trajectory_of(told).loss_mask) == last.usage.completion_tokens
 
 
 async def test_a_required_search_without_a_picture_has_a_query_of_the_models_own(answerer, asked):
@@ -174,7 +176,7 @@ async def test_a_follow_up_keeps_its_pictures(answerer, asked):
     q = Chat([Question(first.question, list(first.images), name), Question("who is the ruler of this place ?")])
     told = await f.steps(answerer, Ask(q, require_search=True))
     last = f.ended(told)
-    assert last.trajectory.images[0].sha256 == (await open_group(answerer.context, first)).message.images[0].sha256
+    assert f.trajectory_of(told).images[0].sha256 == (await open_group(answerer.context, first)).message.images[0].sha256
     assert isinstance(told[1], SearchEnded) and told[1].kind == "image"
     assert told[1].sources[0].title == name  # it was the first question's picture that was looked for
     assert last.text and not last.error
@@ -182,8 +184,8 @@ async def test_a_follow_up_keeps_its_pictures(answerer, asked):
 
 async def test_several_pictures_and_none(answerer, asked):
     two = Chat([Question("which name has this place ?", [*asked["image"].images, *asked["picture"].images])])
-    last = f.ended(await f.steps(answerer, Ask(two)))
-    assert last.text and len(last.trajectory.images) >= 2
+    told = await f.steps(answerer, Ask(two))
+    assert f.ended(told).text and len(f.trajectory_of(told).images) >= 2
     none = f.ended(await f.steps(answerer, Ask(Chat([Question(asked["text"].question)]))))
     assert none.text == asked["text"].golden_answers[0]
 
@@ -276,7 +278,7 @@ class Scripted(ScriptedEngine):
         return g
 
 
-def scripted(*turns: str, search: ScriptedSearch | None = None, **limits: int) -> Answerer:
+def scripted(*turns: str, search: ScriptedSearch | None = None, **limits: Any) -> Answerer:
     c = context(**limits)
     return Answerer(c, Scripted(c.tokenizer, turns), {"": search or ScriptedSearch()})  # type: ignore[arg-type]
 

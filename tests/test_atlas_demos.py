@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Sequence
 
 import pytest
 
@@ -21,6 +22,12 @@ from megatron_mmsr1.trajectory import Trajectory, collapse_pads
 TOKENIZER = build_tokenizer()
 PAD = TOKENIZER.get_vocab()["<|image_pad|>"]
 ACTION = {"i": "image_search", "t": "text_search", "c": "crop"}
+
+
+def decode(ids: Sequence[int]) -> str:
+    text = TOKENIZER.decode(list(ids))
+    assert isinstance(text, str)
+    return text
 
 
 @pytest.fixture(scope="module")
@@ -53,19 +60,19 @@ def test_a_demonstration_is_what_the_rollout_would_record(rows: list[Trajectory]
     """Its ids are those of the whole text, and the protocol reads each turn as the action that it claims."""
     for t in (t for t in rows if t.extra["row"] == "demo"):
         engine = collapse_pads(t.token_ids, PAD, [r.tokens() for r in t.images])
-        assert TOKENIZER.encode(TOKENIZER.decode(engine), add_special_tokens=False) == engine
+        assert TOKENIZER.encode(decode(engine), add_special_tokens=False) == engine
         said = [turn for turn in t.turns if turn.role == "assistant"]
         assert [protocol.parse_action(turn.text).name for turn in said] == [turn.action for turn in said]
         assert [turn.action for turn in said] == [*(ACTION[a] for a in t.extra["used"]), "answer"]
         for turn in said:
-            assert TOKENIZER.decode(t.token_ids[turn.start : turn.end]) == turn.text + protocol.IM_END
+            assert decode(t.token_ids[turn.start : turn.end]) == turn.text + protocol.IM_END
 
 
 def test_the_answer_is_the_gold_once_it_was_seen_and_unknown_before(rows: list[Trajectory]) -> None:
     for t in (t for t in rows if t.extra["row"] == "demo"):
         action = protocol.parse_action(t.turns[-1].text)
         assert isinstance(action, protocol.Answer)
-        context = "".join(TOKENIZER.decode(t.token_ids[turn.start : turn.end]) for turn in t.turns if turn.role == "tool")
+        context = "".join(decode(t.token_ids[turn.start : turn.end]) for turn in t.turns if turn.role == "tool")
         found = "c" in t.extra["used"] if t.category == "crop_required" else t.golden_answers[0] in context
         seen = t.category == "search_free" or found
         assert action.text == (t.golden_answers[0] if seen else turns.UNKNOWN)
@@ -98,7 +105,7 @@ def test_no_row_names_an_entity_of_any_world(source: Demonstrations) -> None:
     known = {n for e in known_entities(16) for n in (e.name, *e.facts.values())}
     worlds = {e.name for seed in range(3) for e in make_world(AtlasSpec(seed=seed)).entities} - known
     for i in range(200):
-        text = TOKENIZER.decode(source[1400 + i].token_ids)
+        text = decode(source[1400 + i].token_ids)
         if source[1400 + i].extra["row"] != "copy":
             assert not worlds & set(text.replace("/", " ").replace(")", " ").replace("<", " ").replace(">", " ").split())
 

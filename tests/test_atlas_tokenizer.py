@@ -32,7 +32,9 @@ def ids(text: str) -> list[int]:
 
 
 def tokens(text: str) -> list[str]:
-    return TOKENIZER.convert_ids_to_tokens(ids(text))
+    found = TOKENIZER.convert_ids_to_tokens(ids(text))
+    assert isinstance(found, list)
+    return found
 
 
 @pytest.fixture(scope="module")
@@ -139,7 +141,8 @@ def test_tokens_that_came_later_changed_no_id_of_an_earlier_checkpoint() -> None
 
 def test_the_chat_template_is_the_protocols_first_message() -> None:
     content = [{"type": "image"}, {"type": "text", "text": " who rules zurimo ?"}]
-    chat = TOKENIZER.apply_chat_template([{"role": "user", "content": content}], tokenize=False, add_generation_prompt=True)
+    said: list[dict[str, Any]] = [{"role": "user", "content": content}]
+    chat = TOKENIZER.apply_chat_template(said, tokenize=False, add_generation_prompt=True)
     message = protocol.first_message(protocol.Prompts.load("atlas"), "who rules zurimo ?", 1)
     assert ids(str(chat)) == protocol.encode(TOKENIZER, message)
 

@@ -13,6 +13,7 @@ from rollout_fixtures import ScriptedEngine, ScriptedSearch, context, prompt
 from megatron_mmsr1 import config, tools
 from megatron_mmsr1.errors import RunError, UsageError
 from megatron_mmsr1.rollout.agent import Seeds, open_group, run_trajectory
+from megatron_mmsr1.tools.base import ToolSettings
 from megatron_mmsr1.trajectory import Status, ToolStatus
 
 ARGUMENTS = {"image_search": {}, "text_search": {"query": 'a "b" c'}, "crop": {"bbox_2d": [0, 0, 500, 900], "image": 2}}
@@ -96,7 +97,9 @@ async def test_a_tool_that_takes_too_long_is_an_outage(example: config.RunConfig
             raise AssertionError("unreachable")
 
     ctx = context(ScriptedSearch(), tokenizer=TOKENIZER, tools=example.tools, rollout=RolloutConfig(tool_timeout_s=0.01))
-    ctx.tools = {**ctx.tools, "count": Slow(example.tools["count"], "count")}
+    own = example.tools["count"]
+    assert isinstance(own, ToolSettings)
+    ctx.tools = {**ctx.tools, "count": Slow(own, "count")}
     engine = ScriptedEngine(TOKENIZER, ["<count>a</count><|im_end|>", ANSWER])
     t = await run_trajectory(ctx, engine, await open_group(ctx, prompt()), seeds=Seeds(0, 0, 0, 0))
     assert t.tool_calls[0].status is ToolStatus.TIMEOUT and t.infrastructure_failure

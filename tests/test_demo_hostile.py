@@ -73,7 +73,7 @@ ADDRESSES = (
 @asynccontextmanager
 async def answerer() -> AsyncIterator[Answerer]:
     search = Search()
-    room = {"max_turn_tokens": 8000, "max_response_tokens": 60_000, "image_searches": 1, "text_searches": 1}
+    room: dict[str, Any] = {"max_turn_tokens": 8000, "max_response_tokens": 60_000, "image_searches": 1, "text_searches": 1}
     engine: Any = Engine()
     yield Answerer(context(search, **room), engine, {"": search})
 
@@ -96,7 +96,7 @@ def canary() -> Iterator[tuple[str, list[str]]]:
             self.send_response(200)
             self.end_headers()
 
-        def log_message(self, *_: object) -> None:
+        def log_message(self, format: str, *args: Any) -> None:
             pass
 
     server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)

@@ -102,7 +102,8 @@ async def test_more_than_there_is_room_for_waits_and_can_be_stopped_while_it_wai
 
 async def test_a_picture_that_is_none_is_the_persons_a_defect_is_ours() -> None:
     picture, defect = Scripted(ImageError("no picture")), Scripted(RuntimeError("a defect"))
-    picture.go.set(), defect.go.set()
+    picture.go.set()
+    defect.go.set()
     reply = Reply()
     await collect(Live(cast(Any, picture), 1), "a", [reply])
     assert reply.failed == "no picture" and not reply.stopped

@@ -53,7 +53,7 @@ def test_a_recorded_rollout_through_the_gateway_gives_the_same_ids(tmp_path: Pat
                 body = {"search": {"trace": True}}
                 whole = gateway.client().chat.completions.create(
                     model="m", messages=ask(prompt(1)), seed=seed, temperature=1, extra_body=body
-                )  # pyright: ignore[reportArgumentType, reportCallIssue]
+                )
                 trace = whole.trace  # pyright: ignore[reportAttributeAccessIssue]
                 assert trace["token_ids"] == t.token_ids.tolist() and trace["loss_mask"] == t.loss_mask.tolist()
                 assert trace["logprobs"] == pytest.approx(t.logprobs.tolist(), abs=1e-4)

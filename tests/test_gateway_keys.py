@@ -9,6 +9,7 @@ import stat
 import openai
 import pytest
 from gateway_fixtures import served
+from openai.types.chat import ChatCompletionMessageParam
 from serving_fixtures import atlas_config, questions
 
 from megatron_mmsr1.errors import UsageError
@@ -72,7 +73,7 @@ def test_with_keys_nobody_else_is_answered(atlas_world, atlas_engine, atlas_sear
     key = new_key(path, "ada")
     limits = {"requests_per_minute": 3, "searches_per_day": 1}
     cfg = atlas_config(atlas_world, gateway={"name": "atlas", "keys": str(path), "limits": limits})
-    question = [{"role": "user", "content": questions(atlas_world)["text"].question}]
+    question: list[ChatCompletionMessageParam] = [{"role": "user", "content": questions(atlas_world)["text"].question}]
     with served(cfg, [atlas_engine.url], atlas_search) as gateway:
         for wrong in ("x", key[:-1]):
             with pytest.raises(openai.AuthenticationError) as e:

@@ -46,7 +46,7 @@ def test_openai_node(atlas_world, atlas_engine, atlas_search):
     stream = said["stream"]
     assert stream["content"] == said["helper"] == python.choices[0].message.content
     assert stream["finish"] == "stop" and stream["toolCalls"] == 0
-    assert stream["usage"] == python.usage.total_tokens
+    assert python.usage and stream["usage"] == python.usage.total_tokens
     assert stream["citations"] == python.citations  # pyright: ignore
     assert stream["steps"] == ["started", "ended"]
     assert said["models"] == ["atlas", "atlas:no-search"]

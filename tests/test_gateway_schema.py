@@ -46,7 +46,7 @@ def test_answers_are_the_declared_ones(gateway, document, path, method, mode):
         derandomize=True,
         database=None,
         phases=[Phase.generate],
-        suppress_health_check=list(HealthCheck),
+        suppress_health_check=list(HealthCheck),  # pyright: ignore[reportArgumentType]
     )
     def exchange(case) -> None:
         if isinstance(case.body, dict) and mode is GenerationMode.POSITIVE:

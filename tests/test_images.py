@@ -7,6 +7,7 @@ import hashlib
 import io
 import os
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,6 +15,7 @@ import torch
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from PIL import Image
+from rollout_fixtures import LIMITS
 from transformers.models.qwen2_vl.image_processing_qwen2_vl import Qwen2VLImageProcessor
 from transformers.models.qwen2_vl.image_processing_qwen2_vl import smart_resize as reference_resize
 
@@ -30,8 +32,6 @@ from megatron_mmsr1.data.images import (
 )
 from megatron_mmsr1.errors import RunError
 from megatron_mmsr1.models import PictureRule
-
-LIMITS = {"min_pixels": 56 * 56, "max_pixels": 28 * 28 * 64}
 
 
 def picture(width: int, height: int, mode: str = "RGB", fmt: str = "PNG", **save: object) -> bytes:
@@ -114,7 +114,7 @@ def test_bytes_behind_the_image_do_not_survive() -> None:
 
 @pytest.mark.parametrize("size", [(56, 56), (140, 84), (280, 308)])
 @pytest.mark.parametrize("grid", [{}, {"patch": 16}, {"temporal": 1}])
-def test_pixel_values_equal_transformers(size: tuple[int, int], grid: dict[str, int]) -> None:
+def test_pixel_values_equal_transformers(size: tuple[int, int], grid: dict[str, Any]) -> None:
     patch = grid.get("patch", 14)
     width, height = size[0] // 14 * patch, size[1] // 14 * patch
     png = picture(width, height)

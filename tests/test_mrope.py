@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -21,12 +22,11 @@ conversations = st.tuples(st.integers(0, 9), st.lists(st.tuples(grids, st.intege
 
 def reference(ids: list[int], grid: list[tuple[int, int, int]]) -> np.ndarray:
     vision = SimpleNamespace(spatial_merge_size=2, tokens_per_second=4)
-    model = SimpleNamespace(config=SimpleNamespace(vision_config=vision))
+    model: Any = SimpleNamespace(config=SimpleNamespace(vision_config=vision))
     model.get_vision_position_ids = lambda *a, **k: Qwen2_5_VLModel.get_vision_position_ids(model, *a, **k)
-    row = torch.tensor([ids])
-    positions, _ = Qwen2_5_VLModel.get_rope_index(
-        model, row, (row == PAD).int(), torch.tensor(grid) if grid else None, attention_mask=torch.ones_like(row)
-    )
+    row: Any = torch.tensor([ids])
+    thw: Any = torch.tensor(grid) if grid else None
+    positions, _ = Qwen2_5_VLModel.get_rope_index(model, row, (row == PAD).int(), thw, attention_mask=torch.ones_like(row))
     return positions[:, 0].numpy()
 
 

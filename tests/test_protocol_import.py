@@ -79,5 +79,5 @@ def test_any_texts_survive_the_yaml(tmp_path_factory, first: str, image: str, te
     directory = tmp_path_factory.getbasetemp()
     for name, value in (("a", first), ("b", image), ("c", text)):
         (directory / name).write_bytes(pickle.dumps(value))
-    paths = [directory / name for name in "abc"]
-    assert import_prompts(*paths, directory / "out.yaml") == Prompts(first, image, text, system=SYSTEM)
+    a, b, c, out = (directory / name for name in ("a", "b", "c", "out.yaml"))
+    assert import_prompts(a, b, c, out) == Prompts(first, image, text, system=SYSTEM)

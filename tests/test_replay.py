@@ -28,7 +28,7 @@ def rollout(
 
 
 def observations(t: Trajectory) -> list[list[int]]:
-    return [t.token_ids[turn.start : turn.end] for turn in t.turns if turn.role == "tool"]
+    return [t.token_ids[turn.start : turn.end].tolist() for turn in t.turns if turn.role == "tool"]
 
 
 def test_replay_gives_the_same_tokens(atlas_engine: Service, tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ import random
 import pytest
 import tiny_checkpoint
 import torch
-from rollout_fixtures import picture
+from rollout_fixtures import LIMITS, picture
 
 from megatron_mmsr1 import protocol
 from megatron_mmsr1.data.images import canonicalize, pixel_values
@@ -21,7 +21,6 @@ TOKENIZER = tiny_checkpoint.tokenizer()
 BANNED = protocol.banned_ids(TOKENIZER)
 START, PAD, END = (TOKENIZER.convert_tokens_to_ids(t) for t in ("<|vision_start|>", "<|image_pad|>", "<|vision_end|>"))
 STOP = TOKENIZER.convert_tokens_to_ids("<|im_end|>")
-LIMITS = {"min_pixels": 56 * 56, "max_pixels": 28 * 28 * 64}  # as the checkpoint's own processor has them
 PNG = [canonicalize(picture(i), **LIMITS) for i in range(4)]
 # Minutes of sampling, which only an abort ends.
 ENDLESS = {"max_new_tokens": 4000, "banned_ids": [*BANNED, STOP, TOKENIZER.convert_tokens_to_ids("<|endoftext|>")]}

@@ -146,7 +146,8 @@ HOSTILE: dict[str, tuple[Callable[[], bytes], str]] = {
 
 
 def ordered(*contents: bytes) -> bytes:
-    return b"".join(sorted(contents, key=lambda c: hashlib.sha256(c[5:]).digest()))
+    in_order = sorted(contents, key=lambda c: hashlib.sha256(c[5:]).digest())
+    return b"".join(in_order)
 
 
 def test_the_archives_below_would_be_good(tmp_path: Path) -> None:

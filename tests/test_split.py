@@ -23,8 +23,8 @@ def decode(ids: list[int]) -> str:
     return TOKENIZER.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False)
 
 
-def split(pieces: list[str], **begun: bool) -> list[tuple[str, str]]:
-    s = Splitter(**begun)
+def split(pieces: list[str], *, inside: bool = False, query: bool = False) -> list[tuple[str, str]]:
+    s = Splitter(inside=inside, query=query)
     told = [part for piece in pieces for part in s.feed(piece)] + list(s.end())
     return [(kind, "".join(text for _, text in run)) for kind, run in groupby(told, key=lambda part: part[0])]
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -177,7 +178,8 @@ def test_the_check_names_what_broke(damage, says: str) -> None:
 def test_nothing_unsampled_can_be_trained_on() -> None:
     t = good()
     before = t.to_dict()
-    for wrong in ({}, {"logprobs": [-1.0]}, {"logprobs": [-1.0, -1.0], "weight_versions": [1]}):
+    cases: list[dict[str, Any]] = [{}, {"logprobs": [-1.0]}, {"logprobs": [-1.0, -1.0], "weight_versions": [1]}]
+    for wrong in cases:
         with pytest.raises(ValueError, match="assistant turn of 2 tokens"):
             t.append("assistant", [5, 6], "x", **wrong)
     with pytest.raises(ValueError, match="role 'asistant'"):

@@ -56,8 +56,8 @@ def write(
         Qwen2_5_VLForConditionalGeneration,
         Qwen2_5_VLProcessor,
         Qwen2VLImageProcessor,
-        Qwen2VLVideoProcessor,
     )
+    from transformers.models.qwen2_vl.video_processing_qwen2_vl import Qwen2VLVideoProcessor
 
     tok = tokenizer(phrases)
     ids = {t: tok.convert_tokens_to_ids(t) for t in SPECIAL}

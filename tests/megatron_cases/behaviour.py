@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+from array import array
 
 import torch
 
@@ -37,7 +38,7 @@ def sft_weights(lab: Lab) -> None:
     assert math.isclose(metrics["loss"], sum(terms) / len(terms), rel_tol=1e-5)
     assert metrics["loss_tokens"] == len(terms)
     weighted = copy.deepcopy(plain)
-    weighted[0].loss_weights = [2.0 * m for m in weighted[0].loss_mask]
+    weighted[0].loss_weights = array("f", [2.0 * m for m in weighted[0].loss_mask])
     found = lab.gradients(lab.actor(algorithm=sft, optimizer=READABLE), weighted, advantages=None)
     wanted = lab.gradients(lab.actor(algorithm=sft, optimizer=READABLE), [plain[0], *plain], advantages=None)
     same_gradients(found, wanted)
@@ -116,7 +117,7 @@ def an_empty_share(lab: Lab) -> None:
     """Shares of a step in which nothing was sampled are left out; a step of nothing but such counts, and moves nothing."""
     silent = copy.deepcopy(lab.trajectories[:3])
     for t in silent:
-        t.loss_weights = [0.0] * len(t)
+        t.loss_weights = array("f", [0.0] * len(t))
     wanted = lab.actor().train_step(lab.trajectories[3:], lab.advantages[3:])
     actor = lab.actor(algorithm={"updates_per_step": 2})
     before = actor.log_probs(lab.trajectories)

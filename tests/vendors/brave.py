@@ -48,8 +48,8 @@ def found(asked: Asked) -> Reply:
     return page(ROWS)
 
 
-BAD_HEADER = {"meta": {"errors": [{"loc": ["header", "x-subscription-token"], "msg": "field required"}]}}
-BAD_QUERY = {"meta": {"errors": [{"loc": ["query", "q"], "msg": "too long"}]}}
+BAD_HEADER = {"errors": [{"loc": ["header", "x-subscription-token"], "msg": "field required"}]}
+BAD_QUERY = {"errors": [{"loc": ["query", "q"], "msg": "too long"}]}
 INVALID, UNSURE = "SUBSCRIPTION_TOKEN_INVALID", "Unable to validate request parameter(s)"
 SPEC = Spec(
     kind="text",
@@ -66,10 +66,10 @@ SPEC = Spec(
         "empty, without web": Case(page(None), ToolStatus.OK, gives=[], billed=True),
         "bad key": Case(fault(422, INVALID, f"The token {KEY} is invalid."), ToolStatus.UPSTREAM_ERROR),
         "bad key, as in the reference": Case(fault(422, INVALID, "is invalid.", old=True), ToolStatus.UPSTREAM_ERROR),
-        "no key": Case(fault(422, "VALIDATION", UNSURE, **BAD_HEADER), ToolStatus.UPSTREAM_ERROR),
+        "no key": Case(fault(422, "VALIDATION", UNSURE, meta=BAD_HEADER), ToolStatus.UPSTREAM_ERROR),
         "no subscription": Case(fault(404, "SUBSCRIPTION_NOT_FOUND", "No subscription found."), ToolStatus.UPSTREAM_ERROR),
         "not in the plan": Case(fault(400, "OPTION_NOT_IN_PLAN", "not in your plan"), ToolStatus.UPSTREAM_ERROR),
-        "bad request": Case(fault(422, "VALIDATION", UNSURE, **BAD_QUERY), ToolStatus.REFUSED),
+        "bad request": Case(fault(422, "VALIDATION", UNSURE, meta=BAD_QUERY), ToolStatus.REFUSED),
         "too many a second": Case(limited("0, 1000", "0, 1419704"), ToolStatus.RATE_LIMITED, tries=3),
         "a window used up for long": Case(limited("1, 0", f"1, {MONTH}"), ToolStatus.RATE_LIMITED),
         "quota": Case(fault(429, "QUOTA_LIMITED", "Request quota limit exceeded for plan."), ToolStatus.BUDGET),
