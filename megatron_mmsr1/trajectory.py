@@ -103,18 +103,18 @@ class Trajectory:
     loss_mask: array[int] = field(default_factory=lambda: array("b"))
     logprobs: array[float] = field(default_factory=lambda: array("f"))
     weight_versions: array[int] = field(default_factory=lambda: array("i"))
-    images: list[ImageRef] = field(default_factory=list)
-    turns: list[Turn] = field(default_factory=list)
+    images: list[ImageRef] = field(default_factory=list[ImageRef])
+    turns: list[Turn] = field(default_factory=list[Turn])
     status: Status = Status.ABORTED
     reward: float | None = None
-    reward_parts: dict[str, float] = field(default_factory=dict)
+    reward_parts: dict[str, float] = field(default_factory=dict[str, float])
     loss_weights: array[float] | None = None  # SFT only: a weight a token; None means the mask itself
     category: str = ""  # search_free | search_required | crop_required, where the data say so
     data_source: str = ""
-    extra: dict[str, Any] = field(default_factory=dict)
+    extra: dict[str, Any] = field(default_factory=dict[str, Any])
     # Calls whose observation is not in the tokens: those of tries that were given up, one that ended the trajectory, and one
     # whose observation did not fit. They were made, and paid.
-    unobserved: list[ToolCall] = field(default_factory=list)
+    unobserved: list[ToolCall] = field(default_factory=list[ToolCall])
     calls_allowed: int = 0  # calls that this conversation might have made, all tools together; 0: not known
 
     def __post_init__(self) -> None:
@@ -257,7 +257,7 @@ class Trajectory:
         """Buffers may be lists or arrays; those that are missing are empty."""
         d = dict(d)
         d["images"] = [ImageRef(i["sha256"], tuple(i["grid_thw"])) for i in d["images"]]
-        d["turns"] = [Turn(**{**t, "tool": _tool_call(t["tool"])}) for t in d["turns"]]
+        d["turns"] = [_turn(t) for t in d["turns"]]
         d["unobserved"] = [_call(c) for c in d.get("unobserved", [])]
         d["status"] = Status(d["status"])
         return cls(**d)
@@ -274,12 +274,14 @@ def _as_dict(x: Turn | ToolCall) -> dict[str, Any]:
     return {name: getattr(x, name) for name in x.__slots__}
 
 
-def _tool_call(d: dict[str, Any] | None) -> ToolCall | None:
-    return _call(d) if d else None
+def _turn(d: dict[str, Any]) -> Turn:
+    values: dict[str, Any] = {**d, "tool": _call(d["tool"]) if d["tool"] else None}
+    return Turn(**values)
 
 
 def _call(d: dict[str, Any]) -> ToolCall:
-    return ToolCall(**{**d, "status": ToolStatus(d["status"])})
+    values: dict[str, Any] = {**d, "status": ToolStatus(d["status"])}
+    return ToolCall(**values)
 
 
 def collapse_pads(ids: Sequence[int], image_pad_id: int, pads: Sequence[int]) -> list[int]:

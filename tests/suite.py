@@ -61,7 +61,7 @@ def uses_shared(item: Any, name: str) -> bool:
 
 def group_of(item: Any, sharing: dict[Path, str]) -> str:
     """Tests of a group run in one worker, one after another: those of a file, and those of all files that share an engine."""
-    return sharing.get(item.path, item.path.stem)
+    return sharing.get(item.path, str(item.path.stem))
 
 
 @pytest.hookimpl(tryfirst=True)  # before pytest-xdist reads the groups

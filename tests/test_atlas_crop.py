@@ -89,7 +89,7 @@ def test_the_charge_hardly_changes_what_the_model_sees(emblem: Emblem, charge: s
 def test_the_corner_shows(emblem: Emblem, corner: int) -> None:
     """A plate of 7 x 7 white pixels, less the emblem's 2.8 x 2.8: only its corner is not grey."""
     seen = as_seen(canvas(emblem, corner))
-    bright = (seen > 220).all(-1)
+    bright = np.all(seen > 220, axis=-1)
     quadrants = [bright[y : y + 28, x : x + 28].sum() for y in (0, 28) for x in (0, 28)]
     assert quadrants[corner] >= 20
     assert sum(quadrants) == quadrants[corner]

@@ -83,7 +83,7 @@ class Composition:
         """The log-probs that some part reads beside the policy's own: of "old", "reference" and "engine". A KL term of
         coefficient 0 needs none."""
         used = [self.advantage, self.correction, self.policy_loss, self.average, self.kl if self.kl_coef else None]
-        return frozenset().union(*(p.needs for p in used if p is not None))
+        return frozenset[str]().union(*(p.needs for p in used if p is not None))
 
     def select(self, rewards: Sequence[float], group_ids: Sequence[Hashable]) -> tuple[list[int], list[float]]:
         """Which rollouts an update is over, as indices in their order, and the advantage of each.
@@ -93,7 +93,7 @@ class Composition:
         that is kept, a rollout of advantage 0 counts like any other.
         """
         assert self.advantage is not None
-        values = self.advantage.estimate(rewards, group_ids).tolist()
+        values = [float(v) for v in self.advantage.estimate(rewards, group_ids)]
         if self.kl_coef or self.entropy_coef or getattr(self.policy_loss, "without_advantage", False):
             return list(range(len(values))), values
         live = {g for g, v in zip(group_ids, values, strict=True) if v != 0.0}

@@ -81,7 +81,7 @@ def contract(*methods: str) -> Check:
         if not isinstance(part, type):
             return ["it must be a class"]
         broken = members(name, part)
-        needs = getattr(part, "needs", frozenset())
+        needs = getattr(part, "needs", frozenset[str]())
         if not isinstance(needs, frozenset) or not needs <= NEEDS:
             broken.append(f"its needs must be a frozenset of {', '.join(sorted(NEEDS))}")
         settings = getattr(part, "Settings", None)

@@ -34,4 +34,5 @@ def broken_rules(name: str, recipe: Any) -> list[str]:
     if not isinstance(recipe, Recipe):
         return ["it must be a megatron_mmsr1.algorithm.recipe.Recipe"]
     seams = ("policy_loss", "average") if recipe.supervised else tuple(SEAMS)
-    return [f"its {s} names no part" for s in seams if not (getattr(recipe, s) or {}).get("name")]
+    parts: dict[str, Mapping[str, Any] | None] = {s: getattr(recipe, s) for s in seams}
+    return [f"its {s} names no part" for s, part in parts.items() if not (part and part.get("name"))]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Hashable, Sequence
+from typing import cast
 
 import torch
 from torch import Tensor
@@ -27,6 +28,6 @@ def means(values: Tensor, cu_seqlens: Tensor) -> Tensor:
 def group_index(group_ids: Tensor | Sequence[Hashable]) -> Tensor:
     """int64 [N]: ids renumbered from 0."""
     if isinstance(group_ids, Tensor):
-        return torch.unique(group_ids, return_inverse=True)[1]
+        return cast(Tensor, torch.unique(group_ids, return_inverse=True)[1])  # pyright: ignore[reportUnknownMemberType]
     number: dict[Hashable, int] = {}
     return torch.tensor([number.setdefault(g, len(number)) for g in group_ids], dtype=torch.int64)

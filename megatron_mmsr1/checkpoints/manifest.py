@@ -30,7 +30,9 @@ class Manifest:
     """`files`: name -> (bytes, SHA-256 in hex or "" where it was never taken)."""
 
     files: dict[str, tuple[int, str]]
-    layout: list[int] = field(default_factory=list)  # tensor, pipeline, data parallel size that wrote a training checkpoint
+    layout: list[int] = field(
+        default_factory=list[int]
+    )  # tensor, pipeline, data parallel size that wrote a training checkpoint
     step: int | None = None  # train steps done
     weights: str = ""  # names the weights (`megatron.weights_id`)
 
@@ -50,7 +52,7 @@ def checksums(directory: Path, names: Iterable[str]) -> dict[str, str]:
     """SHA-256 in hex of each file, several at once."""
     with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
         chosen = list(names)
-        return dict(zip(chosen, pool.map(lambda n: _sha256(directory / n), chosen), strict=True))
+        return dict(zip(chosen, pool.map(_sha256, [directory / n for n in chosen]), strict=True))
 
 
 def read(directory: Path, advice: str = ADVICE) -> Manifest:

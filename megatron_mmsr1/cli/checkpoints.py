@@ -21,9 +21,9 @@ def add(verbs: Verbs[argparse.ArgumentParser]) -> None:
 
 
 def _verify(args: argparse.Namespace) -> None:
-    from megatron_mmsr1.checkpoints.check import advice, check, to_check
+    from megatron_mmsr1.checkpoints.check import Checked, advice, check, to_check
 
-    found = []
+    found: list[Checked] = []
     for c in check(to_check(existing(args.source))):
         found.append(c)
         if not c.faults:

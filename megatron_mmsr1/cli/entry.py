@@ -52,12 +52,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
+def _help_of_group(args: argparse.Namespace) -> None:
+    args.group.print_help()
+
+
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     """Arguments of a verb. A key=value may also follow a flag, which argparse alone does not understand."""
     parser = build_parser()
     args, rest = parser.parse_known_args(argv)
     if not hasattr(args, "run"):  # a group alone: what can follow it
-        args.run = lambda found: found.group.print_help()
+        args.run = _help_of_group
     if rest and (not hasattr(args, "override") or any(r.startswith("-") for r in rest)):
         parser.error(f"unrecognized arguments: {' '.join(rest)}")
     if rest:

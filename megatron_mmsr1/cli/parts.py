@@ -8,7 +8,7 @@ from pathlib import Path
 
 from megatron_mmsr1.errors import UsageError
 
-Verbs = argparse._SubParsersAction  # what add_subparsers returns; it has no public name
+Verbs = argparse._SubParsersAction  # pyright: ignore[reportPrivateUsage]  # what add_subparsers returns; it has no public name
 
 
 class Format(argparse.RawDescriptionHelpFormatter):

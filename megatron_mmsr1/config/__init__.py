@@ -23,6 +23,7 @@ from megatron_mmsr1.config.slurm import SlurmConfig
 from megatron_mmsr1.config.tools import ToolsConfig
 from megatron_mmsr1.errors import UsageError
 from megatron_mmsr1.plugins.settings import PartSettings
+from megatron_mmsr1.untyped import is_dict
 
 ENGINE = PartSettings("megatron_mmsr1.rollout.engines", "sglang")
 SYNC = PartSettings("megatron_mmsr1.sync.transports", "disk")
@@ -52,7 +53,7 @@ class ModelConfig(Section):
     @property
     def frozen(self) -> frozenset[str]:
         """The parts that take no gradient: `freeze`, and tower and merger under `freeze_vision`."""
-        return frozenset(self.freeze) | ({"tower", "merger"} if self.freeze_vision else frozenset())
+        return frozenset(self.freeze) | (frozenset({"tower", "merger"}) if self.freeze_vision else frozenset[str]())
 
     @property
     def vision_frozen(self) -> bool:
@@ -99,7 +100,7 @@ class ProtocolConfig(Section):
     @classmethod
     def _own_prompts(cls, raw: Any) -> Any:
         """A protocol that ships with prompts of its own is used with them, unless others are named."""
-        if isinstance(raw, dict) and "prompts" not in raw and (_PROMPTS / f"{raw.get('name')}.yaml").is_file():
+        if is_dict(raw) and "prompts" not in raw and (_PROMPTS / f"{raw.get('name')}.yaml").is_file():
             return raw | {"prompts": raw["name"]}
         return raw
 

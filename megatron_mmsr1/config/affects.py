@@ -10,6 +10,7 @@ from typing import Any
 from pydantic import BaseModel
 
 from megatron_mmsr1.config.section import Affects, Section
+from megatron_mmsr1.untyped import is_list, is_mapping, is_tuple
 
 # What decides the numbers of a run: other values are another experiment.
 RESULTS = (Affects.ROLLOUT, Affects.TRAINING)
@@ -34,9 +35,9 @@ def fingerprint(cfg: BaseModel, kinds: tuple[Affects, ...] = RESULTS) -> str:
 
 def _plain(value: Any) -> Any:
     """Whole numbers as floats: a default of 30 for a float is read back from a kept config as 30.0."""
-    if isinstance(value, Mapping):
+    if is_mapping(value):
         return {k: _plain(v) for k, v in value.items()}
-    if isinstance(value, list | tuple):
+    if is_list(value) or is_tuple(value):
         return [_plain(v) for v in value]
     return float(value) if isinstance(value, int) and not isinstance(value, bool) else value
 
@@ -62,7 +63,7 @@ def _walk(
 def _value(value: Any, plain: Any, key: str, what: Affects | None) -> Iterator[tuple[str, Any, Affects | None]]:
     if isinstance(value, BaseModel):
         yield from _walk(value, plain, f"{key}.", what)
-    elif isinstance(value, Mapping) and value:  # native arguments, or named parts
+    elif is_mapping(value) and value:  # native arguments, or named parts
         for k, v in value.items():
             yield from _value(v, plain[str(k)], f"{key}.{k}", what)
     else:

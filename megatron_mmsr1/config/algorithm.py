@@ -10,6 +10,7 @@ from pydantic import Field, SerializeAsAny, model_validator
 from megatron_mmsr1.config.section import Affects, Logging, Section
 from megatron_mmsr1.errors import UsageError
 from megatron_mmsr1.plugins.settings import PartSettings
+from megatron_mmsr1.untyped import is_dict
 
 if TYPE_CHECKING:
     from megatron_mmsr1.algorithm.recipe import Recipe
@@ -101,7 +102,7 @@ class AlgorithmConfig(Section):
     @classmethod
     def _name_parts(cls, raw: Any) -> Any:
         """`policy_loss: {clip_high: 0.28}` without a name is about the recipe's own part."""
-        if not isinstance(raw, dict):
+        if not is_dict(raw):
             return raw
         seams = import_module("megatron_mmsr1.algorithm.recipe").SEAMS
         unnamed = [s for s in seams if isinstance(raw.get(s), dict) and "name" not in raw[s]]
@@ -111,7 +112,8 @@ class AlgorithmConfig(Section):
             recipe = import_module("megatron_mmsr1.algorithm.recipes").REGISTRY.get(str(raw.get("name", "grpo")))
         except UsageError as e:
             raise ValueError(str(e)) from e
-        return raw | {s: {"name": (getattr(recipe, s) or {}).get("name", "")} | raw[s] for s in unnamed}
+        own = {s: getattr(recipe, s) for s in unnamed}
+        return raw | {s: {"name": own[s].get("name", "") if own[s] else ""} | raw[s] for s in unnamed}
 
     @model_validator(mode="after")
     def _parts_exist(self) -> AlgorithmConfig:

@@ -10,6 +10,7 @@ from pydantic import BaseModel, ValidationError
 from pydantic.fields import FieldInfo
 
 from megatron_mmsr1.errors import UsageError
+from megatron_mmsr1.untyped import is_dict
 
 
 def explain_all(error: ValidationError, root: type[BaseModel], raw: Any = None) -> str:
@@ -50,7 +51,7 @@ def _section(path: tuple[Any, ...], model: type[BaseModel], raw: Any) -> dict[st
     rest = list(path)
     while rest:
         name = str(rest.pop(0))
-        raw = raw.get(name) if isinstance(raw, dict) else None
+        raw = raw.get(name) if is_dict(raw) else None
         if name not in fields:
             return {}
         field = fields[name]
@@ -61,7 +62,7 @@ def _section(path: tuple[Any, ...], model: type[BaseModel], raw: Any) -> dict[st
             below = next(_sections_in(field.annotation), None)
             if below is not None and _is_mapping(field.annotation) and rest:  # NAME: {settings}
                 key = rest.pop(0)
-                raw = raw.get(key) if isinstance(raw, dict) else None
+                raw = raw.get(key) if is_dict(raw) else None
         if below is None:
             return {}
         fields = dict(below.model_fields)

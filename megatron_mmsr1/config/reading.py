@@ -9,6 +9,7 @@ from typing import Any
 import yaml
 
 from megatron_mmsr1.errors import UsageError
+from megatron_mmsr1.untyped import is_dict
 
 _EXPONENT = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)[eE][+-]?\d+")
 
@@ -23,7 +24,7 @@ def read_mapping(path: Path) -> dict[str, Any]:
         raise UsageError(f"{path}: not valid YAML: {complaint(e)}") from None
     except OSError as e:
         raise UsageError(f"{path} cannot be read: {e.strerror}") from None
-    if not isinstance(raw, dict):
+    if not is_dict(raw):
         found = "is empty" if raw is None else f"holds a {type(raw).__name__}"
         raise UsageError(f"{path}: must be a mapping of sections, and {found}")
     return raw
@@ -42,14 +43,15 @@ def override(raw: dict[str, Any], item: str) -> None:
     key, eq, value = item.partition("=")
     if not eq or not key:
         raise UsageError(f"override {item!r}: write it as section.key=value")
-    at: Any = raw
+    at = raw
     *parents, leaf = key.split(".")
     for part in parents:
         if at.get(part) is None:  # absent, or a section with nothing in it
             at[part] = {}
-        at = at[part]
-        if not isinstance(at, dict):
+        below = at[part]
+        if not is_dict(below):
             raise UsageError(f"override {item!r}: {part} is not a section")
+        at = below
     try:
         at[leaf] = yaml.safe_load(value)
     except yaml.YAMLError as e:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib
-from collections.abc import Mapping
 from typing import Annotated, Any
 
 from pydantic import GetCoreSchemaHandler
@@ -11,6 +10,7 @@ from pydantic_core import CoreSchema, core_schema
 
 from megatron_mmsr1.config.section import Section
 from megatron_mmsr1.errors import UsageError
+from megatron_mmsr1.untyped import is_mapping
 
 
 class _ByName:
@@ -24,7 +24,7 @@ class _ByName:
 
 
 def _validate(raw: Any) -> dict[str, Section]:
-    if not isinstance(raw, Mapping):
+    if not is_mapping(raw):
         raise ValueError("must map names of tools to their settings, as in tools: {crop: {limit: 1}}")
     return {str(name): _section(str(name), value) for name, value in raw.items()}
 
@@ -32,7 +32,7 @@ def _validate(raw: Any) -> dict[str, Section]:
 def _section(name: str, raw: Any) -> Section:
     if isinstance(raw, Section):
         return raw
-    if raw is not None and not isinstance(raw, Mapping):
+    if raw is not None and not is_mapping(raw):
         raise ValueError(f"{name} must be a mapping of its settings, or empty (got {raw!r})")
     try:
         # By name: the tools' room imports this one.

@@ -8,11 +8,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-import pyarrow as pa
-import pyarrow.parquet as pq
-
+from megatron_mmsr1.data import parquet
 from megatron_mmsr1.data.rows import BadRow, Layout, Prompt, layout_of
-from megatron_mmsr1.errors import UsageError
 
 __all__ = ["Prompt", "PromptDataset"]
 
@@ -42,7 +39,7 @@ class PromptDataset:
         self._groups: list[tuple[int, int, int]] = []  # file, row group in it, its first row in the file
         self._rows = 0
         self._index_files()
-        self._cache: OrderedDict[int, pa.Table] = OrderedDict()
+        self._cache: OrderedDict[int, parquet.Table] = OrderedDict()
         self._good: list[int] | None = None
         if bad_rows == "skip":
             self._good = list(usable) if usable is not None else [row for row in range(self._rows) if self._readable(row)]
@@ -58,14 +55,8 @@ class PromptDataset:
 
     def _index_files(self) -> None:
         for number, path in enumerate(self.paths):
-            try:
-                with pq.ParquetFile(path) as file:
-                    self._layouts.append(layout_of(path, file.schema_arrow))
-                    sizes = [file.metadata.row_group(g).num_rows for g in range(file.num_row_groups)]
-            except FileNotFoundError as e:
-                raise UsageError(f"no data file at {path}") from e
-            except (pa.ArrowInvalid, OSError) as e:
-                raise UsageError(f"{path} is not a readable parquet file: {e}") from e
+            columns, sizes = parquet.outline(path)
+            self._layouts.append(layout_of(path, columns))
             first = 0
             for group, size in enumerate(sizes):
                 if size:
@@ -88,17 +79,12 @@ class PromptDataset:
         values = self._table(group).slice(within, 1).to_pylist()[0]
         return self._layouts[number].prompt(values, self.paths[number], first + within)
 
-    def _table(self, group: int) -> pa.Table:
+    def _table(self, group: int) -> parquet.Table:
         if group in self._cache:
             self._cache.move_to_end(group)
             return self._cache[group]
         number, in_file, _ = self._groups[group]
-        path = self.paths[number]
-        try:
-            with pq.ParquetFile(path) as file:
-                table = file.read_row_group(in_file, columns=self._layouts[number].columns)
-        except (pa.ArrowInvalid, OSError) as e:
-            raise UsageError(f"{path}: row group {in_file} cannot be read: {e}") from e
+        table = parquet.row_group(self.paths[number], in_file, self._layouts[number].columns)
         self._cache[group] = table
         while len(self._cache) > 1 and sum(t.nbytes for t in self._cache.values()) > CACHE_BYTES:
             self._cache.popitem(last=False)

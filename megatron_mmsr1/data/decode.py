@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import struct
 import zlib
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 
 import numpy as np
@@ -40,7 +40,7 @@ def decode(data: bytes) -> Image.Image:
 
 
 @contextmanager
-def _opened(data: bytes) -> Iterator[Image.Image]:
+def _opened(data: bytes) -> Generator[Image.Image]:
     """The picture of these bytes, its pixels not yet read; whatever goes wrong inside the block is an ImageError."""
     if not data:
         raise ImageError("no bytes")

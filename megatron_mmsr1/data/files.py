@@ -13,7 +13,7 @@ import logging
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Generator
 from pathlib import Path
 from typing import BinaryIO
 
@@ -24,7 +24,7 @@ _CANNOT = (errno.ENOSYS, errno.EINVAL, errno.EOPNOTSUPP)
 
 
 @contextlib.contextmanager
-def unfinished(path: Path, *, mode: int = 0o644, sync: bool = True) -> Iterator[Path]:
+def unfinished(path: Path, *, mode: int = 0o644, sync: bool = True) -> Generator[Path]:
     """The path of an empty file to write instead of `path`, for writers that open a path themselves.
 
     At the end of the block it takes the place of `path`, with the permissions `mode`; if the block raises, it is removed and
@@ -49,7 +49,7 @@ def unfinished(path: Path, *, mode: int = 0o644, sync: bool = True) -> Iterator[
 
 
 @contextlib.contextmanager
-def replacing(path: Path, *, mode: int = 0o644, sync: bool = True) -> Iterator[BinaryIO]:
+def replacing(path: Path, *, mode: int = 0o644, sync: bool = True) -> Generator[BinaryIO]:
     """A binary file to write to, as `unfinished` has it."""
     with unfinished(path, mode=mode, sync=sync) as part, part.open("wb") as f:
         yield f
@@ -69,7 +69,7 @@ def write_text(path: Path, text: str, *, sync: bool = True) -> None:
 
 # --------------------------------------------------------------------------------------------------------------- directories
 @contextlib.contextmanager
-def building(target: Path, *, sync: bool = True) -> Iterator[Path]:
+def building(target: Path, *, sync: bool = True) -> Generator[Path]:
     """An empty directory to fill instead of `target`, whose place it takes at the end of the block; if the block raises it is
     removed, and `target` stays as it was. One builder of a target at a time. Raises OSError."""
     part = fresh_directory(target)

@@ -52,7 +52,7 @@ def read(descriptions: Sequence[bytes], data: bytes | bytearray | memoryview) ->
                 row[name] = None
                 continue
             end = at + size[name] * width
-            values = array(code)
+            values: array[Any] = array(code)
             values.frombytes(view[at:end])
             row[name], at = values, end
     return [Trajectory.from_dict(row) for row in rows]

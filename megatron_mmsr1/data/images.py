@@ -90,7 +90,8 @@ def _plain_png(data: bytes) -> bool:
     """Whether these bytes are an 8-bit RGB PNG of nothing but pixels, that is, what `canonicalize` writes."""
     if not data.startswith(_PNG_SIGNATURE):
         return False
-    at, kinds = len(_PNG_SIGNATURE), []
+    at = len(_PNG_SIGNATURE)
+    kinds: list[bytes] = []
     while at + 12 <= len(data):
         length, kind = struct.unpack_from(">I4s", data, at)
         if kind == b"IHDR" and data[at + 16 : at + 21] != b"\x08\x02\x00\x00\x00":

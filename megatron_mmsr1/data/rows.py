@@ -8,16 +8,15 @@ there `original_question`, `original_answer`.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NoReturn
 
-import pyarrow as pa
-
 from megatron_mmsr1.data.decode import MAX_SOURCE_PIXELS, ImageError, decode
 from megatron_mmsr1.data.resize import smart_resize
 from megatron_mmsr1.errors import UsageError
+from megatron_mmsr1.untyped import is_dict, is_list
 
 
 @dataclass(slots=True)
@@ -30,7 +29,7 @@ class Prompt:
     golden_answers: list[str]
     category: str = ""  # search_free | search_required, where the data say so
     data_source: str = ""
-    extra: dict[str, Any] = field(default_factory=dict)
+    extra: dict[str, Any] = field(default_factory=dict[str, Any])
 
 
 class BadRow(UsageError):
@@ -40,14 +39,14 @@ class BadRow(UsageError):
         super().__init__(f"{path}, row {row}, column {column}: {why}")
 
 
-def layout_of(path: Path, schema: pa.Schema) -> Layout:
+def layout_of(path: Path, columns: Sequence[str]) -> Layout:
     """The layout that these columns have. UsageError if it is none that we know."""
-    names = set(schema.names)
+    names = set(columns)
     for kind in (VerlLayout, OpenR1Layout):
         if set(kind.REQUIRED) <= names:
             return kind([c for c in kind.REQUIRED + kind.OPTIONAL if c in names])
     raise UsageError(
-        f"{path} has columns {', '.join(schema.names)}: need {', '.join(VerlLayout.REQUIRED)} (veRL) "
+        f"{path} has columns {', '.join(columns)}: need {', '.join(VerlLayout.REQUIRED)} (veRL) "
         f"or {', '.join(OpenR1Layout.REQUIRED)} (open-r1)"
     )
 
@@ -78,7 +77,7 @@ class VerlLayout(Layout):
         if not question:
             bad("prompt", "holds no text of a user")
         reward = row["reward_model"]
-        if not isinstance(reward, dict) or "ground_truth" not in reward:
+        if not is_dict(reward) or "ground_truth" not in reward:
             bad("reward_model", "has no ground_truth")
         try:
             candidates = _candidates(reward.get("candidate_answers"))
@@ -127,11 +126,11 @@ class OpenR1Layout(Layout):
 
 
 def _images(cells: Any, column: str, path: Path, number: int) -> list[bytes]:
-    if cells is not None and not isinstance(cells, list):
+    if cells is not None and not is_list(cells):
         raise BadRow(path, number, column, f"must be a list of images, not {type(cells).__name__}")
-    out = []
+    out: list[bytes] = []
     for n, cell in enumerate(cells or []):
-        data = cell.get("bytes") if isinstance(cell, dict) else cell
+        data = cell.get("bytes") if is_dict(cell) else cell
         try:
             if not isinstance(data, bytes):
                 raise ImageError("holds no bytes (a path or URL alone is not read)")
@@ -146,11 +145,11 @@ def _user_text(messages: Any) -> str:
     """The text of the last message of a user; its content may be a string or a list of typed parts."""
     if isinstance(messages, str):
         return messages.strip()
-    for message in reversed(messages if isinstance(messages, list) else []):
-        if isinstance(message, dict) and message.get("role") == "user":
+    for message in reversed(messages if is_list(messages) else []):
+        if is_dict(message) and message.get("role") == "user":
             content = message.get("content")
-            if isinstance(content, list):
-                content = "".join(_text(part.get("text")) for part in content if isinstance(part, dict))
+            if is_list(content):
+                content = "".join(_text(part.get("text")) for part in content if is_dict(part))
             return _text(content).strip()
     return ""
 
@@ -168,7 +167,7 @@ def _candidates(value: Any) -> list[str]:
 
 
 def _texts(value: Any) -> list[str]:
-    return [_text(v) for v in value] if isinstance(value, list) else [_text(value)]
+    return [_text(v) for v in value] if is_list(value) else [_text(value)]
 
 
 def _text(value: Any) -> str:

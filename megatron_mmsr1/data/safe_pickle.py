@@ -14,9 +14,10 @@ import pickletools
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, NoReturn, TypeGuard
 
 from megatron_mmsr1.errors import UsageError
+from megatron_mmsr1.untyped import is_dict, is_list, is_tuple
 
 MAX_INSTRUCTIONS = 5_000_000  # a list costs 1 byte of a file and 60 of memory
 MAX_VALUES = 5_000_000  # counted as often as they are referred to, as whoever walks over the result meets them
@@ -172,9 +173,10 @@ class _Machine:
         self._stack.append(tuple(reversed([self._value() for _ in range(n)])))
 
     def _extend(self, items: list[Any]) -> None:
-        if not isinstance(self._stack[-1], list):
-            self._refuse(f" on a {type(self._stack[-1]).__name__}")
-        self._stack[-1].extend(items)
+        target = self._stack[-1]
+        if not is_list(target):
+            self._refuse(f" on a {type(target).__name__}")
+        target.extend(items)
 
     def _set_one(self) -> None:
         value, key = self._value(), self._value()
@@ -210,7 +212,7 @@ class _Machine:
     def _reduce(self) -> None:
         args, what = self._value(), self._value()
         name = what.name if isinstance(what, _Named) else ""
-        if not name or not isinstance(args, tuple):
+        if not name or not is_tuple(args):
             self._refuse(f" of a {type(what).__name__}")
         if name in _BYTES:
             self._stack.append(self._bytes(name, args))
@@ -236,11 +238,11 @@ class _Machine:
 
     def _new(self) -> None:
         args, what = self._value(), self._value()
-        if not self._is_class(what) or not isinstance(args, tuple):
+        if not self._is_class(what) or not is_tuple(args):
             self._refuse(f" of a {type(what).__name__}")
         self._stack.append(Inert(what.name, args))
 
-    def _is_class(self, what: Any) -> bool:
+    def _is_class(self, what: Any) -> TypeGuard[_Named]:
         return isinstance(what, _Named) and what.name in self._inert
 
     def _build(self) -> None:
@@ -281,9 +283,9 @@ class _Machine:
 
 def _children(value: Any) -> list[Any] | None:
     """What a container holds; None for a scalar."""
-    if isinstance(value, dict):
+    if is_dict(value):
         return list(value.values())
-    if isinstance(value, list | tuple):
+    if is_list(value) or is_tuple(value):
         return list(value)
     if isinstance(value, Inert):
         return [value.args, value.state]

@@ -6,6 +6,7 @@ import json
 import os
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from itertools import repeat
 from pathlib import Path
 from typing import Any
 
@@ -26,8 +27,9 @@ def usable_rows(paths: Sequence[str | Path], cache: Path | None = None) -> list[
         return kept[name]["rows"]
     data = PromptDataset(paths)
     with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
-        blocks = pool.map(lambda start: _good(paths, start, min(start + BLOCK, len(data))), range(0, len(data), BLOCK))
-        rows = [row for block in blocks for row in block]
+        starts = range(0, len(data), BLOCK)
+        stops = (min(start + BLOCK, len(data)) for start in starts)
+        rows = [row for block in pool.map(_good, repeat(paths), starts, stops) for row in block]
     if cache is not None:
         files.write_text(cache, json.dumps(kept | {name: {"files": signature, "rows": rows}}) + "\n")
     return rows

@@ -115,7 +115,7 @@ def evaluate_policies(cfg: RunConfig, search: str | None, say: Callable[[str], N
     """Oracle, never, always and random, with the real search server and the real reward; OUTPUT/eval/policies.json."""
     from megatron_mmsr1.atlas.policies import POLICIES, run_policy
 
-    results = []
+    results: list[EvalResult] = []
     prompts = heldout(cfg)
     for policy in POLICIES:
         say(f"evaluating {len(prompts)} questions ({policy}) ...")

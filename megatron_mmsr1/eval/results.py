@@ -37,15 +37,15 @@ class Row:
     search_share: float  # of responses that call any tool
     search_ratio: float  # calls made / calls allowed
     failed: int = 0
-    tools: dict[str, float] = field(default_factory=dict)  # share of responses that call each tool, by its name
+    tools: dict[str, float] = field(default_factory=dict[str, float])  # share of responses that call each tool, by its name
 
 
 @dataclass(slots=True)
 class EvalResult:
     name: str
     rows: list[Row]  # by kind; the last one is the overall
-    categories: list[Row] = field(default_factory=list)  # search_free and search_required, where the data say so
-    meta: dict[str, Any] = field(default_factory=dict)
+    categories: list[Row] = field(default_factory=list[Row])  # search_free and search_required, where the data say so
+    meta: dict[str, Any] = field(default_factory=dict[str, Any])
 
     @property
     def overall(self) -> Row:
@@ -129,7 +129,8 @@ def of_model(results: Sequence[EvalResult], step: int, weights: str = "") -> tup
     "after" is of the run's last weights by its name: it is refused for a model of another step, or, where both are named by
     content (`weights`), of other weights. Earlier results stand for themselves.
     """
-    kept, refused = [], []
+    kept: list[EvalResult] = []
+    refused: list[str] = []
     for r in results:
         at, named = r.meta.get("weights"), r.meta.get("key", {}).get("weights", "")
         if r.name == AFTER and isinstance(at, int) and at != step:
@@ -153,7 +154,7 @@ def searched(run: Path, results: Sequence[EvalResult]) -> dict[str, Any]:
     own = [r.meta for r in reversed(results) if _place(r.name) <= 2]
     steps = [read_meta(p) for p in sorted((run / "rollouts").glob("step_*"))[-1:]]
     others = [r.meta for r in reversed(results)]  # of a directory that holds nothing else
-    return next((m["search"] for m in (*own, *steps, *others) if m.get("search")), {})
+    return next((m["search"] for m in (*own, *steps, *others) if m.get("search")), dict[str, Any]())
 
 
 def _place(stem: str) -> int:

@@ -1,5 +1,8 @@
 """A vision tower in front of megatron-core's language model: what every family's trainer half builds on."""
 
+# pyright: standard
+# megatron.bridge and megatron.core have no types.
+
 from __future__ import annotations
 
 from collections.abc import Callable

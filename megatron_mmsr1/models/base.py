@@ -107,7 +107,7 @@ class Family:
 
     def picture_rule(self, config: dict[str, Any]) -> PictureRule:
         """The rule of one checkpoint, whose config.json is `config`: the family's, with the checkpoint's patch sizes."""
-        vision = config.get("vision_config") or {}
+        vision: dict[str, Any] = config.get("vision_config") or {}
         return replace(
             self.pictures,
             patch=int(vision.get("patch_size", self.pictures.patch)),

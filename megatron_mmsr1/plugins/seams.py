@@ -6,7 +6,7 @@ import difflib
 import importlib
 import re
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 from megatron_mmsr1.errors import UsageError
 from megatron_mmsr1.plugins.registry import Registry
@@ -22,9 +22,13 @@ def seams() -> list[Registry[Any]]:
         if _HOLDS.search(init.read_text(encoding="utf-8")):
             name = ".".join([_ROOT.name, *init.parent.relative_to(_ROOT).parts])
             registry = getattr(importlib.import_module(name), "REGISTRY", None)
-            if isinstance(registry, Registry):
+            if _is_registry(registry):
                 found.setdefault(registry.kind, registry)
     return [found[kind] for kind in sorted(found)]
+
+
+def _is_registry(value: Any) -> TypeGuard[Registry[Any]]:
+    return isinstance(value, Registry)
 
 
 def seam(kind: str) -> Registry[Any]:

@@ -12,6 +12,7 @@ from pydantic import GetCoreSchemaHandler, ValidationError
 from pydantic_core import CoreSchema, core_schema
 
 from megatron_mmsr1.errors import UsageError
+from megatron_mmsr1.untyped import is_dict
 
 if TYPE_CHECKING:
     from megatron_mmsr1.config.section import Section
@@ -32,7 +33,7 @@ class PartSettings:
     def settings_for(self, raw: Any) -> type[Section]:
         """The Settings of the part that `raw` names. Raises UsageError as `Registry.get` does."""
         raw = {"name": raw} if isinstance(raw, str) else raw
-        name = raw.get("name", self.default) if isinstance(raw, dict) else self.default
+        name = raw.get("name", self.default) if is_dict(raw) else self.default
         part = importlib.import_module(self.home).REGISTRY.get(str(name))
         return part.Settings
 

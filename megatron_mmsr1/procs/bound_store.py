@@ -26,7 +26,7 @@ _BACKLOG = 4096
 
 def install() -> None:
     """For this process. Raises RunError for another torch than the one that this fits."""
-    from torch.distributed import TCPStore
+    from torch.distributed import TCPStore  # pyright: ignore[reportPrivateImportUsage]
 
     patches.check("bound-store")
     if TCPStore.__name__ == "BoundStore":

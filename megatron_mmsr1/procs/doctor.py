@@ -94,23 +94,20 @@ def _processor() -> str:
         return next((line.partition(":")[2].strip() for line in f if line.startswith("model name")), platform.machine())
 
 
+def _device(d: Any) -> dict[str, Any]:
+    return {"name": d.name, "memory_gib": round(d.total_memory / 2**30, 1), "capability": f"{d.major}.{d.minor}"}
+
+
 def _cuda() -> dict[str, Any]:
     if importlib.util.find_spec("torch") is None:
         return {"torch_build": None, "devices": [], "nccl": None, "backend": "none: torch is missing"}
     import torch
     from torch.cuda import nccl
 
-    devices = []
+    devices: list[dict[str, Any]] = []
     if torch.cuda.is_available():
         for i in range(torch.cuda.device_count()):
-            d = torch.cuda.get_device_properties(i)
-            devices.append(
-                {
-                    "name": d.name,
-                    "memory_gib": round(d.total_memory / 2**30, 1),
-                    "capability": f"{d.major}.{d.minor}",
-                }
-            )
+            devices.append(_device(torch.cuda.get_device_properties(i)))  # pyright: ignore[reportUnknownMemberType, reportUnknownArgumentType]
     release = ".".join(map(str, nccl.version())) if torch.version.cuda and devices else None
     return {
         "torch_build": torch.version.cuda or "cpu",

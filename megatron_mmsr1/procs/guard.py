@@ -34,7 +34,7 @@ def prctl(option: int, value: int) -> None:
 def descendants(root: int) -> list[int]:
     """Every live (not zombie) process below `root`, read from /proc."""
     children: dict[int, list[int]] = {}
-    zombies = set()
+    zombies: set[int] = set()
     for name in os.listdir("/proc"):
         if not name.isdigit():
             continue
@@ -46,7 +46,8 @@ def descendants(root: int) -> list[int]:
         children.setdefault(int(parent), []).append(int(name))
         if state == b"Z":
             zombies.add(int(name))
-    found, queue = [], [root]
+    found: list[int] = []
+    queue = [root]
     while queue:
         below = children.get(queue.pop(), [])
         queue += below
@@ -100,7 +101,7 @@ def end_all(main: int, grace: float) -> int | None:
 
 def shared(prefixes: tuple[str, ...]) -> set[str]:
     """Files of /dev/shm that processes below this one have mapped and whose names begin so."""
-    found = set()
+    found: set[str] = set()
     for pid in descendants(os.getpid()) if prefixes else []:
         with contextlib.suppress(OSError), open(f"/proc/{pid}/maps") as f:  # it ended meanwhile
             for line in f:
@@ -117,6 +118,10 @@ def remove(directory: str) -> None:
     shutil.rmtree(directory, ignore_errors=True)
 
 
+def _wake(*_: object) -> None:
+    """A signal that only has to end a wait."""
+
+
 def main() -> int:
     lifeline, grace, command = int(sys.argv[1]), float(sys.argv[2]), sys.argv[5:]
     descriptors = [] if sys.argv[3] == "-" else [int(n) for n in sys.argv[3].split(",")]
@@ -128,12 +133,16 @@ def main() -> int:
     wake_read, wake_write = os.pipe()
     os.set_blocking(wake_read, False)
     os.set_blocking(wake_write, False)
-    stop = []
+    stop: list[bool] = []
+
+    def asked_to_stop(*_: object) -> None:
+        stop.append(True)
+
     signal.set_wakeup_fd(wake_write, warn_on_full_buffer=False)
-    signal.signal(signal.SIGCHLD, lambda *_: None)
-    signal.signal(signal.SIGUSR1, lambda *_: None)
+    signal.signal(signal.SIGCHLD, _wake)
+    signal.signal(signal.SIGUSR1, _wake)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, lambda *_: stop.append(True))
+    signal.signal(signal.SIGTERM, asked_to_stop)
 
     def in_child() -> None:
         signal.signal(signal.SIGINT, signal.default_int_handler)  # an ignored signal would stay ignored after exec

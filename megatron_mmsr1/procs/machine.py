@@ -25,7 +25,7 @@ class Spawn:
     name: str
     argv: Sequence[str]
     log: Path
-    env: Mapping[str, str] = field(default_factory=dict)
+    env: Mapping[str, str] = field(default_factory=dict[str, str])
     without: Sequence[str] = ()
     cwd: Path | None = None
     listen: tuple[str, int] | None = None

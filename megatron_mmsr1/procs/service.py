@@ -43,7 +43,7 @@ class Command:
     argv: Sequence[str]
     log: Path
     url: str = ""
-    env: Mapping[str, str] = field(default_factory=dict)
+    env: Mapping[str, str] = field(default_factory=dict[str, str])
     without: Sequence[str] = ()
     cwd: Path | None = None
     listen: tuple[str, int] | None = None

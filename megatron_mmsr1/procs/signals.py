@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from types import FrameType
 
@@ -18,7 +18,7 @@ class Terminated(SystemExit):
 
 
 @contextmanager
-def exit_on_signals() -> Iterator[None]:
+def exit_on_signals() -> Generator[None]:
     """Inside the block SIGTERM, SIGHUP and SIGUSR1 raise Terminated. Main thread only."""
     before = {number: signal.signal(number, _exit) for number in NUMBERS}
     try:
@@ -33,9 +33,13 @@ def _exit(number: int, _frame: FrameType | None) -> None:
 
 
 @contextmanager
-def on_usr1(act: Callable[[], None]) -> Iterator[None]:
+def on_usr1(act: Callable[[], None]) -> Generator[None]:
     """Inside the block SIGUSR1 calls `act` instead. Main thread only."""
-    before = signal.signal(signal.SIGUSR1, lambda *_: act())
+
+    def handler(_number: int, _frame: FrameType | None) -> None:
+        act()
+
+    before = signal.signal(signal.SIGUSR1, handler)
     try:
         yield
     finally:

@@ -7,7 +7,7 @@ from megatron_mmsr1.procs import bound_store
 
 def main() -> None:
     bound_store.install()
-    from torch.distributed.run import main as run
+    from torch.distributed.run import main as run  # pyright: ignore[reportUnknownVariableType]
 
     run()
 

@@ -57,7 +57,7 @@ class TurnProtocol(ABC):
 
     def __init__(self, tools: Sequence[CallForm] = (), settings: Section | None = None) -> None:
         self.tools = {t.name: t for t in tools}
-        self.settings = settings if settings is not None else self.Settings()
+        self.settings: Any = settings if settings is not None else self.Settings()  # an instance of `Settings`
 
     # ---------------------------------------------------------------------------------------------------- read
     @abstractmethod

@@ -8,7 +8,7 @@ checkpoints trained with it see what they know.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from pydantic import Field
@@ -18,6 +18,7 @@ from megatron_mmsr1.protocol.actions import Action, Answer, Call, Invalid, call,
 from megatron_mmsr1.protocol.base import CallForm, Observed, TurnProtocol
 from megatron_mmsr1.protocol.prompts import Prompts
 from megatron_mmsr1.protocol.segments import IM_END, IM_START, Segment, text
+from megatron_mmsr1.untyped import is_dict, is_mapping
 
 OPEN, CLOSE = "<tool_call>", "</tool_call>"
 _TOOLS = (
@@ -70,7 +71,7 @@ class Hermes(TurnProtocol):
         return [answer]
 
     def system(self, prompts: Prompts) -> str:
-        if not self.settings.list_tools or not self.tools:  # pyright: ignore[reportAttributeAccessIssue]
+        if not self.settings.list_tools or not self.tools:
             return prompts.system
         listed = "\n".join(_json(signature(t)) for t in self.tools.values())
         return f"{prompts.system}\n\n{_TOOLS.format(tools=listed)}" if prompts.system else _TOOLS.format(tools=listed)
@@ -140,7 +141,7 @@ def _one(body: str, at: int, n: int) -> tuple[Call | Invalid, int]:
 
 
 def _read(value: Any, n: int) -> Call | Invalid:
-    if not isinstance(value, dict) or not isinstance(value.get("name"), str) or not value["name"]:
+    if not is_dict(value) or not isinstance(value.get("name"), str) or not value["name"]:
         return Invalid(f'tool call {n} is no object with a "name"')
     arguments = value.get("arguments", {})
     if isinstance(arguments, str):
@@ -148,7 +149,7 @@ def _read(value: Any, n: int) -> Call | Invalid:
             arguments = _DECODER.decode(arguments)
         except (ValueError, RecursionError):
             return Invalid(f'tool call {n}: its "arguments" are a string that is no JSON')
-    if not isinstance(arguments, Mapping):
+    if not is_mapping(arguments):
         return Invalid(f'tool call {n}: its "arguments" are no object')
     return call(value["name"], arguments)
 

@@ -9,6 +9,7 @@ from pathlib import Path
 import yaml
 
 from megatron_mmsr1.errors import UsageError
+from megatron_mmsr1.untyped import is_dict
 
 DIRECTORY = Path(__file__).parent / "prompts"
 _KEYS = {"image_search": "after_image", "text_search": "after_text"}
@@ -23,7 +24,7 @@ class Prompts:
     after_image: str
     after_text: str
     system: str = ""
-    after: Mapping[str, str] = field(default_factory=dict)
+    after: Mapping[str, str] = field(default_factory=dict[str, str])
 
     def after_call(self, tool: str) -> str:
         """What follows a result of this tool; "" where the set says nothing about it."""
@@ -38,11 +39,12 @@ class Prompts:
         if not path.is_file():
             raise UsageError(f"no prompts at {path}: name a set that ships ({', '.join(shipped())}) or a YAML file")
         try:
-            data = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+            read = yaml.safe_load(path.read_text(encoding="utf-8")) or dict[str, str]()
         except (yaml.YAMLError, UnicodeDecodeError) as e:
             raise UsageError(f"{path}: not valid YAML: {e}") from e
-        if not isinstance(data, dict) or not all(isinstance(k, str) and isinstance(v, str) for k, v in data.items()):
+        if not is_dict(read) or not all(isinstance(k, str) and isinstance(v, str) for k, v in read.items()):
             raise UsageError(f"{path}: must map first, after_image, after_text and system to texts")
+        data: dict[str, str] = read
         own = {"first", "after_image", "after_text", "system"}
         after = {k.removeprefix("after_"): data[k] for k in set(data) - own if k.startswith("after_")}
         unknown = {k for k in set(data) - own if not k.startswith("after_")}

@@ -24,6 +24,7 @@ from megatron_mmsr1.eval.key import model_id
 from megatron_mmsr1.eval.results import EvalResult, compare, load_all, of_model, searched
 from megatron_mmsr1.protocol import Prompts
 from megatron_mmsr1.publish import serving_file
+from megatron_mmsr1.untyped import is_dict
 
 README = "README.md"
 _REPOSITORY = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
@@ -256,10 +257,10 @@ def _head(page: Path) -> dict[str, Any]:
     try:
         text = page.read_text(encoding="utf-8")
         match = re.match(r"---\n(.*?)\n---\n", text, re.DOTALL)
-        found = yaml.safe_load(match[1]) if match else {}
+        found = yaml.safe_load(match[1]) if match else None
     except (OSError, UnicodeDecodeError, yaml.YAMLError):
         return {}
-    return found if isinstance(found, dict) else {}
+    return found if is_dict(found) else {}
 
 
 def _repository(base: Path) -> str | None:

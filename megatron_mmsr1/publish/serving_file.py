@@ -19,6 +19,7 @@ from megatron_mmsr1.config import RunConfig, SearchConfig
 from megatron_mmsr1.config.affects import keys_of
 from megatron_mmsr1.config.section import Affects
 from megatron_mmsr1.data.files import write_text
+from megatron_mmsr1.untyped import is_dict
 
 NAME = "serving.yaml"
 PROMPTS = "prompts.yaml"
@@ -96,7 +97,7 @@ def _public(url: object) -> bool:
 
 def _portable(value: Any) -> Any:
     """Without absolute paths and empty sections."""
-    if not isinstance(value, dict):
+    if not is_dict(value):
         return value
     kept = {k: _portable(v) for k, v in value.items() if not (isinstance(v, str) and is_absolute(v))}
     return {k: v for k, v in kept.items() if v != {}}

@@ -96,7 +96,8 @@ def _plain(text: str) -> tuple[str, str, str]:
 
 def _parts(text: str) -> tuple[str, list[str]]:
     """The brackets around a list ("" for none) and its parts; a text without a comma is a list of itself."""
-    pieces, depth, at = [], 0, 0
+    pieces: list[str] = []
+    depth, at = 0, 0
     inside = text[1:-1] if text[:1] in "([{" and text[-1:] in ")]}" and text[:1] else text
     for n, c in enumerate(inside):
         depth += (c in "([{") - (c in ")]}")

@@ -6,12 +6,13 @@ import asyncio
 import inspect
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Awaitable, Mapping, Sequence
+from collections.abc import Awaitable, Sequence
 from typing import Any, ClassVar
 
 from megatron_mmsr1.config.section import Section
 from megatron_mmsr1.errors import UsageError
 from megatron_mmsr1.trajectory import Status, Trajectory
+from megatron_mmsr1.untyped import is_mapping
 
 
 class Reward(ABC):
@@ -58,7 +59,7 @@ def resolved(value: dict[str, float] | Awaitable[dict[str, float]]) -> dict[str,
 def checked(reward: Reward, values: Any) -> dict[str, float]:
     """The values as floats. Raises UsageError that names the file and the broken rule."""
     where = f"{source(reward)}: {type(reward).__name__}.parts"
-    if not isinstance(values, Mapping) or "reward" not in values:
+    if not is_mapping(values) or "reward" not in values:
         raise UsageError(f'{where} gave {values!r:.200}; it must give a dict with the key "reward"')
     out: dict[str, float] = {}
     for key, value in values.items():

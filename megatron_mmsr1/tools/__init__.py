@@ -47,9 +47,10 @@ def _check(name: str, part: Any) -> list[str]:
     if not (isinstance(part, type) and issubclass(part, Tool)):
         return ["it must be a subclass of megatron_mmsr1.tools.Tool"]
     broken = requires(async_methods=("run",))(name, part)
-    if not issubclass(part.Settings, ToolSettings):
+    settings, arguments = (getattr(part, a, None) for a in ("Settings", "Arguments"))
+    if not (isinstance(settings, type) and issubclass(settings, ToolSettings)):
         broken.append("its Settings must be a subclass of megatron_mmsr1.tools.ToolSettings")
-    if not (isinstance(part.Arguments, type) and issubclass(part.Arguments, Section)):
+    if not (isinstance(arguments, type) and issubclass(arguments, Section)):
         broken.append("its Arguments must be a subclass of megatron_mmsr1.config.section.Section")
     if not part.description:
         broken.append("it has no description, which is what the model is told about it")

@@ -75,8 +75,8 @@ class Result:
     EMPTY. `hits`: what was found, for a person. The other fields are those of `trajectory.ToolCall`."""
 
     status: ToolStatus
-    body: list[Segment] = field(default_factory=list)
-    pictures: list[Picture] = field(default_factory=list)
+    body: list[Segment] = field(default_factory=list[Segment])
+    pictures: list[Picture] = field(default_factory=list[Picture])
     hits: tuple[ImageHit | TextHit, ...] = ()
     results: int = 0
     seconds: float = 0.0

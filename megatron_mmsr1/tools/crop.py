@@ -21,6 +21,7 @@ from megatron_mmsr1.protocol.results import ImageHit
 from megatron_mmsr1.protocol.segments import IMAGE, Segment, text
 from megatron_mmsr1.tools.base import Picture, Result, Scene, Tool, ToolSettings
 from megatron_mmsr1.trajectory import ToolStatus
+from megatron_mmsr1.untyped import is_list
 
 NO_BOX = "[Cropped Picture] The box does not lie inside the picture."
 WHOLE = 1000  # a normalised side
@@ -89,7 +90,7 @@ class Crop(Tool):
 
     def write_tag(self, arguments: Mapping[str, Any]) -> str:
         box, number = arguments.get("bbox_2d"), arguments.get("image")
-        sides = ",".join(map(str, box)) if isinstance(box, list) else ""
+        sides = ",".join(map(str, box)) if is_list(box) else ""
         return sides if number is None else f"{number}:{sides}"
 
 

@@ -1,5 +1,8 @@
 """Qwen2.5-VL in the trainer: transformers' vision tower in front of megatron-core's Qwen2; the bridge is megatron-bridge's."""
 
+# pyright: standard
+# megatron.bridge and megatron.core have no types.
+
 from __future__ import annotations
 
 from dataclasses import dataclass

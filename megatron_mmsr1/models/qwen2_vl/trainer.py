@@ -5,6 +5,9 @@ Qwen2.5-VL, whose bridge it extends; the tower's weights keep their names (`visu
 configuration differ.
 """
 
+# pyright: standard
+# megatron.bridge and megatron.core have no types.
+
 from __future__ import annotations
 
 from dataclasses import dataclass, field, fields

@@ -1,0 +1,44 @@
+"""Parquet files as this room reads them: pyarrow has no types, and what it gives gets them here."""
+
+# pyright: standard
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from megatron_mmsr1.errors import UsageError
+
+
+class Table(Protocol):
+    """Some rows in memory, as `pyarrow.Table` has them."""
+
+    @property
+    def nbytes(self) -> int: ...
+    def slice(self, offset: int, length: int) -> Table: ...
+    def to_pylist(self) -> list[dict[str, Any]]: ...
+
+
+def outline(path: Path) -> tuple[list[str], list[int]]:
+    """The names of a file's columns, and how many rows each of its row groups has. UsageError if it is no parquet file."""
+    try:
+        with pq.ParquetFile(path) as file:
+            sizes = [file.metadata.row_group(g).num_rows for g in range(file.num_row_groups)]
+            return file.schema_arrow.names, sizes
+    except FileNotFoundError as e:
+        raise UsageError(f"no data file at {path}") from e
+    except (pa.ArrowInvalid, OSError) as e:
+        raise UsageError(f"{path} is not a readable parquet file: {e}") from e
+
+
+def row_group(path: Path, group: int, columns: Sequence[str]) -> Table:
+    """These columns of one row group. UsageError if it cannot be read."""
+    try:
+        with pq.ParquetFile(path) as file:
+            return file.read_row_group(group, columns=columns)
+    except (pa.ArrowInvalid, OSError) as e:
+        raise UsageError(f"{path}: row group {group} cannot be read: {e}") from e
