@@ -83,6 +83,12 @@ def pytest_collection_modifyitems(items: list[Any]) -> None:
     items.sort(key=place)  # the longest begin first; workers then end together
 
 
+def pytest_collection_finish(session: Any) -> None:
+    """In a worker: pytest-xdist has put the group into each test's id, by which the tests of a group stay together."""
+    if getattr(session.config.option, "loadgroup", False) and not all("@" in item.nodeid for item in session.items):
+        raise pytest.UsageError("pytest-xdist sees no groups: this pytest is too new for it (pyproject.toml says why)")
+
+
 def pytest_runtest_logreport(report: Any) -> None:
     _spent[report.nodeid.partition("::")[0]] += report.duration
 
