@@ -69,8 +69,8 @@ def test_the_unit_runs_a_command_of_ours() -> None:
 
 def test_the_job_refuses_what_it_cannot_serve(tmp_path) -> None:
     job = {"SLURM_JOB_ID": "1", "MMSR1_SCRIPTS": str(SLURM), "MMSR1_KEYS": str(tmp_path / "keys")}
-    assert "name a checkpoint" in run(SERVE, **job).stderr
-    missing = run(SERVE, "/model", **job)
+    assert "name a checkpoint" in run(SERVE, path=None, **job).stderr
+    missing = run(SERVE, "/model", path=None, **job)
     assert missing.returncode == 2 and "--new-key" in missing.stderr
 
 

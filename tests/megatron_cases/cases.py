@@ -11,7 +11,7 @@ from megatron_cases.harness import Lab
 Case = Callable[[Lab], None]
 
 
-def second(case: Case, **options: object) -> Case:
+def second(case: Callable[..., None], **options: object) -> Case:
     """The case over the second model family's checkpoint."""
     return lambda lab: case(lab.of("qwen2_vl"), **options)
 
