@@ -88,7 +88,7 @@ class Cluster:
     def show(self, job: str) -> dict[str, str]:
         """What scontrol says of a job."""
         done = self.run("scontrol", "show", "job", "-o", job)
-        assert done.returncode == 0, done.stderr
+        assert done.returncode == 0, f"scontrol ended with {done.returncode}: {done.stdout}{done.stderr}"
         return dict(re.findall(r"(\w+)=(.*?)(?= \w+=|$)", done.stdout.splitlines()[0]))
 
     def until(self, job: str, *states: str, within_s: float = 120) -> dict[str, str]:

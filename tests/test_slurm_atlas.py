@@ -40,7 +40,7 @@ def test_grpo_on_two_nodes_stops_before_its_limit_goes_on_and_is_evaluated(
     done = slurm.run(*argv, "submit", ROOT / "configs/atlas.yaml", *overrides, "--then", "eval,export", cwd=ROOT)
     assert done.returncode == 0, done.stderr
     train, evaluation, export = done.stdout.split()
-    assert slurm.show(train)["NumNodes"] == "2"
+    assert slurm.show(train)["NumNodes"] in ("2", "2-2")  # once it runs, and while it waits
     log = out / "slurm" / "001" / f"{train}.log"
     lines_until(log, slurm, train, r"GRPO 1/4")
     assert slurm.run("scancel", "--batch", "--signal=USR1", train).returncode == 0
@@ -56,8 +56,8 @@ def test_grpo_on_two_nodes_stops_before_its_limit_goes_on_and_is_evaluated(
     assert agents == {f"{train}.{life}.{step}.log" for life in (0, 1) for step in ("trainer.n1", "engines.n2")}
     assert {p.name for p in (out / "logs").glob("engine*.log")} == {"engine-0.n2.log", "engine-0.n2.r1.log"}
     slurm.until(export, "COMPLETED", within_s=WITHIN_S)
-    model = json.loads((out / "eval" / "model.json").read_text())
-    assert model["meta"]["key"] == json.loads((out / "eval" / "after.json").read_text())["meta"]["key"]
+    keys = [json.loads((out / "eval" / f"{name}.json").read_text())["meta"]["key"] for name in ("model", "after")]
+    assert keys[0]["weights"] == keys[1]["weights"]  # the job evaluated what the run had left
     assert (tmp_path / "run-export" / "config.json").is_file() and (tmp_path / "run-export" / "serving.yaml").is_file()
     said = slurm.run(*argv, "status", out, cwd=ROOT).stdout
     assert re.search(rf"^{train} +train +COMPLETED +restarts 1  step 4/4$", said, re.MULTILINE), said
