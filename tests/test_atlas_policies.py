@@ -110,7 +110,7 @@ def test_a_policy_reads_the_search_it_is_told_to(cfg: RunConfig, prompts: list[P
 def test_wrong_names_and_foreign_questions_are_refused(cfg: RunConfig, prompts: list[Prompt]) -> None:
     with pytest.raises(UsageError, match="oracle, never, always, random"):
         run_policy("orakel", prompts, cfg, None)
-    with pytest.raises(UsageError, match="x1 is none"):
+    with pytest.raises(UsageError, match="x1 of data"):
         run_policy("oracle", [Prompt("x1", "who ?", [], ["he"])], cfg, None)
 
 

@@ -164,7 +164,7 @@ def test_broken_rows_can_be_left_out_and_are_counted(mmsr1: Command, world: Path
     assert "evaluating 15 questions (oracle) ..." in done.stderr and f"written to {out}/eval/policies.json" in done.stderr
 
 
-def test_policies_answer_atlas_questions_only(world: Path, out: Path, tmp_path: Path) -> None:
+def test_policies_answer_atlas_questions_only(mmsr1: Command, world: Path, out: Path, tmp_path: Path) -> None:
     """Said once only after a search server had been started."""
     file = broken_table(world / "heldout.parquet", tmp_path / "foreign.parquet", images=[])
     more = settings(world, out, f"model.path={world}/model", f"data.heldout=[{file}]")
