@@ -40,7 +40,7 @@ def test_a_run_goes_on_without_an_engine_that_is_lost(atlas_world: Path, tmp_pat
             run.kill()
             run.wait()
     text = (tmp_path / "said").read_text()
-    assert re.search(r"nothing answers at the engine http://\S+: it gets no weights \d", text)
+    assert re.search(r"nothing answers at the engine http://\S+: it has no part in weights \d", text)
     rows = metrics(out)
     assert [r["step"] for r in rows] == [0, 1, 2]
     assert rows[0]["engines/absent"] == 0 and rows[-1]["engines/absent"] == 1
