@@ -6,8 +6,9 @@ from __future__ import annotations
 import ast
 import functools
 import re
+import resource
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Generator
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,15 @@ LIMIT_S = {"plain": 600, "process": 1800, "slow": 3600}  # generous: the machine
 SHARED = ("engine", "atlas_engine")  # fixtures of a session that every worker would start for itself
 LONGEST = ("atlas_engine", "test_megatron", "test_loop", "engine", "test_outage", "test_demo_browser")  # groups
 
-_spent: dict[str, float] = defaultdict(float)
+_spent: dict[str, list[float]] = defaultdict(lambda: [0.0, 0.0])  # seconds, CPU seconds
+
+
+def pytest_make_parametrize_id(val: object, argname: str) -> str | None:
+    """Bytes and long texts are told by their place, not by what is in them: pytest-xdist needs the same names in every worker,
+    and a gzip header holds the second in which it was made."""
+    if isinstance(val, bytes) or (isinstance(val, str) and (len(val) > 60 or not val.isprintable())):
+        return argname
+    return None
 
 
 @functools.cache
@@ -89,14 +98,32 @@ def pytest_collection_finish(session: Any) -> None:
         raise pytest.UsageError("pytest-xdist sees no groups: this pytest is too new for it (pyproject.toml says why)")
 
 
+def cpu_s() -> float:
+    """CPU seconds of this process and of the children that it waited for."""
+    used = (resource.getrusage(resource.RUSAGE_SELF), resource.getrusage(resource.RUSAGE_CHILDREN))
+    return sum(u.ru_utime + u.ru_stime for u in used)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: Any) -> Generator[None, Any, Any]:
+    report = yield
+    now = cpu_s()
+    report.cpu_s = now - item.session.__dict__.get("_cpu_s", now)
+    item.session._cpu_s = now
+    return report
+
+
 def pytest_runtest_logreport(report: Any) -> None:
-    _spent[report.nodeid.partition("::")[0]] += report.duration
+    spent = _spent[report.nodeid.partition("::")[0]]
+    spent[0] += report.duration
+    spent[1] += report.cpu_s
 
 
 def pytest_terminal_summary(terminalreporter: Any) -> None:
-    """Seconds of each file, set-up of its fixtures included, the longest first."""
+    """Seconds of each file and its CPU seconds, set-up of its fixtures and processes that ended included, the longest first."""
     if not _spent:
         return
-    terminalreporter.section("seconds a file", sep="-")
-    for name, seconds in sorted(_spent.items(), key=lambda x: -x[1]):
-        terminalreporter.write_line(f"{seconds:8.1f}  {name}")
+    terminalreporter.section("seconds a file: wall, CPU", sep="-")
+    for name, (seconds, cpu) in sorted(_spent.items(), key=lambda x: -x[1][0]):
+        terminalreporter.write_line(f"{seconds:8.1f} {cpu:8.1f}  {name}")
+    terminalreporter.write_line(f"{sum(s for s, _ in _spent.values()):8.1f} {sum(c for _, c in _spent.values()):8.1f}  in all")

@@ -15,7 +15,7 @@ from process_fixtures import FAMILY, alive, command, family, server, until
 from megatron_mmsr1.errors import RunError, UsageError
 from megatron_mmsr1.procs.child import tail
 from megatron_mmsr1.procs.ports import free_port, port_is_free
-from megatron_mmsr1.procs.service import Command, Service
+from megatron_mmsr1.procs.service import Command, Service, wait_all
 from megatron_mmsr1.procs.signals import Terminated, exit_on_signals
 
 
@@ -41,7 +41,7 @@ def test_one_that_ignores_term_is_killed_after_the_grace_time(tmp_path: Path) ->
 OWNER = """
 import signal, sys, time
 from pathlib import Path
-from megatron_mmsr1.procs.service import Command, Service
+from megatron_mmsr1.procs.service import Command, Service, wait_all
 from megatron_mmsr1.procs.signals import exit_on_signals
 signal.signal(signal.SIGINT, signal.default_int_handler)
 d = Path(sys.argv[1])
@@ -172,18 +172,18 @@ def test_ready_and_the_port_is_free_again(tmp_path: Path) -> None:
 def test_a_job_is_waited_for_while_others_are_checked(tmp_path: Path) -> None:
     with Service(command("sleep 300", tmp_path / "server.log", name="server")).start() as other:
         polls: list[int] = []
-        Service(command("exit 0", tmp_path / "job.log")).start().wait(poll=lambda: polls.append(1))
+        wait_all([Service(command("exit 0", tmp_path / "job.log")).start()], poll=lambda: polls.append(1))
         assert polls
         with Service(command("sleep 300", tmp_path / "job.log")).start() as job:
             os.kill(other.child.pid, signal.SIGTERM)
             with pytest.raises(RunError, match="server"):
-                job.wait(poll=other.check)
+                wait_all([job], poll=other.check)
 
 
 def test_environment_and_append(tmp_path: Path) -> None:
     log = tmp_path / "log"
     for value in ("one", "two"):
-        Service(command("echo $WORD ${HOME-none}", log, env={"WORD": value}, without=("HOME",))).start().wait()
+        wait_all([Service(command("echo $WORD ${HOME-none}", log, env={"WORD": value}, without=("HOME",))).start()])
     assert log.read_text() == "one none\ntwo none\n"
 
 

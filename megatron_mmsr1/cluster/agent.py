@@ -11,7 +11,7 @@ import socket
 import sys
 import threading
 import time
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
 
@@ -118,7 +118,8 @@ class Agent:
 
 def written(what: Spawn) -> dict[str, Any]:
     """A launch as plain JSON; paths are made whole, for the same file system is there."""
-    return asdict(what) | {"log": str(what.log.resolve()), "cwd": str((what.cwd or Path.cwd()).resolve())}
+    plain = {f.name: getattr(what, f.name) for f in fields(Spawn)}  # not the rest of a `Command`
+    return plain | {"log": str(what.log.resolve()), "cwd": str((what.cwd or Path.cwd()).resolve())}
 
 
 def read(raw: dict[str, Any]) -> Spawn:

@@ -6,7 +6,6 @@ import contextlib
 import itertools
 import socket
 import threading
-import time
 from collections.abc import Iterable
 from types import TracebackType
 from typing import Any, Self
@@ -154,14 +153,12 @@ class Head:
     def wait_for(self, steps: Iterable[tuple[str, list[str]]], timeout_s: float) -> None:
         """Until each node of each step has joined. Raises RunError that names those that have not."""
         wanted = {(step, node) for step, names in steps for node in names}
-        until = time.monotonic() + timeout_s
         with self._changed:
             self._changed.wait_for(lambda: wanted <= self.nodes.keys(), timeout_s)
         missing = sorted(f"{node} (step {step})" for step, node in wanted - self.nodes.keys())
         if missing:
-            waited = timeout_s - max(0.0, until - time.monotonic())
             raise RunError(
-                f"after {waited:.0f} s {len(missing)} of {len(wanted)} nodes have not joined: {', '.join(missing[:8])}; see "
+                f"after {timeout_s:.0f} s {len(missing)} of {len(wanted)} nodes have not joined: {', '.join(missing[:8])}; see "
                 "the logs of their steps (placement.join_timeout_s)"
             )
 

@@ -18,8 +18,15 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 from rich.table import Column
 
+from megatron_mmsr1.procs.growing import NewLines
+
 WIDE = 100  # columns of a terminal from which the bar has its full width
 WINDOW = 20  # steps that the estimate looks back on: the first ones are slow, and must not weigh for ever
+
+
+def say(line: str) -> None:
+    """A line to the person, on stderr, so that stdout holds results only."""
+    print(line, file=sys.stderr, flush=True)
 
 
 def duration(seconds: float) -> str:
@@ -115,28 +122,18 @@ def pace(per_step: float, unit: str = "step") -> str:
 
 
 class Follower:
-    """Shows the steps that another process writes to a metrics.jsonl; call `poll` now and then (`Service.wait` does).
+    """Shows the steps that another process writes to a metrics.jsonl; call `poll` now and then (`service.wait_all` does).
 
     `keys` maps what is shown to the metric's name: {"reward": "reward/mean"}. Lines that stand there already count as done.
     """
 
     def __init__(self, path: Path, shown: progress, keys: dict[str, str]) -> None:
-        self.path, self.shown, self.keys = path, shown, keys
-        self._at = path.stat().st_size if path.is_file() else 0
+        self.shown, self.keys = shown, keys
+        self._rows = NewLines(path)  # a resume cuts the file; `done` tells which of its lines were shown
         self._timed = False  # the first step comes after the start of every process
 
     def poll(self) -> None:
-        if not self.path.is_file():
-            return
-        size = self.path.stat().st_size
-        if size < self._at:
-            self._at = 0  # a resume has cut the file; `done` tells which of its lines were shown
-        with self.path.open("rb") as f:
-            f.seek(self._at)
-            data = f.read()
-        whole = data[: data.rfind(b"\n") + 1]
-        self._at += len(whole)
-        for line in whole.splitlines():
+        for line in self._rows.read():
             row = json.loads(line)
             if row["step"] >= self.shown.done:
                 n = row["step"] + 1 - self.shown.done

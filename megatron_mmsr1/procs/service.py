@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Self
 from urllib.parse import urlsplit
@@ -27,26 +27,17 @@ Probe = Callable[[str], bool]  # given the URL; does not raise, and answers with
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Command:
-    """What is run. `name` begins every sentence about it ("the engine"), `url` is where it answers.
+class Command(Spawn):
+    """What is run. `name` begins every sentence about it ("the engine"), `url` is where it answers; with `listen` that is the
+    socket's.
 
-    `env` is added to this process's environment, `without` is left out of it. `ready`: whether it can be used; a start fails
-    after `ready_within_s` seconds, and the message names `ready_setting` where that is a setting. `alive`: asked every
-    `alive_every_s` seconds once it is ready; silent for `hung_after_s`, it counts as hung. `refusal`: what its exit with code 2
-    means, where that is the person's error. `listen`: a host and a port (0: any) of a socket that is bound here and inherited
-    under the number that follows `--fd` in the arguments; the URL is then the socket's. `shared`: beginnings of names in
-    /dev/shm that it leaves there when it is killed. `grace_s`: from SIGTERM to SIGKILL. `machine`: where it runs; the paths are
-    the same there.
+    `ready`: whether it can be used; a start fails after `ready_within_s` seconds, and the message names `ready_setting` where
+    that is a setting. `alive`: asked every `alive_every_s` seconds once it is ready; silent for `hung_after_s`, it counts as
+    hung. `refusal`: what its exit with code 2 means, where that is the person's error. `machine`: where it runs; the paths are
+    the same there. The rest as `Spawn` has it.
     """
 
-    name: str
-    argv: Sequence[str]
-    log: Path
     url: str = ""
-    env: Mapping[str, str] = field(default_factory=dict[str, str])
-    without: Sequence[str] = ()
-    cwd: Path | None = None
-    listen: tuple[str, int] | None = None
     ready: Probe | None = None
     ready_within_s: float = 120.0
     ready_setting: str = ""
@@ -54,8 +45,6 @@ class Command:
     alive_every_s: float = 5.0
     hung_after_s: float = 120.0
     refusal: str = ""
-    shared: Sequence[str] = ()
-    grace_s: float = 10.0
     machine: Machine = HERE
 
 
@@ -128,6 +117,11 @@ class Service:
         return self.process
 
     @property
+    def ended_badly(self) -> bool:
+        """Whether its process has ended with another exit code than 0."""
+        return self.process.ended and self.process.returncode != 0
+
+    @property
     def up(self) -> bool:
         """Whether it is ready; after `start` until `stop`, under `watch` only while it answers."""
         return self._up.is_set()
@@ -160,19 +154,8 @@ class Service:
         if self._process is not None and c.machine is HERE:  # a restart: clients know the port
             self._wait_for_port()
         self._log_from = c.log.stat().st_size if c.log.is_file() else 0
-        process, port = c.machine.launch(
-            Spawn(
-                name=c.name,
-                argv=c.argv,
-                log=c.log,
-                env=c.env,
-                without=c.without,
-                cwd=c.cwd,
-                listen=(c.listen[0], self._port) if c.listen is not None else None,
-                shared=c.shared,
-                grace_s=c.grace_s,
-            )
-        )
+        listen = (c.listen[0], self._port) if c.listen is not None else None
+        process, port = c.machine.launch(replace(c, listen=listen))
         self._port = port or self._port
         return process
 
@@ -221,22 +204,6 @@ class Service:
                 f"{self.name} runs but has not answered for {silent:.0f} s; the last lines of its log, {self.log}:\n"
                 f"{tail(self.log)}"
             )
-
-    def wait(self, *, poll: Callable[[], None] | None = None, poll_s: float = 0.2) -> None:
-        """Wait until it ends with exit code 0: for a command that is a job. `poll` is called meanwhile, and once after; it
-        may show progress and check other services.
-
-        Raises RunError if it ends otherwise, and what `poll` raises.
-        """
-        child = self.process
-        while not child.ended:
-            if poll is not None:
-                poll()
-            time.sleep(poll_s)
-        if poll is not None:
-            poll()
-        if child.returncode != 0:
-            raise RunError(child.describe_end())
 
     def ask_to_stop(self) -> None:
         """Without waiting, so that several stop at once."""
@@ -326,3 +293,21 @@ class Service:
     def _pause(self, seconds: float) -> None:
         if self._stop.wait(seconds):
             raise Stopped
+
+
+def wait_all(services: Sequence[Service], *, poll: Callable[[], None] | None = None, poll_s: float = 0.2) -> None:
+    """Wait until all have ended with exit code 0: for commands that are a job. `poll` is called meanwhile, and once after; it
+    may show progress and check other services.
+
+    Raises RunError once one has ended otherwise, and what `poll` raises.
+    """
+    while True:
+        over = all(s.process.ended for s in services)
+        for s in services:
+            if s.ended_badly:
+                raise RunError(s.process.describe_end())
+        if poll is not None:
+            poll()
+        if over:
+            return
+        time.sleep(poll_s)

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 
 from megatron_mmsr1.cluster.machines import machines
 from megatron_mmsr1.config import RunConfig
 from megatron_mmsr1.errors import Interrupted, RunError
-from megatron_mmsr1.procs.progress import Follower, progress
+from megatron_mmsr1.procs.growing import NewLines
+from megatron_mmsr1.procs.progress import Follower, progress, say
 from megatron_mmsr1.procs.signals import exit_on_signals, on_usr1
 from megatron_mmsr1.run import preflight
 from megatron_mmsr1.run.directory import checkpointed_step, open_run
@@ -42,7 +42,7 @@ def train(cfg: RunConfig) -> Path:
             return out
         if cfg.train.mode == "train-only":
             return _without_services(cfg, out, lock)
-        with machines(cfg, _say) as where, services(cfg, where, publishes=cfg.train.mode == "full") as found:
+        with machines(cfg, say) as where, services(cfg, where, publishes=cfg.train.mode == "full") as found:
             if cfg.train.mode == "rollout-only":
                 from megatron_mmsr1.run.rollout_only import rollout_only
 
@@ -64,7 +64,7 @@ def sft(cfg: RunConfig) -> Path:
 
 
 def _without_services(cfg: RunConfig, out: Path, lock: RunLock) -> Path:
-    with machines(cfg, _say) as where:
+    with machines(cfg, say) as where:
         _ranks(cfg, out, Services([], None, machines=where, check=where.check), lock)
     return out
 
@@ -80,7 +80,7 @@ def _ranks(cfg: RunConfig, out: Path, found: Services, lock: RunLock) -> None:
             lives.died(e)
             if not isinstance(e, RanksDied) or not lives.again():
                 raise
-            _say(f"{e}\nthe ranks are started again ({lives.left} restarts left)")
+            say(f"{e}\nthe ranks are started again ({lives.left} restarts left)")
     _say_end(cfg, "done")
 
 
@@ -89,13 +89,14 @@ def _one_life(cfg: RunConfig, out: Path, found: Services, lock: RunLock) -> None
     args = [str(out / "config.yaml"), *(arg for url in found.engines for arg in ("--engine", url))]
     args += ["--search", found.search] if found.search else []
     title = "Cold start" if cfg.algorithm.supervised else "GRPO"
-    notes = Tail(out / "run.log")
+    notes = NewLines(out / "run.log")
     with progress(title, cfg.train.steps, done=checkpointed_step(out)) as shown:
         shown.waits_for("the ranks start and load the model")
         steps = Follower(out / "metrics.jsonl", shown, SHOWN)
 
         def poll() -> None:
-            notes.poll()
+            for line in notes.read():
+                say(line.decode("utf-8", "replace")[20:])  # without the date: the terminal has its own time
             steps.poll()
             found.check()
             lock.check()
@@ -126,7 +127,7 @@ def _one_life(cfg: RunConfig, out: Path, found: Services, lock: RunLock) -> None
                 raise Interrupted(str(e)) from None
             if not stop.asked:
                 raise
-            print(e, file=sys.stderr, flush=True)
+            say(str(e))
             raise KeyboardInterrupt from None
 
 
@@ -141,7 +142,7 @@ def _say_end(cfg: RunConfig, how: str) -> None:
     else:
         lines.append(f"  mmsr1 train CONFIG model.path={model}      train it by GRPO")
     lines.append(f"  train.steps={2 * cfg.train.steps} with the same command trains on")
-    print("\n".join(lines), file=sys.stderr, flush=True)
+    say("\n".join(lines))
 
 
 def evaluate(cfg: RunConfig, policies: bool) -> Path:
@@ -159,40 +160,17 @@ def evaluate(cfg: RunConfig, policies: bool) -> Path:
     out.mkdir(parents=True, exist_ok=True)
     with (
         exit_on_signals(),
-        machines(cfg, _say, trains=False) as where,
+        machines(cfg, say, trains=False) as where,
         services(cfg, where, engine=not policies) as found,
     ):
         if policies:
-            evaluate_policies(cfg, found.search, _say)
+            evaluate_policies(cfg, found.search, say)
         else:
-            evaluate_model(cfg, found.engines, found.search, found.version, _say)
+            evaluate_model(cfg, found.engines, found.search, found.version, say)
     import rich
 
     from megatron_mmsr1.eval.results import load_all, table
 
     rich.print(table(load_all(out / "eval")))
-    _say(f"written to {out / 'eval' / ('policies.json' if policies else 'model.json')}")
+    say(f"written to {out / 'eval' / ('policies.json' if policies else 'model.json')}")
     return out / "eval"
-
-
-def _say(line: str) -> None:
-    print(line, file=sys.stderr, flush=True)
-
-
-class Tail:
-    """Shows the lines that the ranks add to the run's log, beside the progress."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        self.at = path.stat().st_size if path.exists() else 0
-
-    def poll(self) -> None:
-        if not self.path.exists():
-            return
-        with self.path.open("rb") as f:
-            f.seek(self.at)
-            new = f.read()
-        whole = new[: new.rfind(b"\n") + 1]
-        self.at += len(whole)
-        for line in whole.decode("utf-8", "replace").splitlines():
-            print(line[20:], file=sys.stderr, flush=True)  # without the date: the terminal has its own time

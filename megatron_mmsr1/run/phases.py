@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
-import os
+import shutil
 import time
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
+
+from megatron_mmsr1.data.files import write_text
 
 DIRECTORY = "phases"
 BEAT_S = 5.0
@@ -31,7 +33,6 @@ class Phases:
 
     def __init__(self, out: Path, rank: int) -> None:
         self._file = out / DIRECTORY / f"rank-{rank:05d}.json"
-        self._file.parent.mkdir(parents=True, exist_ok=True)
         self._at = Phase(rank, 0, "start")
         self._beaten = time.monotonic()
         self._write()
@@ -49,10 +50,7 @@ class Phases:
 
     def _write(self) -> None:
         self._beaten = time.monotonic()
-        made = self._file.with_suffix(".tmp")
-        a = self._at
-        made.write_text(json.dumps({"rank": a.rank, "step": a.step, "name": a.name, "order": a.order, "beats": a.beats}))
-        os.replace(made, self._file)
+        write_text(self._file, json.dumps(asdict(self._at)), sync=False)  # of no use after a power cut
 
 
 def read(out: Path) -> dict[int, Phase]:
@@ -69,5 +67,4 @@ def read(out: Path) -> dict[int, Phase]:
 
 def clear(out: Path) -> None:
     """Before ranks start: what an earlier life left says nothing."""
-    for file in (out / DIRECTORY).glob("rank-*"):
-        file.unlink(missing_ok=True)
+    shutil.rmtree(out / DIRECTORY, ignore_errors=True)

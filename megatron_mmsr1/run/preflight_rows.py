@@ -7,7 +7,6 @@ set that was checked before, `sample` or `none` saves the minutes.
 from __future__ import annotations
 
 import os
-import sys
 import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
@@ -17,6 +16,7 @@ from typing import TYPE_CHECKING
 from megatron_mmsr1.config import RunConfig
 from megatron_mmsr1.data.rows import BadRow
 from megatron_mmsr1.errors import UsageError
+from megatron_mmsr1.procs.progress import progress, say
 
 if TYPE_CHECKING:
     from megatron_mmsr1.data.dataset import Prompt
@@ -66,7 +66,7 @@ def check_rows(cfg: RunConfig, paths: Sequence[str], key: str, length: Length | 
     if not good:
         raise UsageError(f"{key}: not one usable row in {', '.join(paths)}; the first: {found.bad[0][1]}")
     if found.bad:
-        _say(f"{key}: {len(found.bad)} of {found.rows} rows are left out, the first: {found.bad[0][1]}")
+        say(f"{key}: {len(found.bad)} of {found.rows} rows are left out, the first: {found.bad[0][1]}")
     if found.too_long:
         row, tokens = found.too_long[0]
         what = (
@@ -75,7 +75,7 @@ def check_rows(cfg: RunConfig, paths: Sequence[str], key: str, length: Length | 
         )
         if len(found.too_long) == good:
             raise UsageError(f"{what}: nothing could be sampled; raise it, or lower model.max_pixels")
-        _say(f"warning: {what}: they are never sampled and score 0; raise it, or leave them out of the data")
+        say(f"warning: {what}: they are never sampled and score 0; raise it, or leave them out of the data")
 
 
 def chosen_rows(total: int, check: str) -> list[int]:
@@ -90,8 +90,6 @@ def chosen_rows(total: int, check: str) -> list[int]:
 def _read_all(
     paths: Sequence[str], chosen: list[int], key: str, length: Length | None, limit: int, *, stop_at_bad: bool
 ) -> Found:
-    from megatron_mmsr1.procs.progress import progress
-
     chunks = [chosen[i : i + CHUNK] for i in range(0, len(chosen), CHUNK)]
     own = threading.local()
     stop = threading.Event()
@@ -159,7 +157,3 @@ def prompt_length(cfg: RunConfig) -> Length:
 
     context = Context.open(cfg, None, ImageStore(None))
     return lambda prompt: opening_tokens(context, prompt)
-
-
-def _say(line: str) -> None:
-    print(line, file=sys.stderr, flush=True)

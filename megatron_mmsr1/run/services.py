@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -14,6 +13,7 @@ from megatron_mmsr1.cluster.machines import Machines
 from megatron_mmsr1.cluster.placement import ENGINES, SEARCH
 from megatron_mmsr1.config import RunConfig
 from megatron_mmsr1.errors import Interrupted, RunError
+from megatron_mmsr1.procs.progress import say
 from megatron_mmsr1.procs.service import Command, Service
 from megatron_mmsr1.run import preflight
 
@@ -77,9 +77,9 @@ class EngineGroup:
         """All at once, until all are ready. Raises what the first that fails ended with."""
         log = self.services[0].log
         what = "the engine (half a minute; log" if len(self.services) == 1 else f"{len(self.services)} engines (logs from"
-        _say(f"starting {what}: {log})")
+        say(f"starting {what}: {log})")
         for s in self.services:
-            s.watch(_say)
+            s.watch(say)
         while not all(s.up for s in self.services):
             for s in self.services:
                 if s.failed is not None:
@@ -94,7 +94,7 @@ class EngineGroup:
             left = len(self.services) - len(self.lost)
             if not left:
                 raise Interrupted(str(failed[url]))
-            _say(f"{failed[url]}\nthe engine at {url} is lost; the run goes on with {left} of {len(self.services)}")
+            say(f"{failed[url]}\nthe engine at {url} is lost; the run goes on with {left} of {len(self.services)}")
 
     def stop(self) -> None:
         """Each gets its grace time beside the others."""
@@ -143,7 +143,3 @@ def _engines(cfg: RunConfig, machines: Machines, publishes: bool) -> list[Comman
         command = kind.command(launch)
         commands.append(command if len(places) == 1 else replace(command, name=f"engine {place.index}"))
     return commands
-
-
-def _say(line: str) -> None:
-    print(line, file=sys.stderr, flush=True)

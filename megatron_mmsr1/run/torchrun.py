@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import os
 import sys
-import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from pathlib import Path
@@ -18,44 +17,11 @@ from megatron_mmsr1.config import RunConfig
 from megatron_mmsr1.errors import REPORT, Interrupted, RunError, UsageError, left_by_child
 from megatron_mmsr1.procs.child import tail
 from megatron_mmsr1.procs.machine import Process
-from megatron_mmsr1.procs.service import Command, Service
-
-POLL_S = 0.2
+from megatron_mmsr1.procs.service import Command, Service, wait_all
 
 
 class RanksDied(Interrupted):
     """Ranks were killed, or hang: they may be started again beside the same servers."""
-
-
-class RankGroup:
-    """The ranks of a run while they run: a torchrun on each node."""
-
-    def __init__(self, services: Sequence[Service]) -> None:
-        self.services = services
-
-    @property
-    def processes(self) -> list[Process]:
-        return [s.process for s in self.services]
-
-    def wait(self, poll: Callable[[], None] | None) -> None:
-        """Until all have ended well. Raises RunError once one has not, and what `poll` raises."""
-        while not all(p.ended for p in self.processes):
-            self._failed()
-            if poll is not None:
-                poll()
-            time.sleep(POLL_S)
-        self._failed()
-        if poll is not None:
-            poll()
-
-    def _failed(self) -> None:
-        for p in self.processes:
-            if p.ended and p.returncode != 0:
-                raise RunError(p.describe_end())
-
-    @property
-    def ended_badly(self) -> Service | None:
-        return next((s for s in self.services if s.process.ended and s.process.returncode != 0), None)
 
 
 def run_ranks(
@@ -84,20 +50,20 @@ def run_ranks(
         if poll is not None:
             poll()
         if watch is not None:
-            watch(group.processes)
+            watch([s.process for s in ranks])
 
     with ExitStack() as stack:
-        group = RankGroup([stack.enter_context(Service(c).start()) for c in commands])
+        ranks = [stack.enter_context(Service(c).start()) for c in commands]
         try:
             try:
-                group.wait(both)
+                wait_all(ranks, poll=both)
             except KeyboardInterrupt:
                 if on_interrupt is None:
                     raise
                 on_interrupt()
-                group.wait(both)
+                wait_all(ranks, poll=both)
         except RunError:
-            failed = group.ended_badly
+            failed = next((s for s in ranks if s.ended_badly), None)
             if failed is None:
                 raise  # not the ranks: a server ended, or one hangs
             raise _failure(failed, left_by_child(report)) from None

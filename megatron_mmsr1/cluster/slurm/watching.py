@@ -11,6 +11,7 @@ from megatron_mmsr1.cluster.slurm import queue
 from megatron_mmsr1.cluster.slurm.queue import State
 from megatron_mmsr1.cluster.slurm.submission import Submission, Submitted
 from megatron_mmsr1.errors import RunError, UsageError
+from megatron_mmsr1.procs.growing import NewLines
 from megatron_mmsr1.run.directory import logged_steps
 
 POLL_S = 1.0
@@ -78,7 +79,7 @@ def follow(submission: Submission, say: Say) -> None:
     RunError for one that did not complete.
     """
     runs = [(job, task) for job in submission.jobs for task in range(len(job.tasks))]
-    at = {_name(*run): 0 for run in runs}
+    logs_of = {_name(*run): NewLines(submission.log(*run), from_start=True) for run in runs}
     before: dict[str, str] = {}
     while True:
         states = {}
@@ -88,7 +89,8 @@ def follow(submission: Submission, say: Say) -> None:
         for job, task in runs:
             name = _name(job, task)
             prefix = f"[{name}] " if len(runs) > 1 else ""
-            at[name] = _show_new(submission.log(job, task), at[name], lambda line, p=prefix: say(p + line))
+            for line in logs_of[name].read():
+                say(prefix + line.decode("utf-8", "replace"))
             described = _described(states[name])
             if before.get(name) != described:
                 say(f"job {name} ({job.verb}): {described}")
@@ -99,19 +101,6 @@ def follow(submission: Submission, say: Say) -> None:
     failed = [f"{name} is {_described(s)}" for name, s in states.items() if s.state not in ("COMPLETED", queue.GONE)]
     if failed:
         raise RunError(f"job {'; job '.join(failed)}. The logs: {submission.directory}")
-
-
-def _show_new(log: Path, at: int, say: Say) -> int:
-    """The whole lines behind `at`; returns where the next ones begin."""
-    if not log.is_file():
-        return at
-    with log.open("rb") as f:
-        f.seek(at)
-        new = f.read()
-    whole = new[: new.rfind(b"\n") + 1]
-    for line in whole.decode("utf-8", "replace").splitlines():
-        say(line)
-    return at + len(whole)
 
 
 def cancel(submission: Submission) -> list[str]:
