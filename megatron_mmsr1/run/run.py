@@ -48,6 +48,7 @@ class Run:
         self.parallel = self.actor.parallel
         self.lead = self.parallel.rank == 0
         self.phases = Phases(self.out, self.parallel.rank)
+        self.samples = grpo and cfg.train.mode == "full"  # from engines
         self.spent = ""  # which budget of the search is used up
         self.source: Source | None = None
         dataset = self._dataset() if grpo else None
@@ -60,7 +61,7 @@ class Run:
             self.logger.info(f"resuming at step {self.step} from {self.checkpoints.source}")
         self.watch = SearchWatch(search, cfg, self._warn, self._info, beat=self.phases.beat)
         self.worker: RolloutWorker | None = None
-        if grpo and cfg.train.mode == "full" and self.parallel.is_leader:
+        if self.samples and self.parallel.is_leader:
             self.worker = RolloutWorker(cfg, engines, search, self.out / "images")
         self.rollouts: Rollouts | None = None
         if dataset is not None and sampler is not None:
@@ -81,6 +82,8 @@ class Run:
         """The same list, in which those that this rank trains on are whole; the others stay outlines."""
         assert self.rollouts is not None
         self.phases.enter("training", self.step)
+        if self.cfg.placement.colocated and self.samples:
+            self.weights.lend_memory()
         return self.rollouts.shares(kept, self.actor.owners([len(t) for t in kept]))
 
     def advantages(self, trajectories: list[Trajectory]) -> tuple[list[Trajectory], list[float]]:
@@ -104,7 +107,7 @@ class Run:
 
     def publish(self, version: int) -> None:
         """The weights into every engine under this version, where there are engines."""
-        if not self.cfg.algorithm.supervised and self.cfg.train.mode == "full":
+        if self.samples:
             self.phases.enter("weight update", self.step)
             before = self.weights.absent
             self.weights.publish(version)

@@ -139,6 +139,7 @@ def _engines(cfg: RunConfig, machines: Machines, publishes: bool) -> list[Comman
             place=machines.before(place),
             machine=machines.of(place),
             gpus=place.gpus or None,
+            releases=cfg.placement.colocated,
         )
         command = kind.command(launch)
         commands.append(command if len(places) == 1 else replace(command, name=f"engine {place.index}"))

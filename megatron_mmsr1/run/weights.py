@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from megatron_mmsr1.config import RunConfig
 from megatron_mmsr1.errors import RunError
@@ -14,6 +14,8 @@ from megatron_mmsr1.rollout.engines.base import Unreachable
 from megatron_mmsr1.sync import transports
 from megatron_mmsr1.sync.transports.base import Transport
 from megatron_mmsr1.sync.update import everywhere
+
+MEMORY: tuple[Literal["weights", "kv_cache"], ...] = ("weights", "kv_cache")
 
 if TYPE_CHECKING:
     from megatron_mmsr1.megatron.actor import MegatronActor
@@ -39,6 +41,11 @@ class Weights:
             part = transports.get(str(getattr(cfg.train.sync, "name", cfg.train.sync)))
             self.transport = part.open(cfg.train.sync, self._present, home=self.directory, model=Path(cfg.model.path))
 
+    def lend_memory(self) -> None:
+        """Collective. The engines' device memory is the trainer's until the next publication (`placement.colocated`)."""
+        failed = everywhere(self._present, _release)
+        self._agree("; ".join(f"{url} did not give its memory back: {why}" for url, why in failed.items()))
+
     def publish(self, version: int) -> None:
         """Collective. The weights into every engine under this version; the engines confirm it. Raises RunError on every rank
         as the transport does."""
@@ -46,6 +53,8 @@ class Weights:
         weights = self.actor.weights()
         failed = ""
         if self.transport is not None:
+            if self.cfg.placement.colocated:  # also what an earlier life of this run's ranks was lent
+                everywhere(self._all, lambda e: e.reclaim(MEMORY))
             self._look()
             try:
                 self.transport.push(weights, version)
@@ -54,16 +63,24 @@ class Weights:
                 failed = str(e)
         for _ in weights:  # gathering them is collective: to the end, whoever uses them
             pass
-        failed = self.actor.parallel.broadcast_object(failed)
-        if failed:
-            raise RunError(failed)
+        self._agree(failed)
         self.seconds = time.monotonic() - started
+
+    def _agree(self, failed: str) -> None:
+        """Raises on every rank what rank 0 says."""
+        if said := self.actor.parallel.broadcast_object(failed):
+            raise RunError(said)
 
     def _look(self) -> None:
         """Who can be reached; all of them where nobody can, so that the failure is told as it is."""
         gone = everywhere(self._all, _reach)
         self._present[:] = [e for e in self._all if e.url not in gone] or self._all
         self.absent = [e.url for e in self._all if e not in self._present]
+
+
+def _release(engine: Control) -> None:
+    engine.pause("abort")  # a probe of its health may be in flight, and only an idle engine gives memory back
+    engine.release(MEMORY)
 
 
 def _reach(engine: Control) -> None:

@@ -144,6 +144,23 @@ def tensors_sent_are_as_good_as_a_load(e: EngineUnderTest) -> None:
     assert all(abs(a - b) < 1e-4 for a, b in zip(_turn(e, temperature=0).logprobs, expected[0], strict=True))
 
 
+def memory_given_back_is_taken_again(e: EngineUnderTest) -> None:
+    c, what = e.control, ("weights", "kv_cache")
+    c.load(e.first, next(_versions))
+    before = _turn(e, temperature=0).logprobs
+    c.pause("abort")
+    try:
+        c.release(what)
+    except RunError as error:
+        assert e.url in str(error), "an engine that cannot give memory back says who it is"
+    for _ in range(2):  # the second time nothing was given back, as after a restart
+        c.reclaim(what)
+    version = next(_versions)
+    c.load(e.first, version)
+    c.resume()
+    assert c.version() == version and _turn(e, temperature=0).logprobs == before, "the same weights, the same answers"
+
+
 def an_update_of_the_tower_changes_what_is_seen(e: EngineUnderTest) -> None:
     """A picture seen before must be seen with the new tower: no cache of features survives an update."""
     ids = [*e.words, e.pad, *e.words]
@@ -209,6 +226,7 @@ CONTRACT: tuple[Callable[[EngineUnderTest], None], ...] = (
     a_turn_that_the_model_cannot_take_is_refused_at_once,
     a_load_changes_weights_version_and_checksum_and_back,
     tensors_sent_are_as_good_as_a_load,
+    memory_given_back_is_taken_again,
     an_update_of_the_tower_changes_what_is_seen,
     a_paused_engine_samples_nothing,
 )

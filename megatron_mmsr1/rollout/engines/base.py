@@ -66,7 +66,8 @@ class Launch:
     of a picture may outlive an update. `follow`: the run's directory for weights; started again, the engine serves what was
     published there last (`sync.published`). `place`: how many engines of this machine come before it; its port, where one is
     set, and its devices come after theirs. `machine`: where it runs, and on which address others reach it. `gpus`: its devices
-    there; default: those after the ones of the engines before it. `streams`: most turns are streamed.
+    there; default: those after the ones of the engines before it. `releases`: it must be able to give their memory back.
+    `streams`: most turns are streamed.
     """
 
     model: Path
@@ -79,6 +80,7 @@ class Launch:
     place: int = 0
     machine: Machine = HERE
     gpus: Sequence[int] | None = None
+    releases: bool = False
     streams: bool = False
 
     @property
@@ -204,11 +206,13 @@ class Control(Protocol):
         ...
 
     def release(self, what: Iterable[Literal["weights", "kv_cache"]]) -> None:
-        """Give device memory back while the trainer needs it; paused before. RunError where the engine cannot."""
+        """Give device memory back while the trainer needs it; paused before. RunError where the engine cannot. Given back,
+        weights are lost: until `reclaim` and an update the engine says no version of ours."""
         ...
 
     def reclaim(self, what: Iterable[Literal["weights", "kv_cache"]]) -> None:
-        """Take it again; weights must be updated after that."""
+        """Take it again; weights must be updated after that. Nothing, where the engine has given nothing back: it may have been
+        started again since."""
         ...
 
 

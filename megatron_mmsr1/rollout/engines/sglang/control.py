@@ -22,7 +22,8 @@ if TYPE_CHECKING:
 
 # One greedy token: enough to learn which weights made it.
 _PROBE = {"input_ids": [0], "sampling_params": {"max_new_tokens": 1, "temperature": 0}}
-_TAGS = {"weights": "weights", "kv_cache": "kv_cache"}
+# Versions that an engine says while its memory is given back, and from then until it has weights again.
+RELEASED, EMPTY = "released", "empty"
 
 
 class SGLangControl:
@@ -82,8 +83,7 @@ class SGLangControl:
     def end(self, version: int) -> None:
         self._done(self._ask("/end_weight_update", {}), "end the update")
         self.flush()
-        body = {"new_version": str(version), "abort_all_requests": False}
-        self._done(self._ask("/update_weight_version", body), f"take the version {version}")
+        self._say(str(version))
 
     def checksum(self) -> str:
         answer = self._ask("/weights_checker", {"action": "checksum"}, refused={})
@@ -98,10 +98,18 @@ class SGLangControl:
         `launch` sets). What its processor cached goes with `load`."""
 
     def release(self, what: Iterable[Literal["weights", "kv_cache"]]) -> None:
-        self._ask("/release_memory_occupation", {"tags": [_TAGS[w] for w in what]})
+        """On a CPU SGLang keeps its memory: only what it caches goes."""
+        self._ask("/release_memory_occupation", {"tags": list(what)})
+        self._say(RELEASED)
 
     def reclaim(self, what: Iterable[Literal["weights", "kv_cache"]]) -> None:
-        self._ask("/resume_memory_occupation", {"tags": [_TAGS[w] for w in what]})
+        if self._ask("/model_info").get("weight_version") == RELEASED:  # what was not released it cannot resume: it dies of it
+            self._ask("/resume_memory_occupation", {"tags": list(what)})
+            self._say(EMPTY)
+
+    def _say(self, version: str) -> None:
+        body = {"new_version": version, "abort_all_requests": False}
+        self._done(self._ask("/update_weight_version", body), f"take the version {version}")
 
     def _done(self, answer: dict[str, Any], what: str) -> None:
         if not answer.get("success"):

@@ -9,12 +9,13 @@ from pathlib import Path
 from typing import Any
 
 from megatron_mmsr1.errors import UsageError
-from megatron_mmsr1.procs.http import Unanswered, answers, post
+from megatron_mmsr1.procs.http import Unanswered, answers, get, post
 from megatron_mmsr1.procs.liveness import pace
 from megatron_mmsr1.procs.machine import HERE
 from megatron_mmsr1.procs.ports import require_port
 from megatron_mmsr1.procs.service import Command
 from megatron_mmsr1.rollout.engines.base import Launch
+from megatron_mmsr1.rollout.engines.sglang.control import RELEASED
 from megatron_mmsr1.rollout.engines.sglang.settings import SGLangSettings
 
 # A scheduler with requests in flight does not end on SIGTERM, and holds nothing worth saving.
@@ -60,6 +61,8 @@ def command(launch: Launch) -> Command:
         # The ids that are new with each event, instead of all so far: the events of a long turn stay short.
         arguments["incremental_streaming_output"] = True
     arguments |= {**(_cpu() if cpu else _gpus(launch, native)), **native}
+    if launch.releases and not cpu:
+        arguments.setdefault("enable_memory_saver", True)
     launch.log.parent.mkdir(parents=True, exist_ok=True)
     spec = launch.log.with_suffix(".args.json")
     spec.write_text(json.dumps(arguments, indent=1))
@@ -75,8 +78,8 @@ def command(launch: Launch) -> Command:
         ready_within_s=cfg.startup_timeout_s,
         ready_setting="engine.startup_timeout_s",
         # It samples a token, unless it is sampling others'. One that is paused for an update answers nothing: the limit must be
-        # longer than an update takes.
-        alive=lambda url: answers(f"{url}/health_generate", timeout_s=answer_s),
+        # longer than an update takes. One without its memory answers nothing for as long as the trainer has it.
+        alive=lambda url: _has_released(url, answer_s) or answers(f"{url}/health_generate", timeout_s=answer_s),
         alive_every_s=every_s,
         hung_after_s=cfg.hung_after_s,
         refusal="SGLang refuses its arguments",
@@ -102,6 +105,14 @@ def _ready(url: str) -> bool:
         return False
     _accepts(url, "/freeze_gc", {}, timeout_s=10)
     return True
+
+
+def _has_released(url: str, timeout_s: float) -> bool:
+    try:
+        said = get(f"{url}/model_info", timeout_s=timeout_s)
+        return said.ok and said.json().get("weight_version") == RELEASED
+    except Unanswered:
+        return False
 
 
 def _accepts(url: str, path: str, body: dict[str, Any], *, timeout_s: float) -> bool:
