@@ -10,7 +10,7 @@ from megatron_mmsr1 import config
 from megatron_mmsr1.cluster import memory, nodes
 from megatron_mmsr1.cluster.nodes import Node
 from megatron_mmsr1.cluster.picture import picture, steps
-from megatron_mmsr1.cluster.placement import ENGINES, SEARCH, TRAINER, gpus_wanted, nodes_wanted, plan
+from megatron_mmsr1.cluster.placement import ENGINES, SEARCH, SUMMARISER, TRAINER, gpus_wanted, nodes_wanted, plan
 from megatron_mmsr1.config import RunConfig
 from megatron_mmsr1.errors import RunError, UsageError
 
@@ -86,9 +86,25 @@ def test_the_steps_of_a_job() -> None:
     assert steps(same) == "trainer n0,n1\nengines n0"
 
 
+SUMMARISER_OF = ["search.summarise={backend: openai, model: big}", "placement.summariser.model=big"]
+
+
+def test_a_summariser_stands_behind_the_engines_or_on_a_node_of_its_own() -> None:
+    here = plan(cfg(2, *SUMMARISER_OF, "placement.summariser.sglang={tp_size: 4}"), machines(1, 8))
+    assert here.of(SUMMARISER)[0].gpus == (3, 4, 5, 6)  # after two ranks and an engine
+    own = cfg(2, *SUMMARISER_OF, "placement.summariser.node=1")
+    assert nodes_wanted(own) == 2
+    apart = plan(own, machines(2, 8))
+    assert apart.of(SUMMARISER)[0].node == 1 and apart.of(SUMMARISER)[0].gpus == (0,)
+    assert steps(apart) == "trainer n0\nengines n0,n1" and "summariser" in picture(own, apart)
+    with pytest.raises(UsageError, match=r"3 of them taken, and placement\.summariser wants 2"):
+        plan(cfg(2, *SUMMARISER_OF, "placement.summariser.gpus=2"), machines(1, 4))
+
+
 @pytest.mark.parametrize(
     ("settings", "said"),
     [
+        (["placement.summariser.model=big"], "it needs search.summarise.backend=openai"),
         (["placement.trainer.nodes=3"], "train.ranks=4 do not divide over placement.trainer.nodes=3"),
         (["placement.trainer.gpus_per_node=8"], "set train.ranks to nodes x gpus_per_node"),
         (["placement.colocated=true", "placement.engines.nodes=1"], "leave placement.engines.nodes out"),

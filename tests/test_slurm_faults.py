@@ -18,6 +18,7 @@ from loop_fixtures import ROOT, metrics, mmsr1, settings
 from slurm_cluster import Cluster
 
 from megatron_mmsr1.rollout.dump import read_dump
+from megatron_mmsr1.run.directory import checkpointed_step
 
 pytestmark = pytest.mark.slow
 WITHIN_S = 900.0
@@ -75,8 +76,8 @@ class Job:
             time.sleep(0.2)
 
     def until_steps(self, n: int) -> None:
-        """Until so many steps are done, and a next one has begun."""
-        self.until(lambda: len(metrics(self.out)) >= n, f"at step {n}")
+        """Until so many steps are done, and the last one's checkpoint written."""
+        self.until(lambda: checkpointed_step(self.out) >= n, f"at step {n}")
 
     def until_requeued(self, restarts: int) -> None:
         """In the queue again, and nothing of its last life left."""
@@ -158,7 +159,7 @@ def test_whatever_dies_the_run_ends_in_the_same_weights(
     slurm: Cluster, atlas_world: Path, undisturbed: Callable[[str], Path], tmp_path: Path
 ) -> None:
     out = tmp_path / "run"
-    job = Job(slurm, atlas_world, out, "TP2", STEPS, "placement.hung_after_s=60")
+    job = Job(slurm, atlas_world, out, "TP2", STEPS, "placement.hung_after_s=150")
 
     job.until_steps(1)
     job.rank("n2").send_signal(signal.SIGKILL)
@@ -189,7 +190,7 @@ def test_whatever_dies_the_run_ends_in_the_same_weights(
     job.until_steps(6)
     job.rank("n2").send_signal(signal.SIGSTOP)
     job.until_requeued(5)
-    assert "no rank has gone on for 60 s (placement.hung_after_s): rank 1" in job.log
+    assert "no rank has gone on for 150 s (placement.hung_after_s): rank 1" in job.log
 
     slurm.until(job.id, "COMPLETED", within_s=WITHIN_S)
     job.gone()

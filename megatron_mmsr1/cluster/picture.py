@@ -5,10 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 
 from megatron_mmsr1.cluster.memory import engine_bytes, parameters, trainer_bytes
-from megatron_mmsr1.cluster.placement import ENGINES, SEARCH, TRAINER, Place, Plan
+from megatron_mmsr1.cluster.placement import ENGINES, SEARCH, SUMMARISER, TRAINER, Place, Plan
 from megatron_mmsr1.config import RunConfig
 
-NAMES = {TRAINER: "rank", ENGINES: "engine", SEARCH: "search server"}
+NAMES = {TRAINER: "rank", ENGINES: "engine", SEARCH: "search server", SUMMARISER: "summariser"}
 
 
 def picture(cfg: RunConfig, plan: Plan) -> str:
@@ -54,7 +54,7 @@ def _what(cfg: RunConfig, p: Place) -> str:
 
 
 def _memory(cfg: RunConfig, p: Place, n: int | None) -> str:
-    if n is None or p.role == SEARCH:
+    if n is None or p.role not in (TRAINER, ENGINES):
         return ""
     each = trainer_bytes(cfg, n) if p.role == TRAINER else engine_bytes(cfg, n, len(p.gpus))
     what = "weights, gradients, optimizer" if p.role == TRAINER else "weights"

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from megatron_mmsr1.cluster.nodes import Node
 from megatron_mmsr1.config import RunConfig
+from megatron_mmsr1.config.placement import ModelPlacement
 from megatron_mmsr1.errors import UsageError
 
-TRAINER, ENGINES, SEARCH = "trainer", "engines", "search"
+TRAINER, ENGINES, SEARCH, SUMMARISER = "trainer", "engines", "search", "summariser"
 # SGLang's names of the number of GPUs that one engine takes.
 _TENSOR_PARALLEL = ("tp_size", "tensor_parallel_size")
 
@@ -35,16 +37,17 @@ class Plan:
     def node(self, place: Place) -> Node:
         return self.nodes[place.node]
 
-    def nodes_of(self, role: str) -> list[Node]:
+    def nodes_of(self, *roles: str) -> list[Node]:
         """Each once, in order."""
-        return [self.nodes[i] for i in sorted({p.node for p in self.of(role)})]
+        return [self.nodes[i] for i in sorted({p.node for p in self.places if p.role in roles})]
 
     @property
     def steps(self) -> list[tuple[str, list[Node]]]:
         """Slurm's steps beside the head's: what fails together. Empty where all is on the first node."""
         if len(self.nodes) == 1:
             return []
-        return [(role, self.nodes_of(role)) for role in (TRAINER, ENGINES) if self.of(role)]
+        found = [(TRAINER, self.nodes_of(TRAINER)), (ENGINES, self.nodes_of(ENGINES, SUMMARISER))]
+        return [(name, nodes) for name, nodes in found if nodes]
 
 
 def plan(cfg: RunConfig, nodes: Sequence[Node], *, trains: bool = True) -> Plan:
@@ -74,8 +77,10 @@ def plan(cfg: RunConfig, nodes: Sequence[Node], *, trains: bool = True) -> Plan:
                 )
     if _starts_engines(cfg):
         problems += _place_engines(cfg, nodes, places, taken)
-    if cfg.search.url is None and cfg.searches and not cfg.algorithm.supervised and cfg.train.mode != "train-only":
+    if starts_search(cfg):
         places.append(Place(SEARCH, 0, p.search))
+        if p.summariser.model:
+            problems += _place_model(SUMMARISER, p.summariser, nodes[: nodes_wanted(cfg)], places)
     if problems:
         raise UsageError("; ".join(dict.fromkeys(problems)))
     return Plan(tuple(nodes), tuple(places))
@@ -84,7 +89,14 @@ def plan(cfg: RunConfig, nodes: Sequence[Node], *, trains: bool = True) -> Plan:
 def nodes_wanted(cfg: RunConfig) -> int:
     """How many nodes a job of this config takes."""
     p = cfg.placement
-    return p.trainer.nodes + ((p.engines.nodes or 0) if _starts_engines(cfg) else 0)
+    wanted = p.trainer.nodes + ((p.engines.nodes or 0) if _starts_engines(cfg) else 0)
+    own = p.summariser.node if p.summariser.model and starts_search(cfg) else None
+    return max(wanted, (own or 0) + 1)
+
+
+def starts_search(cfg: RunConfig) -> bool:
+    """Whether the run has a search server of its own."""
+    return cfg.search.url is None and cfg.searches and not cfg.algorithm.supervised and cfg.train.mode != "train-only"
 
 
 def gpus_wanted(cfg: RunConfig) -> int:
@@ -134,10 +146,24 @@ def _place_engines(cfg: RunConfig, nodes: Sequence[Node], places: list[Place], t
     return problems
 
 
+def _place_model(role: str, model: ModelPlacement, nodes: Sequence[Node], places: list[Place]) -> list[str]:
+    """Behind whatever else has GPUs of its node."""
+    number = len(nodes) - 1 if model.node is None else model.node
+    node = nodes[number]
+    first = max((g + 1 for p in places if p.node == number for g in p.gpus), default=0)
+    gpus = tuple(range(first, first + _gpus_each(model.gpus, model.sglang, node)))
+    places.append(Place(role, 0, number, gpus))
+    if gpus and gpus[-1] >= node.gpus:
+        return [f"node {node.name} has {node.gpus} GPUs, {first} of them taken, and placement.{role} wants {len(gpus)}"]
+    return []
+
+
 def gpus_of_an_engine(cfg: RunConfig, node: Node) -> int:
     """What the config says, else its tensor-parallel size on a node that has GPUs."""
-    said = cfg.placement.engines.gpus_each
+    return _gpus_each(cfg.placement.engines.gpus_each, getattr(cfg.engine, "sglang", {}), node)
+
+
+def _gpus_each(said: int | None, native: Mapping[str, Any], node: Node) -> int:
     if said is not None:
         return said
-    native = getattr(cfg.engine, "sglang", {})
     return next((int(native[k]) for k in _TENSOR_PARALLEL if k in native), 1) if node.gpus else 0

@@ -51,6 +51,11 @@ def _placement(cfg: RunConfig) -> Iterator[str]:
         yield "placement.colocated=true puts engines on the trainer's GPUs: leave placement.engines.nodes out"
     if p.colocated and cfg.engine.urls:
         yield "placement.colocated=true starts engines beside the ranks, but engine.urls names some that run already"
+    if p.summariser.model and (cfg.search.summarise.backend != "openai" or cfg.search.summarise.url or cfg.search.url):
+        yield (
+            "placement.summariser starts a model for the run's own search server: it needs search.summarise.backend=openai, "
+            "and neither search.summarise.url nor search.url"
+        )
 
 
 def _training(cfg: RunConfig) -> Iterator[str]:

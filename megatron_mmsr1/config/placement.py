@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from pydantic import Field
 
 from megatron_mmsr1.config.section import Affects, Section
@@ -24,11 +26,29 @@ class EnginesPlacement(Section):
     )
 
 
+class ModelPlacement(Section):
+    """A language model that is started for the run and answers chat completions; a server of SGLang's."""
+
+    model: str | None = Field(
+        default=None, description="Hugging Face checkpoint with a chat template; default: none is started"
+    )
+    node: int | None = Field(default=None, ge=0, description="counted from 0; default: the job's last node")
+    gpus: int | None = Field(
+        default=None, ge=0, description="default: its tensor-parallel size where the node has GPUs, else none"
+    )
+    sglang: dict[str, Any] = Field(default_factory=dict, description="native server arguments, e.g. mem_fraction_static: 0.7")
+
+
+class SummariserPlacement(ModelPlacement):
+    """A model that summarises pages for the run's own search server, in place of `search.summarise.url`; SGLang serves it."""
+
+
 class PlacementConfig(Section):
     AFFECTS = Affects.MACHINE
 
     trainer: TrainerPlacement = TrainerPlacement()
     engines: EnginesPlacement = EnginesPlacement()
+    summariser: SummariserPlacement = SummariserPlacement()
     colocated: bool = Field(
         default=False,
         description="engines stand on the trainer's GPUs and give their memory back while it trains",

@@ -10,12 +10,13 @@ from functools import partial
 from pathlib import Path
 
 from megatron_mmsr1.cluster.machines import Machines
-from megatron_mmsr1.cluster.placement import ENGINES, SEARCH
+from megatron_mmsr1.cluster.placement import ENGINES, SEARCH, SUMMARISER
 from megatron_mmsr1.config import RunConfig
 from megatron_mmsr1.errors import Interrupted, RunError
 from megatron_mmsr1.procs.progress import say
 from megatron_mmsr1.procs.service import Command, Service
 from megatron_mmsr1.run import preflight
+from megatron_mmsr1.run.model_server import model_server
 
 POLL_S = 0.1
 
@@ -43,10 +44,17 @@ def services(cfg: RunConfig, machines: Machines, *, engine: bool = True, publish
     preflight.search_answers(cfg)
     version = preflight.engines(cfg, publishes=publishes) if engine else 0
     with ExitStack() as stack:
-        search, found = cfg.search.url, EngineGroup([])
+        search, found, models = cfg.search.url, EngineGroup([]), list[Service]()
         checks: list[Callable[[], None]] = [machines.check]
         if search is None and cfg.searches:
-            server = stack.enter_context(_search_server(cfg, machines).start())
+            wanted, url = cfg.placement.summariser, None
+            if wanted.model:
+                name = cfg.search.summarise.model
+                summariser = model_server(SUMMARISER, wanted, name, machines, Path(cfg.output) / "logs", cfg.engine)
+                say(f"starting the summariser (log: {summariser.log})")
+                models.append(stack.enter_context(summariser.watch(say)))
+                url = f"{summariser.url}/v1"
+            server = stack.enter_context(_search_server(cfg, machines, url).start())
             checks.append(partial(_check, server))
             search = server.url
         if engine and not cfg.engine.urls:
@@ -54,6 +62,8 @@ def services(cfg: RunConfig, machines: Machines, *, engine: bool = True, publish
             stack.callback(found.stop)
             found.start()
             checks.append(found.check)
+        _until_up(models)
+        checks += [partial(_check, m) for m in models]
 
         def check() -> None:
             for one in checks:
@@ -80,11 +90,7 @@ class EngineGroup:
         say(f"starting {what}: {log})")
         for s in self.services:
             s.watch(say)
-        while not all(s.up for s in self.services):
-            for s in self.services:
-                if s.failed is not None:
-                    raise s.failed
-            time.sleep(POLL_S)
+        _until_up(self.services)
 
     def check(self) -> None:
         """Say it when one is lost for good. Raises Interrupted once none is left."""
@@ -104,6 +110,14 @@ class EngineGroup:
             s.stop()
 
 
+def _until_up(services: Sequence[Service]) -> None:
+    while not all(s.up for s in services):
+        for s in services:
+            if s.failed is not None:
+                raise s.failed
+        time.sleep(POLL_S)
+
+
 def _check(server: Service) -> None:
     try:
         server.check()
@@ -111,14 +125,17 @@ def _check(server: Service) -> None:
         raise Interrupted(str(e)) from None
 
 
-def _search_server(cfg: RunConfig, machines: Machines) -> Service:
+def _search_server(cfg: RunConfig, machines: Machines, summariser: str | None) -> Service:
+    """`summariser`: URL of the one that the run has started."""
     from megatron_mmsr1.search.server import launch
 
     place = machines.plan.of(SEARCH)[0]
     machine = machines.of(place)
     log = Path(cfg.output) / "logs" / machines.log_name("search", place, alone=True)
     cache = Path(cfg.search.cache or Path(cfg.output) / "search-cache.sqlite")
-    command = launch.command(cfg.search, cache_path=cache, log=log, host=machine.address)
+    summarise = cfg.search.summarise.model_copy(update={"url": summariser} if summariser else {})
+    search = cfg.search.model_copy(update={"summarise": summarise})
+    command = launch.command(search, cache_path=cache, log=log, host=machine.address)
     return Service(replace(command, machine=machine))
 
 
