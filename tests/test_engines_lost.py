@@ -1,7 +1,9 @@
-"""Two engines, one killed as often as it comes back: the run goes on with the other, says so and counts it."""
+"""Two engines, one killed as often as it comes back: the run goes on with the other, says so and counts it. Ranks that
+are killed are started again beside the servers (`placement.restarts`)."""
 
 from __future__ import annotations
 
+import json
 import re
 import subprocess
 import sys
@@ -11,6 +13,8 @@ from pathlib import Path
 import psutil
 import pytest
 from loop_fixtures import ROOT, metrics, settings
+
+from megatron_mmsr1.run.directory import checkpointed_step
 
 pytestmark = pytest.mark.slow
 
@@ -23,7 +27,13 @@ def engine_processes(log: Path) -> list[psutil.Process]:
 
 def test_a_run_goes_on_without_an_engine_that_is_lost(atlas_world: Path, tmp_path: Path) -> None:
     out = tmp_path / "run"
-    more = ["placement.engines.count=2", "train.steps=3", "train.eval_limit=2", "data.heldout=[]"]
+    more = [
+        "placement={engines: {count: 2}, restarts: 1}",
+        "train.save_interval=1",
+        "train.steps=4",
+        "train.eval_limit=2",
+        "data.heldout=[]",
+    ]
     argv = [sys.executable, "-m", "megatron_mmsr1.cli", "train", "configs/atlas.yaml", *settings(atlas_world, out, *more)]
     with (tmp_path / "said").open("w+") as said:
         run = subprocess.Popen(argv, cwd=ROOT, stdout=said, stderr=said)
@@ -35,6 +45,11 @@ def test_a_run_goes_on_without_an_engine_that_is_lost(atlas_world: Path, tmp_pat
                 for process in engine_processes(victim):
                     process.kill()
                 time.sleep(0.2)
+            while checkpointed_step(out) < 2 and run.poll() is None:
+                time.sleep(0.2)
+            ranks = [p for p in psutil.Process(run.pid).children(recursive=True) if "megatron_mmsr1.train" in p.cmdline()]
+            search = (out / "logs" / "search.log").stat().st_ino
+            next(p for p in ranks if "RANK" in p.environ()).kill()
             assert run.wait() == 0, (tmp_path / "said").read_text()
         finally:
             run.kill()
@@ -42,6 +57,9 @@ def test_a_run_goes_on_without_an_engine_that_is_lost(atlas_world: Path, tmp_pat
     text = (tmp_path / "said").read_text()
     assert re.search(r"nothing answers at the engine http://\S+: it has no part in weights \d", text)
     rows = metrics(out)
-    assert [r["step"] for r in rows] == [0, 1, 2]
+    assert [r["step"] for r in rows] == [0, 1, 2, 3]
+    assert "the ranks are started again (0 restarts left)" in text and text.count("starting 2 engines") == 1
+    (life,) = [json.loads(line) for line in (out / "lives.jsonl").read_text().splitlines()]
+    assert life["to"] >= 2 and (out / "logs" / "search.log").stat().st_ino == search
     assert rows[0]["engines/absent"] == 0 and rows[-1]["engines/absent"] == 1
     assert all(r["rollout/engine_errors"] == 0 for r in rows if "rollout/engine_errors" in r)  # its turns moved
