@@ -11,6 +11,7 @@ hundred). `numpy.asarray(t.token_ids)` is a view of it. Pure Python: no torch, n
 
 from __future__ import annotations
 
+import hashlib
 from array import array
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, fields
@@ -90,6 +91,7 @@ class Turn:
     action: str = ""  # assistant turns: answer | give_up | invalid, else the names of the tools called, with + between
     tool: ToolCall | None = None  # tool turns: the call that this observation answers
     seconds: float = 0.0
+    digest: str = ""  # an outline's tool turns: a hash of the text that it leaves out
 
 
 @dataclass(slots=True)
@@ -234,9 +236,9 @@ class Trajectory:
 
     def outline(self) -> Trajectory:
         """The same without its tokens, texts and pictures: what metrics, advantages and limits are told from, in a few hundred
-        bytes. Turns keep their places, so that lengths are still known."""
+        bytes. Turns keep their places, so that lengths are still known, and a hash of what a tool said."""
         d = {f.name: getattr(self, f.name) for f in fields(self) if f.name not in BUFFERS}
-        d["turns"] = [Turn(t.role, t.start, t.end, "", t.action, t.tool, t.seconds) for t in self.turns]
+        d["turns"] = [Turn(t.role, t.start, t.end, "", t.action, t.tool, t.seconds, _digest(t)) for t in self.turns]
         return Trajectory(**d)
 
     def to_dict(self) -> dict[str, Any]:
@@ -268,6 +270,12 @@ def buffer(name: str, values: Iterable[float]) -> array[Any]:
     if isinstance(values, array) and values.typecode == BUFFERS[name]:
         return values
     return array(BUFFERS[name], values)
+
+
+def _digest(t: Turn) -> str:
+    if t.digest or t.role != "tool":
+        return t.digest
+    return hashlib.blake2b(t.text.encode(), digest_size=8).hexdigest()
 
 
 def _as_dict(x: Turn | ToolCall) -> dict[str, Any]:

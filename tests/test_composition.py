@@ -33,6 +33,7 @@ def scored(logprobs: torch.Tensor, cu_seqlens: list[int], **given: torch.Tensor)
         old_logprobs=fields.get("old_logprobs"),
         ref_logprobs=fields.get("ref_logprobs"),
         cu_seqlens=torch.tensor(cu_seqlens),
+        selected=fields.get("selected"),
         weights=fields["weights"],
         advantages=fields["advantages"],
         engine_logprobs=fields["engine_logprobs"],
@@ -44,7 +45,7 @@ def scored(logprobs: torch.Tensor, cu_seqlens: list[int], **given: torch.Tensor)
     [
         ({}, {"old"}),
         ({"kl_coef": 0.1}, {"old", "reference"}),
-        ({"correction": "truncated"}, {"old", "engine"}),
+        ({"correction": "tis"}, {"old", "engine"}),
         ({"policy_loss": "nll"}, set()),
         ({"name": "sft", "kl_coef": 0.001}, set()),
         ({"name": "dr_grpo"}, {"old"}),
@@ -60,7 +61,7 @@ def test_a_member_of_advantage_zero_stays_in_its_group() -> None:
     rewards, groups = [0.0, 1.0, 2.0, 1.0, 1.0], ["a", "a", "a", "b", "b"]
     kept, values = composed().select(rewards, groups)
     assert kept == [0, 1, 2]
-    assert values == pytest.approx([-1.0, 0.0, 1.0], abs=1e-5)
+    assert [float(v) for v in values] == pytest.approx([-1.0, 0.0, 1.0], abs=1e-5)
     assert composed(kl_coef=0.1).select(rewards, groups)[0] == [0, 1, 2, 3, 4]
     assert composed(entropy_coef=0.1).select(rewards, groups)[0] == [0, 1, 2, 3, 4]
     assert composed(policy_loss="nll").select(rewards, groups)[0] == [0, 1, 2, 3, 4]
@@ -80,7 +81,7 @@ def test_every_term_stands_where_it_should() -> None:
     engine = lp.detach() - torch.tensor([0.5, 5.0])  # weights exp(.5) and the cap
     ref = lp.detach() + torch.tensor([1.0, 0.0])  # k3: e - 2 and 0
     x = scored(lp, [0, 2], advantages=torch.tensor([1.0, -1.0]), engine_logprobs=engine, ref_logprobs=ref)
-    algorithm = composed(kl_coef=0.1, entropy_coef=0.2, correction={"name": "truncated", "cap": 2.0})
+    algorithm = composed(kl_coef=0.1, entropy_coef=0.2, correction={"name": "tis", "cap": 2.0})
     value, report = algorithm.loss(x, Totals(2, 2, 1))
     wanted = ((-1.648721 + 2.0) + 0.1 * 0.718282 - 0.2 * (0.5 + 0.5)) / 2
     assert value.item() == pytest.approx(wanted, abs=1e-5)
@@ -94,16 +95,25 @@ lengths = st.lists(st.integers(1, 6), min_size=1, max_size=6)
 
 
 @given(
-    lengths, st.sampled_from(["token", "sequence", "constant"]), st.sampled_from(["ppo_clip", "gspo", "cispo"]), st.randoms()
+    lengths,
+    st.sampled_from(["token", "sequence", "constant"]),
+    st.sampled_from(["clip", "gspo", "cispo", "sapo", "gmpo", "clip_cov", "kl_cov"]),
+    st.sampled_from(["tis", "icepop", "mis", "opsm"]),
+    st.sampled_from([{"kl": "k3"}, {"kl": "unbiased"}, {"kl_in": "reward", "kl": "k1"}, {"distill_coef": 0.3}]),
+    st.randoms(),
 )
-def test_micro_batches_add_up_however_they_are_cut(sizes: list[int], average: str, loss: str, random) -> None:
-    algorithm = composed(average=average, policy_loss=loss, kl_coef=0.1, correction="truncated")
+def test_micro_batches_add_up_however_they_are_cut(
+    sizes: list[int], average: str, loss: str, correction: str, kl: dict[str, Any], random
+) -> None:
+    average = "sequence" if loss in ("gspo", "gmpo") else average
+    algorithm = composed(**{"average": average, "policy_loss": loss, "kl_coef": 0.1, "correction": correction} | kl)
     generator = torch.Generator().manual_seed(random.randrange(2**31))
 
     def draw() -> list[torch.Tensor]:
         return [torch.randn(n, generator=generator) for n in sizes]
 
     fields = {k: draw() for k in ("logprobs", "old_logprobs", "engine_logprobs", "ref_logprobs", "advantages")}
+    fields["selected"] = [x > 0 for x in draw()]
     totals = Totals(sum(sizes), sum(sizes), len(sizes))
 
     def run(members: list[int]) -> torch.Tensor:
@@ -119,23 +129,27 @@ def test_micro_batches_add_up_however_they_are_cut(sizes: list[int], average: st
 def test_short_keys_are_the_parts_own() -> None:
     parts = config(divide_by_std=False, clip_high=0.28).algorithm.parts()
     assert parts["advantage"].model_dump()["divide_by_std"] is False
-    assert parts["policy_loss"].model_dump() == {"name": "ppo_clip", "clip_low": 0.2, "clip_high": 0.28, "dual_clip": None}
-    assert config(policy_loss={"dual_clip": 3}).algorithm.parts()["policy_loss"].model_dump()["dual_clip"] == 3.0
+    assert parts["policy_loss"].model_dump() == {"name": "clip", "low": 0.2, "high": 0.28, "dual": None}
+    assert config(policy_loss={"dual": 3}).algorithm.parts()["policy_loss"].model_dump()["dual"] == 3.0
 
 
 @pytest.mark.parametrize(
     ("chosen", "said"),
     [
-        ({"name": "gpro"}, "algorithm.name=gpro: no such recipe; did you mean grpo"),
-        ({"policy_loss": "ppo_clp"}, "algorithm.policy_loss.name=ppo_clp: no such policy_loss; did you mean ppo_clip"),
+        ({"name": "grp"}, "algorithm.name=grp: no such recipe; did you mean grpo"),
+        ({"policy_loss": "cilp"}, "algorithm.policy_loss.name=cilp: no such policy_loss; did you mean clip"),
+        ({"policy_loss": "ppo_clip"}, "algorithm.policy_loss.name=ppo_clip: this policy_loss is called clip now"),
+        ({"correction": "truncated"}, "algorithm.correction.name=truncated: this correction is called tis now"),
+        ({"policy_loss": "gspo"}, "algorithm.policy_loss=gspo with algorithm.average=token"),
+        ({"name": "gmpo", "average": "token"}, "algorithm.policy_loss=gmpo with algorithm.average=token"),
         (
-            {"policy_loss": {"name": "gspo", "clip_hihg": 1}},
-            "unknown key algorithm.policy_loss.clip_hihg: did you mean clip_high",
+            {"policy_loss": {"name": "gspo", "hihg": 1}},
+            "unknown key algorithm.policy_loss.hihg: did you mean high",
         ),
-        ({"policy_loss": {"clip_hihg": 1}}, "unknown key algorithm.policy_loss.clip_hihg"),
+        ({"policy_loss": {"hihg": 1}}, "unknown key algorithm.policy_loss.hihg"),
         ({"policy_loss": "nll", "clip_low": 0.1}, "algorithm.clip_low=0.1: the policy_loss nll has no such setting"),
         ({"name": "dr_grpo", "divide_by_std": True}, "the advantage dr_grpo has no such setting"),
-        ({"policy_loss": {"clip_low": 0.3}, "clip_low": 0.1}, "disagree: give one of them"),
+        ({"policy_loss": {"low": 0.3}, "clip_low": 0.1}, "disagree: give one of them"),
         ({"name": "sft", "kl": "k2"}, "algorithm.kl: the recipe sft has no kl"),
     ],
 )
@@ -148,7 +162,7 @@ def test_mistakes_are_explained_when_the_config_is_read(chosen: dict[str, Any], 
 def test_a_run_keeps_its_parts_in_the_config_that_it_writes() -> None:
     import yaml
 
-    cfg = config(policy_loss={"name": "cispo", "clip_high": 2}, average="sequence", clip_low=0.5)
+    cfg = config(policy_loss={"name": "cispo", "high": 2}, average="sequence", clip_low=0.5)
     again = parse(yaml.safe_load(dump(cfg)))
     assert again.algorithm.parts() == cfg.algorithm.parts()
     assert RunConfig.model_validate_json(cfg.model_dump_json()) == cfg

@@ -65,7 +65,11 @@ def test_a_broken_loss_breaks_a_rule(tmp_path: Path, value: str, said: str) -> N
 @pytest.mark.parametrize(
     ("text", "said"),
     [
-        (PART.format(needs="{'all'}", value="logprobs"), "its needs must be a frozenset of engine, old, reference"),
+        (
+            PART.format(needs="{'all'}", value="logprobs"),
+            "its needs must be a frozenset of advantages, engine, logprobs, old, reference, selected",
+        ),
+        (PART.format(needs="{'selected'}", value="logprobs"), "it needs selected but has no method select"),
         (PART.format(needs="()", value="logprobs").replace("losses", "loses"), "it has no method losses"),
         ("Broken = 3", "it must be a class"),
     ],

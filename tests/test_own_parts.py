@@ -61,7 +61,7 @@ def trained(atlas_world: Path, tmp_path_factory: pytest.TempPathFactory) -> Path
     config["reward"] = {"name": "weighted", "terms": [{"weight": 1.0, "reward": "mmsearch"}, brief]}
     config["tools"]["text_search"] = {"use": f"{home / 'notebook.py'}:Notebook", "limit": 2, "says": SAYS}
     squared = {"name": f"{files['squared.py']}:Squared", "width": 0.5}
-    config["algorithm"] = {"policy_loss": squared, "correction": "truncated", "average": "sequence", "updates_per_step": 2}
+    config["algorithm"] = {"policy_loss": squared, "correction": "tis", "average": "sequence", "updates_per_step": 2}
     (home / "own.yaml").write_text(yaml.safe_dump(config))
     done = mmsr1("train", str(home / "own.yaml"), *settings(atlas_world, home / "run", *SHORT))
     assert done.returncode == 0, done.stderr[-3000:]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from importlib import import_module
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import Field, SerializeAsAny, model_validator
 
@@ -16,7 +16,12 @@ if TYPE_CHECKING:
     from megatron_mmsr1.algorithm.recipe import Recipe
 
 # Settings of common parts that may stand in the section itself.
-SHORT = {"divide_by_std": "advantage", "clip_low": "policy_loss", "clip_high": "policy_loss"}
+SHORT = {
+    "divide_by_std": ("advantage", "divide_by_std"),
+    "clip_low": ("policy_loss", "low"),
+    "clip_high": ("policy_loss", "high"),
+}
+RECIPES = "grpo, dr_grpo, dapo, gspo, cispo, sapo, gmpo, clip_cov, kl_cov, rloo, reinforce_pp_baseline, sft"
 
 Chosen = SerializeAsAny[Section] | None
 
@@ -28,17 +33,23 @@ def _seam(package: str) -> PartSettings:
 class AlgorithmConfig(Section):
     AFFECTS = Affects.TRAINING
 
-    name: str = Field(default="grpo", description="the recipe: grpo, dr_grpo, sft, or your own (docs/extend/algorithm.md)")
+    name: str = Field(default="grpo", description=f"the recipe: {RECIPES}, or your own (docs/extend/algorithm.md)")
     advantage: Annotated[Chosen, _seam("advantages")] = Field(
-        default=None, description="another advantage estimator than the recipe's: its name, or name and settings"
+        default=None,
+        description="another advantage estimator than the recipe's: grpo, dr_grpo, rloo, reinforce_pp, reinforce_pp_baseline, "
+        "maxrl, gigpo, mars, fatal_aware, or your own",
     )
     correction: Annotated[Chosen, _seam("corrections")] = Field(
-        default=None, description="another correction of the gap between engine and trainer: none, truncated, or your own"
+        default=None,
+        description="another correction of the gap between engine and trainer: none, tis, icepop, mis, opsm, or your own",
     )
     policy_loss: Annotated[Chosen, _seam("policy_losses")] = Field(
-        default=None, description="another policy loss than the recipe's: ppo_clip, cispo, gspo, nll, or your own"
+        default=None,
+        description="another policy loss than the recipe's: clip, gspo, cispo, sapo, gmpo, clip_cov, kl_cov, nll, or your own",
     )
-    kl: Annotated[Chosen, _seam("kls")] = Field(default=None, description="another KL estimator than the recipe's: k1, k2, k3")
+    kl: Annotated[Chosen, _seam("kls")] = Field(
+        default=None, description="another KL estimator than the recipe's: k1, k2, k3, unbiased"
+    )
     average: Annotated[Chosen, _seam("averages")] = Field(
         default=None,
         description="how tokens are averaged: token (each token the same), sequence (each response the same: GRPO's own), "
@@ -47,14 +58,22 @@ class AlgorithmConfig(Section):
     divide_by_std: bool | None = Field(
         default=None, description="the advantage grpo divides by the group's deviation; default: true. Dr.GRPO does not"
     )
-    clip_low: float | None = Field(
-        default=None, ge=0, description="the policy loss's lower clip; default: its own (ppo_clip: 0.2)"
-    )
+    clip_low: float | None = Field(default=None, ge=0, description="the policy loss's lower clip; default: its own (clip: 0.2)")
     clip_high: float | None = Field(
-        default=None, ge=0, description="the policy loss's upper clip; default: its own (ppo_clip: 0.2)"
+        default=None, ge=0, description="the policy loss's upper clip; default: its own (clip: 0.2)"
     )
     kl_coef: float = Field(default=0.001, ge=0, description="0 skips the reference pass altogether")
-    entropy_coef: float = 0.0
+    kl_in: Literal["loss", "reward"] = Field(
+        default="loss",
+        description="reward: each token's advantage less kl_coef * the KL of it and of those after it in its response",
+    )
+    entropy_coef: float = Field(default=0.0, description="of the tokens' entropy, which the loss is lowered by")
+    distill_coef: float = Field(
+        default=0.0,
+        ge=0,
+        description="on-policy distillation: each token's advantage less this * (policy - teacher) log-prob; the teacher is "
+        "model.reference",
+    )
     updates_per_step: int = Field(default=1, gt=0, description="optimizer steps over one rollout batch")
     logprob_alarm: Logging[float] = Field(
         default=0.05, gt=0, description="mean |trainer - engine| log-prob that is warned about"
@@ -83,20 +102,32 @@ class AlgorithmConfig(Section):
             if chosen is None or (self.supervised and getattr(self.recipe, seam) is None):
                 continue
             found[seam] = _seam(package).make(dict(chosen) if not isinstance(chosen, Section) else chosen)
-        for key, seam in SHORT.items():
-            value = getattr(self, key)
+        for short, (seam, key) in SHORT.items():
+            value = getattr(self, short)
             if value is None or self.supervised:  # as kl_coef, they are about rollouts; a written config may hold them all
                 continue
             part = found[seam]
             fields = type(part).model_fields
             name = getattr(part, "name", seam)
             if key not in fields:
-                raise UsageError(f"algorithm.{key}={value}: the {seam} {name} has no such setting")
+                raise UsageError(f"algorithm.{short}={value}: the {seam} {name} has no such setting")
             own = getattr(part, key)
-            if own not in (fields[key].default, value):
-                raise UsageError(f"algorithm.{key}={value} and algorithm.{seam}.{key}={own} disagree: give one of them")
+            if getattr(self, seam) is not None and own not in (fields[key].default, value):
+                raise UsageError(f"algorithm.{short}={value} and algorithm.{seam}.{key}={own} disagree: give one of them")
             found[seam] = part.model_copy(update={key: value})
+        self._fit_together(found)
         return found
+
+    def _fit_together(self, parts: dict[str, Section]) -> None:
+        """Raises UsageError for a policy loss and an average of which one undoes the other."""
+        loss, average = (str(getattr(parts[s], "name", "")) for s in ("policy_loss", "average"))
+        chosen = import_module("megatron_mmsr1.algorithm.policy_losses").REGISTRY.get(loss)
+        refused: frozenset[str] = getattr(chosen, "refuses", frozenset[str]())
+        if average in refused:
+            raise UsageError(
+                f"algorithm.policy_loss={loss} with algorithm.average={average}: its ratio is a response's, which an average "
+                "over tokens would count once a token; set algorithm.average=sequence"
+            )
 
     @model_validator(mode="before")
     @classmethod

@@ -67,13 +67,13 @@ class MegatronActor:
         gc.freeze()
 
     # ------------------------------------------------------------------------------------------------------- training
-    def train_step(self, trajectories: Sequence[Trajectory], advantages: Sequence[float] | None) -> dict[str, float]:
+    def train_step(self, trajectories: Sequence[Trajectory], advantages: Sequence[float | Tensor] | None) -> dict[str, float]:
         """One step over the global batch, a list as long on every rank: `updates_per_step` optimizer updates, or one (SFT).
         A rank needs whole only what `owners` gives to its replica; of the others outlines will do.
 
-        `advantages` has a value a trajectory (None for SFT). Metrics are means over the step's updates, the same on every rank.
-        An update in which nothing was sampled is left out; a step of which nothing is left trains nothing but counts. Raises
-        UsageError for a trajectory that cannot be trained on and for a missing advantage.
+        `advantages` has a number a trajectory, or one for each of its sampled tokens (None for SFT). Metrics are means over the
+        step's updates, the same on every rank. An update in which nothing was sampled is left out; a step of which nothing is
+        left trains nothing but counts. Raises UsageError for a trajectory that cannot be trained on or a missing advantage.
         """
         started = time.perf_counter()
         supervised = self.algorithm.supervised
@@ -81,10 +81,16 @@ class MegatronActor:
             raise UsageError(f"there must be an advantage for each of {len(trajectories)} trajectories")
         batches.check(trajectories, self.packing, self.model.config.vocab_size)
         rate = learning_rate(self.cfg.optimizer, self.step, self.total_steps)
-        values = np.zeros(len(trajectories)) if advantages is None else np.asarray(advantages, dtype=np.float64)
+        given: Sequence[float | Tensor] = [0.0] * len(trajectories) if advantages is None else advantages
+        values = [np.asarray(a, dtype=np.float32) for a in given]
+        for t, a in zip(trajectories, values, strict=True):
+            if a.ndim and a.shape != (t.sampled_tokens,):
+                raise UsageError(f"{t.prompt_id}#{t.sample_index}: {a.shape} advantages for {t.sampled_tokens} sampled tokens")
         updates = 1 if supervised else self.cfg.algorithm.updates_per_step
         parts = batches.update_parts(len(trajectories), updates)
-        work = [u for part in parts if not (u := Update(self, [trajectories[i] for i in part], values[part])).empty]
+        work = [
+            u for part in parts if not (u := Update(self, [trajectories[i] for i in part], [values[i] for i in part])).empty
+        ]
         old = len(work) > 1 and "old" in self.algorithm.needs
         for update in work:
             update.score_first(old=old, reference=self.reference if "reference" in self.algorithm.needs else None)

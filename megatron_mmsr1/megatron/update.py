@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from megatron_mmsr1.algorithm.composition import MAXIMA, SUMS
+from megatron_mmsr1.algorithm.composition import MAXIMA, SUMS, summary
 from megatron_mmsr1.errors import RunError
 from megatron_mmsr1.megatron.forward_backward import ForwardBackward
 from megatron_mmsr1.megatron.objective import Objective
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 class Update:
     """One optimizer update over some of the step's trajectories."""
 
-    def __init__(self, actor: MegatronActor, trajectories: list[Trajectory], advantages: np.ndarray) -> None:
+    def __init__(self, actor: MegatronActor, trajectories: list[Trajectory], advantages: list[np.ndarray]) -> None:
         self.actor = actor
         self.objective = Objective(actor.algorithm, trajectories, advantages, actor.micro_batches(trajectories))
 
@@ -39,10 +39,13 @@ class Update:
             x.ref = [s[0] for s in reference.score(x.batches)]
 
     def run(self, rate: float) -> dict[str, float]:
-        actor = self.actor
+        actor, x = self.actor, self.objective
+        if "selected" in actor.algorithm.needs:  # under the weights that this update moves
+            now = [s[0] for s in actor.policy.score(x.batches)]  # [] but on the last stage
+            x.choose(actor.parallel.gather_from_speakers(x.scores_of(now) if now else []))
         # An update leaves the gradient buffer as each parameter's `grad`, where the next backward would add it twice.
         actor.optimizer.zero_grad()
-        reports = actor.policy.train(self.objective.batches, self.objective.share)
+        reports = actor.policy.train(x.batches, x.share)
         set_rates(actor.optimizer, rate, actor.cfg.optimizer.weight_decay)
         ok, grad_norm, _ = actor.optimizer.step()
         if not ok or not math.isfinite(grad_norm):
@@ -57,7 +60,7 @@ class Update:
             sums = np.zeros(n)
         names = (*SUMS, *MAXIMA)
         values = [*actor.parallel.sum(sums.tolist()), *actor.parallel.max(maxima.tolist())]
-        return dict(zip(names, values, strict=True)) | {
+        return summary(dict(zip(names, values, strict=True))) | {
             "grad_norm": float(grad_norm),
-            "loss_tokens": self.objective.totals.tokens,
+            "loss_tokens": x.totals.tokens,
         }

@@ -47,14 +47,22 @@ class Registry[T]:
     `kind` is its name for people and entry points, `room` the package whose files are the parts that ship, `attribute` what
     such a file calls its part, `key` the setting that names one (for messages). `check` tells which rules of the contract an
     object breaks; an object that breaks any is refused with the file that it comes from. `shared`: names of parts that differ
-    by a row of a table, and the file of the room that holds them all.
+    by a row of a table, and the file of the room that holds them all. `renamed`: former names, and what the part is called.
     """
 
     def __init__(
-        self, kind: str, room: str, attribute: str, *, key: str, check: Check, shared: Mapping[str, str] = MappingProxyType({})
+        self,
+        kind: str,
+        room: str,
+        attribute: str,
+        *,
+        key: str,
+        check: Check,
+        shared: Mapping[str, str] = MappingProxyType({}),
+        renamed: Mapping[str, str] = MappingProxyType({}),
     ) -> None:
         self.kind, self.room, self.attribute, self.key = kind, room, attribute, key
-        self._check, self._shared = check, shared
+        self._check, self._shared, self._renamed = check, shared, renamed
         self._found: dict[str, T] = {}
 
     @property
@@ -109,6 +117,8 @@ class Registry[T]:
             if entry.name == name:
                 where, _, attribute = entry.value.partition(":")
                 return self._attribute(self._module(name, where), attribute, name)
+        if name in self._renamed:
+            raise UsageError(f"{self.key}={name}: this {self.kind} is called {self._renamed[name]} now")
         known = self.names()
         close = difflib.get_close_matches(name, known, n=1)
         hint = f"did you mean {close[0]}? " if close else ""

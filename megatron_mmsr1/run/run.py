@@ -10,6 +10,8 @@ from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 
+from torch import Tensor
+
 from megatron_mmsr1.config import RunConfig
 from megatron_mmsr1.data.dataset import PromptDataset
 from megatron_mmsr1.data.images import ImageStore
@@ -22,6 +24,7 @@ from megatron_mmsr1.rollout.worker import RolloutWorker
 from megatron_mmsr1.run.demonstrations import Source, open_source
 from megatron_mmsr1.run.directory import ROWS
 from megatron_mmsr1.run.evaluations import Evaluations
+from megatron_mmsr1.run.facts import facts
 from megatron_mmsr1.run.lock import RunLock
 from megatron_mmsr1.run.logs import RunLog
 from megatron_mmsr1.run.phases import Phases
@@ -86,7 +89,7 @@ class Run:
             self.weights.lend_memory()
         return self.rollouts.shares(kept, self.actor.owners([len(t) for t in kept]))
 
-    def advantages(self, trajectories: list[Trajectory]) -> tuple[list[Trajectory], list[float]]:
+    def advantages(self, trajectories: list[Trajectory]) -> tuple[list[Trajectory], list[Tensor]]:
         """What the step trains on. Infrastructure failures are left out before the group is normalised, so that an outage
         is never charged to the model; and so are groups without variance, where nothing gives their tokens a
         gradient (`Composition.select`).
@@ -96,7 +99,8 @@ class Run:
         if not good and self.spent:
             raise RunError(self._stopped())
         require_something(good, trajectories, self.step, self.out)
-        kept, values = self.actor.algorithm.select([float(t.reward or 0.0) for t in good], [t.group_id for t in good])
+        rewards, groups = [float(t.reward or 0.0) for t in good], [t.group_id for t in good]
+        kept, values = self.actor.algorithm.select(rewards, groups, [facts(t) for t in good])
         return [good[i] for i in kept], values
 
     def demonstrations(self, step: int) -> list[Trajectory]:

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from megatron_mmsr1.algorithm.parts import NEEDS, Totals
+from megatron_mmsr1.algorithm.parts import BY_NAME, NEEDS, Rollout, RolloutTurn, Totals
 
 BOUNDS = torch.tensor([0, 3, 4, 9])  # three responses of 3, 1 and 5 tokens
 
@@ -28,6 +28,14 @@ def check_part(part: Any) -> None:
     assert part.needs <= NEEDS, f"its needs must be of {sorted(NEEDS)}"
 
 
+def _by_name(part: Any, logprobs: Tensor) -> dict[str, Tensor]:
+    """What the part needs beside its plain arguments: a third of the tokens selected, and a bad response between good ones."""
+    n = len(logprobs)
+    signs = torch.tensor([1.0, 1.0, 1.0, -1.0, 1.0, 1.0, 1.0, 1.0, 1.0])
+    offered = {"selected": torch.arange(n) % 3 == 1, "advantages": signs[:n], "logprobs": logprobs.detach()}
+    return {k: v for k, v in offered.items() if k in BY_NAME & part.needs}
+
+
 def _a_value_a_token(value: Any, like: Tensor, what: str) -> None:
     assert isinstance(value, Tensor) and value.shape == like.shape, f"{what} must give one value a token"
     assert value.dtype == torch.float32, f"{what} must give float32"
@@ -43,6 +51,16 @@ def check_advantage(part: Any) -> None:
     again = part.estimate([rewards[i] for i in order], [groups[i] for i in order])
     assert torch.allclose(again, values[order], atol=1e-6), "the order of rollouts must not matter"
     assert part.estimate([], []).shape == (0,), "an empty batch must give no advantages"
+    if not hasattr(part, "per_token"):
+        return
+    rollouts = [Rollout((RolloutTurn(2, "", failed=False), RolloutTurn(n, f"{n % 2}", failed=n == 3))) for n in (1, 2, 3, 4, 5)]
+    tokens = part.per_token(rewards, groups, rollouts)
+    assert [len(v) for v in tokens] == [o.tokens for o in rollouts], "per_token must give one value a sampled token"
+    shuffled = part.per_token([rewards[i] for i in order], [groups[i] for i in order], [rollouts[i] for i in order])
+    for v, i in zip(shuffled, order, strict=True):
+        _a_value_a_token(v, torch.zeros(rollouts[i].tokens), "per_token")
+        assert torch.allclose(v, tokens[i], atol=1e-6), "the order of rollouts must not matter"
+    assert part.per_token([], [], []) == [], "an empty batch must give no advantages"
 
 
 def check_policy_loss(part: Any) -> None:
@@ -50,31 +68,43 @@ def check_policy_loss(part: Any) -> None:
     x = _tokens(0)
     lp = x["logprobs"].clone().requires_grad_()
     old = x["old_logprobs"].clone().requires_grad_()
-    value = part.losses(lp, old, x["advantages"], BOUNDS)
+    more = _by_name(part, lp)
+    value = part.losses(lp, old, x["advantages"], BOUNDS, **more)
     _a_value_a_token(value, lp, "losses")
     value.sum().backward()
     assert lp.grad is not None and bool(torch.isfinite(lp.grad).all()), "losses must be differentiable in logprobs"
     assert old.grad is None, "no gradient may flow to old_logprobs"
     last = {k: v[4:] for k, v in x.items()}
-    alone = part.losses(last["logprobs"], last["old_logprobs"], last["advantages"], torch.tensor([0, 5]))
+    few = {k: v[4:] for k, v in more.items()}
+    alone = part.losses(last["logprobs"], last["old_logprobs"], last["advantages"], torch.tensor([0, 5]), **few)
     assert torch.allclose(alone, value.detach()[4:], atol=1e-6), (
         "a response's losses must not depend on the responses beside it"
     )
-    assert torch.equal(part.losses(lp, old, x["advantages"], BOUNDS), value), "the same tokens must cost the same again"
+    assert torch.equal(part.losses(lp, old, x["advantages"], BOUNDS, **more), value), "the same tokens must cost the same again"
     if hasattr(part, "clipped"):
-        assert part.clipped(lp, old, x["advantages"], BOUNDS).shape == lp.shape, "clipped must give one value a token"
+        cut = part.clipped(lp, old, x["advantages"], BOUNDS, **more)
+        assert cut.shape == lp.shape, "clipped must give one value a token"
+    if "selected" in part.needs:
+        marked = part.select(lp.detach(), old.detach(), x["advantages"])
+        assert marked.shape == lp.shape and marked.dtype == torch.bool, "select must give bool, one a token"
 
 
 def check_correction(part: Any) -> None:
     check_part(part)
     x = _tokens(1)
     old = x["logprobs"].clone().requires_grad_()
-    weights = part.weights(old, x["old_logprobs"], BOUNDS)
+    more = _by_name(part, x["logprobs"])
+    weights = part.weights(old, x["old_logprobs"], BOUNDS, **more)
     _a_value_a_token(weights, old, "weights")
     assert not weights.requires_grad, "weights must not carry a gradient"
     assert bool((weights >= 0).all()), "a weight must not be negative"
-    same = part.weights(x["logprobs"], x["logprobs"], BOUNDS)
+    same = part.weights(x["logprobs"], x["logprobs"], BOUNDS, **more)
     assert torch.allclose(same, torch.ones(9)), "the weight must be 1 where engine and trainer agree"
+    never = x["old_logprobs"].clone()
+    never[5] = -torch.inf
+    _a_value_a_token(part.weights(old, never, BOUNDS, **more), old, "weights of a token that the engine thought impossible")
+    if hasattr(part, "clipped"):
+        assert part.clipped(old, never, BOUNDS, **more).shape == old.shape, "clipped must give one value a token"
 
 
 def check_kl(part: Any) -> None:

@@ -62,7 +62,7 @@ CASES: dict[int, dict[str, Case]] = {
         **{
             f"{name}_{what}": partial(getattr(layouts, what), layout=name)
             for name in ("tp2", "tp2_sp", "pp2", "dp2")
-            for what in ("logits_and_gradients", "steps")
+            for what in ("logits_and_gradients", "steps", "selected")
         },
         **{
             f"qwen2_vl_{name}_logits_and_gradients": second(layouts.logits_and_gradients, layout=name)

@@ -103,6 +103,7 @@ def baseline(lab: Lab) -> None:
     assert all(g.abs().max() > 0 for n, g in found.items() if "visual" in n or "layers" in n)
     lab.keep("gradients", found)
     lab.keep("steps", _steps(lab, {}))
+    lab.keep("selected", _selected(lab, {}))
 
 
 def tied_baseline(lab: Lab) -> None:
@@ -137,9 +138,24 @@ def steps(lab: Lab, layout: str) -> None:
 
 def _compare_steps(found: list[dict[str, float]], wanted: list[dict[str, float]]) -> None:
     names = ("loss", "pg_loss", "kl", "entropy", "clip_fraction", "grad_norm", "logprob_diff_mean", "logprob_diff_max")
+    names += ("engine_k1", "engine_k3", "correction_mean", "correction_clipped", "correction_ess")
     for i, (a, b) in enumerate(zip(found, wanted, strict=True)):
         for name in names:
             assert abs(a[name] - b[name]) <= 1e-6 + 2e-5 * abs(b[name]), f"step {i} {name}: {a[name]} not {b[name]}"
+
+
+def _selected(lab: Lab, megatron: dict[str, Any]) -> list[dict[str, float]]:
+    """Steps of two updates each, in which the policy loss selects of all tokens of an update, every token has an advantage of
+    its own, and the correction reads the advantages."""
+    loss = {"name": "kl_cov", "share": 0.2, "coef": 5.0}
+    settings = {"policy_loss": loss, "correction": "opsm", "updates_per_step": 2, "kl_coef": 0.1, "kl_in": "reward"}
+    actor = lab.actor(megatron=megatron, algorithm=settings)
+    tokens = [torch.linspace(a, a + 1, t.sampled_tokens) for a, t in zip(lab.advantages, lab.trajectories, strict=True)]
+    return [actor.train_step(lab.trajectories, tokens) for _ in range(2)]
+
+
+def selected(lab: Lab, layout: str) -> None:
+    _compare_steps(_selected(lab, LAYOUTS[layout]), lab.kept("selected"))
 
 
 def tied(lab: Lab, layout: str) -> None:

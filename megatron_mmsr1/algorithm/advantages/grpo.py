@@ -9,7 +9,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from megatron_mmsr1.algorithm.responses import group_index
+from megatron_mmsr1.algorithm.groups import Groups
 from megatron_mmsr1.config.section import Section
 
 
@@ -34,29 +34,10 @@ def group_normalized(
 
     Raises ValueError if the lengths differ or a reward is not finite: a rollout without a reward belongs in no group.
     """
-    r = torch.as_tensor(rewards, dtype=torch.float64).detach()
-    index = group_index(group_ids).to(r.device)
-    if r.ndim != 1 or r.shape != index.shape:
-        raise ValueError(f"rewards {tuple(r.shape)} and group ids {tuple(index.shape)} must be equally long vectors")
-    if not bool(torch.isfinite(r).all()):
-        raise ValueError(f"reward {int((~torch.isfinite(r)).nonzero()[0])} is not finite: leave unscored rollouts out")
-    if not len(r):
-        return torch.zeros(0, dtype=torch.float32, device=r.device)
-    groups = int(index.max()) + 1
-
-    def per_group(values: Tensor) -> Tensor:
-        return r.new_zeros(groups).index_add_(0, index, values)
-
-    count = per_group(torch.ones_like(r))
-    centred = r - (per_group(r) / count)[index]
-    advantages = centred
-    if divide_by_std:
-        std = (per_group(centred**2) / (count - 1).clamp(min=1)).sqrt()
-        advantages = centred / (std[index] + eps)
-    # The mean of equal numbers may differ from them in the last bit, and a deviation near 0 would blow that up.
-    low = r.new_full((groups,), torch.inf).scatter_reduce_(0, index, r, "amin")
-    high = r.new_full((groups,), -torch.inf).scatter_reduce_(0, index, r, "amax")
-    return torch.where((low == high)[index], 0.0, advantages).to(torch.float32)
+    g = Groups(rewards, group_ids)
+    advantages = g.centred / (g.std + eps) if divide_by_std else g.centred
+    # A deviation of 0 belongs to a group without spread, where 0 / 0 may stand without eps.
+    return torch.where(g.centred == 0, 0.0, advantages).to(torch.float32)
 
 
 class Grpo:

@@ -6,6 +6,11 @@ from megatron_mmsr1.algorithm.parts import Correction, contract
 from megatron_mmsr1.plugins.registry import Registry
 
 REGISTRY: Registry[type[Correction]] = Registry(
-    "correction", __name__, "CORRECTION", key="algorithm.correction.name", check=contract("weights")
+    "correction",
+    __name__,
+    "CORRECTION",
+    key="algorithm.correction.name",
+    check=contract("weights"),
+    renamed={"truncated": "tis"},
 )
 get = REGISTRY.get

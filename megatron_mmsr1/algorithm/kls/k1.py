@@ -6,18 +6,17 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from megatron_mmsr1.config.section import Section
-
-MAX_LOG_RATIO = 20.0
+from megatron_mmsr1.algorithm.kls._bounds import Bounds
 
 
-class Settings(Section):
+class Settings(Bounds):
     name: str = "k1"
 
 
 class K1:
-    """logprobs - ref_logprobs, clamped to +-20: unbiased, of either sign. Its gradient to `logprobs` is 1 at every token, which
-    says nothing of the reference: as a term of the loss use k2 or k3."""
+    """logprobs - ref_logprobs: unbiased, of either sign (joschu.net/blog/kl-approx.html). Its gradient to `logprobs` is 1 at
+    every token, which says nothing of the reference: use it in the reward (`algorithm.kl_in`), in the loss one of
+    the others."""
 
     Settings = Settings
     needs: ClassVar[frozenset[str]] = frozenset({"reference"})
@@ -26,7 +25,7 @@ class K1:
         self.settings = settings
 
     def penalty(self, logprobs: Tensor, ref_logprobs: Tensor) -> Tensor:
-        return (logprobs.float() - ref_logprobs.detach().float()).clamp(-MAX_LOG_RATIO, MAX_LOG_RATIO)
+        return self.settings.bounded(self.settings.log_ratio(logprobs, ref_logprobs))
 
 
 KL = K1

@@ -6,18 +6,16 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from megatron_mmsr1.config.section import Section
-
-MAX_LOG_RATIO = 20.0
+from megatron_mmsr1.algorithm.kls._bounds import Bounds
 
 
-class Settings(Section):
+class Settings(Bounds):
     name: str = "k2"
 
 
 class K2:
-    """(logprobs - ref_logprobs)**2 / 2: never negative, biased, its gradient to `logprobs` is the log-ratio itself, which in
-    the mean over the policy is the gradient of the KL. The log-ratio is clamped to +-20; beyond that there is no gradient."""
+    """(logprobs - ref_logprobs)**2 / 2: never negative, biased; its gradient to `logprobs` is the log-ratio itself, which in
+    the mean over the policy is the gradient of the KL (joschu.net/blog/kl-approx.html)."""
 
     Settings = Settings
     needs: ClassVar[frozenset[str]] = frozenset({"reference"})
@@ -26,8 +24,7 @@ class K2:
         self.settings = settings
 
     def penalty(self, logprobs: Tensor, ref_logprobs: Tensor) -> Tensor:
-        d = (logprobs.float() - ref_logprobs.detach().float()).clamp(-MAX_LOG_RATIO, MAX_LOG_RATIO)
-        return d * d / 2
+        return self.settings.bounded(self.settings.log_ratio(logprobs, ref_logprobs) ** 2 / 2)
 
 
 KL = K2

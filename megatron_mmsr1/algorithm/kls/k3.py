@@ -7,20 +7,17 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from megatron_mmsr1.config.section import Section
-
-MAX_LOG_RATIO = 20.0
+from megatron_mmsr1.algorithm.kls._bounds import MAX_LOG_RATIO, Bounds
 
 
-class Settings(Section):
+class Settings(Bounds):
     name: str = "k3"
 
 
 class K3:
     """With d = ref_logprobs - logprobs: exp(d) - 1 - d (arXiv 2402.03300, equation 4).
 
-    0 only where both agree; its gradient to `logprobs` is 1 - exp(d). d is clamped to +-20 so that one token of a diverged
-    policy cannot make the sum infinite; beyond that there is no gradient.
+    0 only where both agree; its gradient to `logprobs` is 1 - exp(d). d is at most 20; beyond that there is no gradient.
     """
 
     Settings = Settings
@@ -30,8 +27,8 @@ class K3:
         self.settings = settings
 
     def penalty(self, logprobs: Tensor, ref_logprobs: Tensor) -> Tensor:
-        d = (ref_logprobs.detach().float() - logprobs.float()).clamp(-MAX_LOG_RATIO, MAX_LOG_RATIO)
-        return torch.expm1(d) - d
+        d = (-self.settings.log_ratio(logprobs, ref_logprobs)).clamp(max=MAX_LOG_RATIO)
+        return self.settings.bounded(torch.expm1(d) - d)
 
 
 KL = K3

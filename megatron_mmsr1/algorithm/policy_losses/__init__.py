@@ -6,6 +6,11 @@ from megatron_mmsr1.algorithm.parts import PolicyLoss, contract
 from megatron_mmsr1.plugins.registry import Registry
 
 REGISTRY: Registry[type[PolicyLoss]] = Registry(
-    "policy_loss", __name__, "POLICY_LOSS", key="algorithm.policy_loss.name", check=contract("losses")
+    "policy_loss",
+    __name__,
+    "POLICY_LOSS",
+    key="algorithm.policy_loss.name",
+    check=contract("losses"),
+    renamed={"ppo_clip": "clip"},
 )
 get = REGISTRY.get

@@ -16,19 +16,20 @@ MAX_LOG_RATIO = 10.0
 
 class Settings(Section):
     name: str = "gspo"
-    clip_low: float = Field(default=3e-4, ge=0, description="the response's ratio is clipped at 1 - clip_low")
-    clip_high: float = Field(default=4e-4, ge=0, description="the response's ratio is clipped at 1 + clip_high")
+    low: float = Field(default=3e-4, ge=0, description="the response's ratio is clipped at 1 - low")
+    high: float = Field(default=4e-4, ge=0, description="the response's ratio is clipped at 1 + high")
 
 
 class Gspo:
     """The clipped surrogate with the response's ratio s = exp(mean over its tokens of log r) (arXiv 2507.18071, equations 5-7).
 
-    In the form with a value a token (equation 13) each token has the ratio s in value and the gradient s * d logprobs. Use it
-    with `average: sequence`, as the paper does.
+    In the form with a value a token (equation 13) each token has the ratio s in value and the gradient s * d logprobs. Its
+    average is over responses, as the paper's; over tokens a long response's one ratio would count once a token.
     """
 
     Settings = Settings
     needs: ClassVar[frozenset[str]] = frozenset({"old"})
+    refuses: ClassVar[frozenset[str]] = frozenset({"token"})
 
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
@@ -47,7 +48,7 @@ class Gspo:
         # The value is log s; the gradient goes to the token's own log-prob.
         ratio = (log_s + mine - mine.detach()).clamp(max=MAX_LOG_RATIO).exp()
         gain = advantages.float()
-        bounded = torch.clamp(ratio, 1 - self.settings.clip_low, 1 + self.settings.clip_high) * gain
+        bounded = torch.clamp(ratio, 1 - self.settings.low, 1 + self.settings.high) * gain
         return ratio * gain, bounded
 
 

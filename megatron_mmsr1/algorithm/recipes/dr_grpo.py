@@ -7,7 +7,7 @@ from megatron_mmsr1.algorithm.recipe import Recipe
 RECIPE = Recipe(
     advantage={"name": "dr_grpo"},
     correction={"name": "none"},
-    policy_loss={"name": "ppo_clip"},
+    policy_loss={"name": "clip"},
     kl={"name": "k3"},
     average={"name": "constant"},
 )
