@@ -8,7 +8,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from megatron_mmsr1.procs import doctor
+from megatron_mmsr1.procs.facts import collect
 
 ROOT = Path(__file__).parent.parent
 # What numbers depend on: a commit of results or of pages measures nothing anew.
@@ -17,7 +17,7 @@ MEASURED = ("megatron_mmsr1", "serving", "demo", "configs", "scripts", "benchmar
 
 def provenance() -> dict[str, Any]:
     """{"commit", "date", "machine"}: what was measured, when (UTC) and where."""
-    facts = doctor.collect()
+    facts = collect()
     machine = {**facts["machine"], "python": facts["python"]}
     return {"commit": commit(), "date": time.strftime("%Y-%m-%d", time.gmtime()), "machine": machine}
 

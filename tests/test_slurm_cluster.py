@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -361,3 +362,29 @@ def test_a_script_by_hand(run: Run) -> None:
     assert done.returncode == 0, done.stderr
     run.slurm.until(done.stdout.strip(), "COMPLETED")
     assert len(run.lives()[0]["agents"]) == 3
+
+
+def test_the_doctor_looks_at_both_nodes(run: Run) -> None:
+    """A task a node under srun; the first prints both, and one table: files are seen, clocks are near, the all-reduce sums."""
+    argv = ["srun", "--nodes=2", "--ntasks-per-node=1", "--kill-on-bad-exit=1", *MMSR1, "doctor", run.config, "--json"]
+    only = ("machine", "allreduce", "disk", "shared", "clock")
+    done = run.slurm.run(*argv, *(f"--only={n}" for n in only), cwd=run.directory, env={"PYTHONPATH": str(ROOT)})
+    assert done.returncode == 0, done.stderr
+    said = json.loads(done.stdout)
+    rows = {node: [r for r in said["findings"] if r["node"] == node] for node in ("n1", "n2", "")}
+    assert rows[""] == [] and said["level"] in ("ok", "warning")
+    assert [{r["check"] for r in rows[n]} for n in ("n1", "n2")] == [set(only) - {"clock"}, set(only) - {"allreduce"}]
+    sizes = [r["data"] for r in rows["n1"] if r["check"] == "allreduce"]
+    assert len(sizes) == 3 and all(d["tasks"] == 2 and d["bus_gb_s"] > 0 for d in sizes)
+    (seen,) = [r["data"]["ms"] for r in rows["n1"] if r["check"] == "shared"]
+    assert list(seen) == ["n2"] and seen["n2"] >= 0
+    (clock,) = [r["data"] for r in rows["n2"] if r["check"] == "clock"]
+    assert abs(clock["offset_s"]) <= clock["error_s"] + 1e-3
+
+    apart = f"exec {shlex.join(map(str, argv[4:-1]))} output={shlex.quote(str(run.out))}/$SLURMD_NODENAME --only shared"
+    for node in ("n1", "n2"):
+        (run.out / node).mkdir()
+    done = run.slurm.run(*argv[:4], "bash", "-c", apart, cwd=run.directory, env={"PYTHONPATH": str(ROOT)})
+    assert (
+        done.returncode == 1 and "does not show the files of n2" in done.stdout and "the doctor found 2 errors" in done.stderr
+    )

@@ -54,7 +54,7 @@ def _where(e: Exception) -> str:
 
 def _facts() -> dict[str, Any]:
     from benchmarks.record import provenance
-    from megatron_mmsr1.procs import doctor
+    from megatron_mmsr1.procs.facts import collect
 
-    found = doctor.collect(ports={})
+    found = collect(ports={})
     return {**provenance(), "packages": found["packages"], "cuda": found["cuda"]}

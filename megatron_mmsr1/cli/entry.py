@@ -19,7 +19,8 @@ import megatron_mmsr1.cli.plugins as plugin_verbs
 import megatron_mmsr1.cli.search as search_verbs
 import megatron_mmsr1.cli.serve as serve_verbs
 import megatron_mmsr1.cli.slurm as slurm_verbs
-from megatron_mmsr1.cli.parts import Format, existing, group, verb, with_config
+from megatron_mmsr1.cli.parts import KEY_VALUE, Format, existing, group, verb, with_config
+from megatron_mmsr1.doctor.checks import NAMES as CHECKS
 from megatron_mmsr1.errors import AGAIN, Interrupted, RunError, UsageError, of_a_file
 
 if TYPE_CHECKING:
@@ -157,9 +158,10 @@ def _report(args: argparse.Namespace) -> None:
 
 
 def _doctor(args: argparse.Namespace) -> None:
-    from megatron_mmsr1.procs import doctor
+    cfg = _load(args) if args.config else None
+    from megatron_mmsr1.doctor.show import doctor
 
-    doctor.show(as_json=args.json)
+    doctor(cfg, args.only, as_json=args.json)
 
 
 def _prompts_import(args: argparse.Namespace) -> None:
@@ -234,8 +236,24 @@ def build_parser() -> argparse.ArgumentParser:
     p = verb(verbs, "report", _report, "write a run's report as one HTML file", "mmsr1 report runs/atlas")
     p.add_argument("run_directory", metavar="RUN", help="a run's output directory")
 
-    p = verb(verbs, "doctor", _doctor, "say what this machine has and what it lacks", "mmsr1 doctor --json")
-    p.add_argument("--json", action="store_true", help="as JSON, for a bug report")
+    p = verb(
+        verbs,
+        "doctor",
+        _doctor,
+        "look for what would go wrong here, or on the nodes of a job under srun",
+        "mmsr1 doctor configs/atlas.yaml --only disk",
+    )
+    p.description = f"{p.description} Exit code 0 where nothing is an error (warnings are allowed), 1 otherwise."
+    p.add_argument("config", metavar="CONFIG", nargs="?", help="a run as YAML, to be looked at too; default: the machine alone")
+    p.add_argument("override", metavar="key=value", nargs="*", default=[], help=KEY_VALUE)
+    p.add_argument("--json", action="store_true", help="as JSON, for a program or a bug report")
+    p.add_argument(
+        "--only",
+        action="append",
+        default=[],
+        choices=CHECKS,
+        help="this check alone; may be given several times. `engine` starts one if the config names none that runs",
+    )
 
     prompts = group(verbs, "prompts", "import the prompts of a released checkpoint")
     p = verb(

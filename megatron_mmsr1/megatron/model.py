@@ -45,15 +45,12 @@ def build(cfg: RunConfig, path: Path, *, trainable: bool, key: str = "model.path
     files = of_checkpoint(path, cfg.model.family, key)
     files.check_freeze(cfg.model.frozen)
     names = set() if random_weights else hf.weight_names(path)
-    Provider = files.family.provider()
     if random_weights:
         bridge = AutoBridge.from_hf_config(AutoConfig.from_pretrained(path))
     else:
         bridge = AutoBridge.from_hf_pretrained(str(path))
-    base: Any = bridge.to_megatron_provider(load_weights=False)
-    provider = Provider(**{f.name: getattr(base, f.name) for f in dataclasses.fields(base) if f.init})
+    provider = configured(bridge, files, cfg)
     provider.perform_initialization = random_weights
-    configure(provider, cfg, files.config)
 
     def before_wrapping(chunks: list[Any]) -> list[Any]:
         return _freeze(chunks if random_weights else _load(bridge, chunks, names, path), cfg.model.frozen, trainable)
@@ -78,6 +75,15 @@ def build(cfg: RunConfig, path: Path, *, trainable: bool, key: str = "model.path
     if not trainable:
         core.requires_grad_(False)
     return Built(bridge, chunks, core, files)
+
+
+def configured(bridge: AutoBridge, files: ModelFiles, cfg: RunConfig) -> Any:
+    """megatron-bridge's description of the model, as this config wants it built. Raises UsageError as `provider.configure`."""
+    base: Any = bridge.to_megatron_provider(load_weights=False)
+    kind = files.family.provider()
+    provider = kind(**{f.name: getattr(base, f.name) for f in dataclasses.fields(base) if f.init})
+    configure(provider, cfg, files.config)
+    return provider
 
 
 def _load(bridge: AutoBridge, chunks: list[Any], names: set[str], path: Path) -> list[Any]:

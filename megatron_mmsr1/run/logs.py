@@ -21,7 +21,7 @@ from typing import Any
 from megatron_mmsr1.config import RunConfig, dump
 from megatron_mmsr1.data import files
 from megatron_mmsr1.errors import RunError, UsageError
-from megatron_mmsr1.procs.doctor import collect
+from megatron_mmsr1.procs.facts import collect
 
 Value = float | int
 

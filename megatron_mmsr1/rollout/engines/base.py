@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol, runtime_checkable
 
 from megatron_mmsr1.config import EngineConfig
 from megatron_mmsr1.errors import RunError
@@ -213,6 +213,15 @@ class Control(Protocol):
     def reclaim(self, what: Iterable[Literal["weights", "kv_cache"]]) -> None:
         """Take it again; weights must be updated after that. Nothing, where the engine has given nothing back: it may have been
         started again since."""
+        ...
+
+
+@runtime_checkable
+class SaysAttention(Protocol):
+    """A control whose engine tells by which kernels it attends."""
+
+    def attention(self) -> str:
+        """As the engine calls them. Raises RunError."""
         ...
 
 

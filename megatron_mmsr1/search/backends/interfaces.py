@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from megatron_mmsr1.trajectory import ToolStatus
 
@@ -76,6 +76,23 @@ class Backend(Protocol):
     @property
     def local(self) -> bool: ...
     async def close(self) -> None: ...
+
+
+@dataclass(slots=True, frozen=True)
+class Quota:
+    """What an account has left: `left` searches (None: no limit) `of` a period's (None: it does not say)."""
+
+    left: int | None
+    of: int | None = None
+
+
+@runtime_checkable
+class Accounted(Backend, Protocol):
+    """A backend whose vendor tells, free of charge, what an account has left."""
+
+    async def quota(self) -> Quota | None:
+        """None where this vendor has no such page after all. Raises SearchFailure, also for a key that is refused."""
+        ...
 
 
 class TextBackend(Backend, Protocol):

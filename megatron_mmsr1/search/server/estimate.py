@@ -67,7 +67,7 @@ def estimate(cfg: RunConfig, today: datetime.date | None = None) -> Estimate:
 
 
 def _stage(kind: str, section: BackendSection, calls: float, latency_s: float) -> Stage | None:
-    if section.backend in ("none", "auto") or _local(kind, section.backend):
+    if section.backend in ("none", "auto") or is_local(kind, section.backend):
         return None
     busy = calls * latency_s / section.concurrency
     if section.per_second:
@@ -76,7 +76,7 @@ def _stage(kind: str, section: BackendSection, calls: float, latency_s: float) -
     return Stage(kind, section.backend, calls, usd, busy, section.price_as_of)
 
 
-def _local(kind: str, name: str) -> bool:
+def is_local(kind: str, name: str) -> bool:
     """Whether the backend's class says so of itself. UsageError for a name that there is not."""
     from megatron_mmsr1.search.server.compose import registry
 

@@ -50,6 +50,11 @@ class SGLangControl:
     def version(self) -> int:
         return version_number(self._ask("/generate", _PROBE).get("meta_info", {}).get("weight_version"))
 
+    def attention(self) -> str:
+        said = self._ask("/server_info")
+        kinds = [said.get(f"{part}_attention_backend") or said.get("attention_backend") for part in ("prefill", "decode")]
+        return " and ".join(dict.fromkeys(str(k) for k in kinds if k))
+
     def pause(self, mode: PauseMode = "abort") -> None:
         self._ask("/pause_generation", {"mode": mode})
 

@@ -19,7 +19,7 @@ from pydantic import Field
 
 from megatron_mmsr1.config.search import ImageSection
 from megatron_mmsr1.config.section import Section
-from megatron_mmsr1.search.backends.interfaces import ImageResult, SearchFailure, is_link, listed, version, words
+from megatron_mmsr1.search.backends.interfaces import ImageResult, Quota, SearchFailure, is_link, listed, version, words
 from megatron_mmsr1.search.backends.text import serpapi, serper
 from megatron_mmsr1.search.backends.tools import Tools, endpoint
 from megatron_mmsr1.search.backends.uploaders import open_uploader
@@ -57,7 +57,8 @@ class Match:
 @dataclass(slots=True, frozen=True)
 class Vendor:
     """`upstream`: the file of the vendor's text search, which knows its URL and its errors. `params`: what a request says
-    beside the picture; `ask`: the request for the matches of the picture at a URL; `read`: the matches in its answer.
+    beside the picture; `ask`: the request for the matches of the picture at a URL; `read`: the matches in its answer;
+    `account`: the request for what is left, if the vendor has one, which its text search can read.
     """
 
     upstream: ModuleType
@@ -66,6 +67,7 @@ class Vendor:
     params: Callable[[ImageSection, Any], dict[str, str]]
     ask: Callable[[str, dict[str, str], Secret], Ask]
     read: Callable[[Any], list[Match]]
+    account: Callable[[str, Secret], Ask] | None = None
 
 
 def make(section: ImageSection, tools: Tools) -> Lens:
@@ -118,6 +120,11 @@ class Lens:
         async with within(self._timeout_s, "the thumbnail"), self._places:
             return await fetch_thumbnail(self._fetcher, match.thumbnail, self._max_side)
 
+    async def quota(self) -> Quota | None:
+        if self._vendor.account is None:
+            return None
+        return await self._upstream.call(self._vendor.account(self._url, self._key), self._vendor.upstream.read_account)
+
     async def close(self) -> None:
         await self._uploader.close()
         await self._fetcher.close()
@@ -149,6 +156,7 @@ VENDORS = {
         params=lambda s, o: {"engine": "google_lens", "type": o.type, "country": s.country, "hl": s.language},
         ask=lambda url, params, key: Ask("GET", f"{url}/search.json", params, secret_params={"api_key": key}),
         read=_of_serpapi,
+        account=serpapi.account,
     ),
     "serper_lens": Vendor(
         upstream=serper,

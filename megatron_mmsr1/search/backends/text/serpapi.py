@@ -7,7 +7,7 @@ from typing import Any
 
 from megatron_mmsr1.config.search import TextSection
 from megatron_mmsr1.config.section import Section
-from megatron_mmsr1.search.backends.interfaces import SearchFailure, TextResult, listed, results, version
+from megatron_mmsr1.search.backends.interfaces import Quota, SearchFailure, TextResult, listed, results, version
 from megatron_mmsr1.search.backends.tools import Tools, endpoint
 from megatron_mmsr1.search.upstream.secrets import Secret
 from megatron_mmsr1.search.upstream.upstream import Ask, Upstream, message
@@ -48,8 +48,20 @@ class SerpApi:
         ask = Ask("GET", f"{self._url}/search.json", params, secret_params={"api_key": self._key})
         return await self._upstream.call(ask, lambda said: _read(said, k), explain)
 
+    async def quota(self) -> Quota:
+        return await self._upstream.call(account(self._url, self._key), read_account)
+
     async def close(self) -> None:
         await self._upstream.close()
+
+
+def account(url: str, key: Secret) -> Ask:
+    """serpapi.com/account-api: not billed. Its answer holds the key and an address: nothing but numbers may be read of it."""
+    return Ask("GET", f"{url}/account.json", secret_params={"api_key": key})
+
+
+def read_account(said: Any) -> Quota:
+    return Quota(int(said["total_searches_left"]), int(said["searches_per_month"]) or None)
 
 
 def explain(code: int, said: Any) -> SearchFailure | None:

@@ -9,7 +9,7 @@ from pydantic import Field
 
 from megatron_mmsr1.config.search import TextSection
 from megatron_mmsr1.config.section import Section
-from megatron_mmsr1.search.backends.interfaces import SearchFailure, TextResult, listed, results, version
+from megatron_mmsr1.search.backends.interfaces import Quota, SearchFailure, TextResult, listed, results, version
 from megatron_mmsr1.search.backends.tools import Tools, endpoint
 from megatron_mmsr1.search.upstream.secrets import Secret
 from megatron_mmsr1.search.upstream.upstream import Ask, Upstream, message
@@ -53,6 +53,11 @@ class Tavily:
         ask = Ask("POST", f"{self._url}/search", json=body, bearer=self._key)
         return await self._upstream.call(ask, lambda said: _read(said, k), explain)
 
+    async def quota(self) -> Quota:
+        """Credits; a basic search takes one, an advanced one two."""
+        ask = Ask("GET", f"{self._url}/usage", bearer=self._key)
+        return await self._upstream.call(ask, _read_usage, explain)
+
     async def close(self) -> None:
         await self._upstream.close()
 
@@ -61,6 +66,17 @@ def explain(code: int, said: Any) -> SearchFailure | None:
     if code in OVER_PLAN:
         return SearchFailure(ToolStatus.BUDGET, f"tavily: {message(said) or f'HTTP {code}'}")
     return None
+
+
+def _read_usage(said: Any) -> Quota:
+    """The smaller of what the key and the account's plan, with what is paid as one goes, have left; a null limit is none."""
+    key, own = said["key"], said.get("account", {})
+    limits = [(key.get("limit"), key["usage"])]
+    if own.get("plan_limit") is not None:
+        extra = (own.get("paygo_limit") or 0) - (own.get("paygo_usage") or 0)
+        limits.append((own["plan_limit"] + extra, own["plan_usage"]))
+    left = [(int(limit) - int(used), int(limit)) for limit, used in limits if limit is not None]
+    return Quota(*min(left)) if left else Quota(None)
 
 
 def _read(said: Any, k: int) -> list[TextResult]:

@@ -1,19 +1,20 @@
-"""`mmsr1 doctor`: what this machine has, what the trainer and the engine would use of it, and what is missing.
+"""What this machine has, what the trainer and the engine would use of it, and what is missing: facts that cost nothing.
 
-The facts are also what a report keeps of the environment (`collect`). Versions come from the
-packages' metadata; of the heavy ones only torch is imported.
+A run keeps them as environment.json, and `mmsr1 doctor` begins with them. Versions come from the packages' metadata; of the
+heavy ones only torch is imported.
 """
 
 from __future__ import annotations
 
 import importlib.util
-import json
 import os
 import platform
+import re
 import shutil
 import sys
 from collections.abc import Mapping
 from importlib import metadata
+from pathlib import Path
 from typing import Any
 
 from megatron_mmsr1.procs.patches import PATCHES
@@ -41,6 +42,7 @@ GPU_PACKAGES = {
 }
 # megatron.layers.PackedAttention, which stands in wherever transformer-engine does not.
 PADDED = "torch's scaled_dot_product_attention over padded batches"
+DRIVER = Path("/proc/driver/nvidia/version")
 PORTS = {8100: "search server (mmsr1 search serve)", 29500: "torchrun's rendezvous"}
 
 
@@ -53,7 +55,8 @@ def version(package: str) -> str | None:
 
 
 def collect(ports: Mapping[int, str] = PORTS) -> dict[str, Any]:
-    """JSON-ready facts: python, machine, cuda, packages, kernels, attention, patches, ports, and `warnings` as sentences.
+    """JSON-ready facts: python, machine, cuda, packages, kernels, attention, patches, ports, and as sentences `errors`, with
+    which nothing would train, and `warnings`.
 
     `ports`: those to look at, and what each is for.
     """
@@ -70,8 +73,15 @@ def collect(ports: Mapping[int, str] = PORTS) -> dict[str, Any]:
     facts["patches"] = [
         {k: getattr(p, k) for k in ("name", "package", "version", "installed", "fits", "file", "why", "where")} for p in PATCHES
     ]
+    facts["errors"] = _errors(facts)
     facts["warnings"] = _warnings(facts, on_gpu, ports)
     return facts
+
+
+def driver() -> str | None:
+    """The version of NVIDIA's kernel module; None where there is none."""
+    found = re.search(r"\s(\d+\.\d+[\d.]*)\s", DRIVER.read_text()) if DRIVER.is_file() else None
+    return found[1] if found else None
 
 
 def _machine() -> dict[str, Any]:
@@ -100,7 +110,7 @@ def _device(d: Any) -> dict[str, Any]:
 
 def _cuda() -> dict[str, Any]:
     if importlib.util.find_spec("torch") is None:
-        return {"torch_build": None, "devices": [], "nccl": None, "backend": "none: torch is missing"}
+        return {"torch_build": None, "devices": [], "nccl": None, "driver": driver(), "backend": "none: torch is missing"}
     import torch
     from torch.cuda import nccl
 
@@ -113,6 +123,7 @@ def _cuda() -> dict[str, Any]:
         "torch_build": torch.version.cuda or "cpu",
         "devices": devices,
         "nccl": release,
+        "driver": driver(),
         "backend": f"nccl {release}" if devices else "gloo",
     }
 
@@ -132,8 +143,18 @@ def _attention(packages: dict[str, str | None], on_gpu: bool) -> dict[str, str]:
     return {"trainer": fused, "engine": "SGLang's default for this GPU"}
 
 
-def _warnings(facts: dict[str, Any], on_gpu: bool, ports: Mapping[int, str]) -> list[str]:
+def _errors(facts: dict[str, Any]) -> list[str]:
     out = [f"{p} is not installed: run ./scripts/env.sh" for p in PACKAGES[:5] if facts["packages"][p] is None]
+    return out + [
+        f"{p['file']} changes internals of {p['package']} {p['version']}, but {p['installed']} is installed: where it is used "
+        f"({p['where']}), it will refuse to run"
+        for p in facts["patches"]
+        if p["installed"] and not p["fits"]
+    ]
+
+
+def _warnings(facts: dict[str, Any], on_gpu: bool, ports: Mapping[int, str]) -> list[str]:
+    out: list[str] = []
     if on_gpu:
         out += [
             f"{p} is not installed: {so}; run ./scripts/env.sh --gpu"
@@ -149,12 +170,6 @@ def _warnings(facts: dict[str, Any], on_gpu: bool, ports: Mapping[int, str]) -> 
         )
         if shutil.which("nvidia-smi"):
             out.append("nvidia-smi is here, but torch sees no device: check the driver, CUDA_VISIBLE_DEVICES and torch's build")
-    out += [
-        f"{p['file']} changes internals of {p['package']} {p['version']}, but {p['installed']} is installed: where it is used "
-        f"({p['where']}), it will refuse to run"
-        for p in facts["patches"]
-        if p["installed"] and not p["fits"]
-    ]
     m = facts["machine"]
     if m["cores"] < 2:
         out.append("one core: trainer and engine share it, and time-outs may strike; two are the least that was tried")
@@ -175,28 +190,3 @@ def _warnings(facts: dict[str, Any], on_gpu: bool, ports: Mapping[int, str]) -> 
             "PYTHONDONTWRITEBYTECODE is set: engines start slowly unless bytecode was compiled (scripts/env.sh does that)"
         )
     return out
-
-
-def show(*, as_json: bool) -> None:
-    """Print the facts; the warnings last."""
-    facts = collect()
-    if as_json:
-        print(json.dumps(facts, indent=1))
-        return
-    m, c = facts["machine"], facts["cuda"]
-    print(f"python     {facts['python']} on {m['system']}")
-    print(f"machine    {m['cores']} cores ({m['processor']}), memory {m['memory_free_gib']} of {m['memory_gib']} GiB free,")
-    print(f"           /dev/shm {m['shared_memory_gib']} GiB, disk {m['disk_free_gib']} GiB free")
-    devices = [f"{d['name']} ({d['memory_gib']} GiB, sm {d['capability']})" for d in c["devices"]]
-    print(
-        f"cuda       {'; '.join(devices) or 'no device'} (torch built for {c['torch_build']}); collectives over {c['backend']}"
-    )
-    for package, found in facts["packages"].items():
-        print(f"  {package:<20} {found or '-'}")
-    print(f"sgl_kernel {facts['sgl_kernel']}")
-    print(f"attention  trainer: {facts['attention']['trainer']}; engine: {facts['attention']['engine']}")
-    print("patches    of other packages' internals, each for one version:")
-    for p in facts["patches"]:
-        print(f"  {p['name']:<20} {p['package']} {p['version']}, {p['where']} ({p['file']}): {p['why']}")
-    for warning in facts["warnings"]:
-        print(f"warning: {warning}")
