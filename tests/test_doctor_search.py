@@ -105,6 +105,12 @@ def test_what_is_local_is_not_opened(tmp_path: Any) -> None:
     assert all(f.level is Level.OK and "on this machine, or none" in f.value for f in found.values())
 
 
+def test_a_summariser_that_the_run_starts_is_not_asked_for(tmp_path: Any) -> None:
+    cfg = config(tmp_path, search={"summarise": {"backend": "openai"}}, placement={"summariser": {"model": "m"}})
+    found = by_name(alone(search.run, cfg))["search.summarise"]
+    assert found.level is Level.OK and "the run starts its model" in found.value
+
+
 def test_a_server_that_runs_is_asked_whether_it_is_ready(tmp_path: Any) -> None:
     with Vendor(always(answer({"ready": True}))) as v:
         found = by_name(alone(search.run, config(tmp_path, search={"url": v.url})))["server"]

@@ -40,7 +40,7 @@ def examine(cfg: RunConfig | None, only: Sequence[str] = ()) -> list[Found] | No
         found = _run(name, tasks, cfg, asked=name in only)
         own += [Found(tasks.node, name, f).plain() for f in found]
     everyone = tasks.gather("findings", own)
-    tasks.gather("done", True)  # the first task holds the store, and ends last
+    tasks.leave()
     if tasks.rank:
         return None
     rows = [Found(row["node"], row["check"], Finding.read(row)) for of_task in everyone for row in of_task]

@@ -47,10 +47,17 @@ class Tasks:
         keys = [f"{label}/{r}" for r in ranks]
         try:
             self.store.wait(keys, timedelta(seconds=within_s))
+            return [json.loads(self.store.get(key)) for key in keys]
         except RuntimeError as e:  # torch's errors of a store are its children
             missing = [r for r, key in zip(ranks, keys, strict=True) if not self._has(key)]
             raise RunError(f"tasks {missing} did not come to {label!r} within {within_s:g} s ({_first_line(e)})") from None
-        return [json.loads(self.store.get(key)) for key in keys]
+
+    def leave(self) -> None:
+        """The last that a task does here. The first one holds the store, and goes when all others have gone."""
+        if self.rank:
+            self.store.set(f"left/{self.rank}", "true")
+        else:
+            self.gather("left", True)
 
     def _has(self, key: str) -> bool:
         try:

@@ -27,7 +27,7 @@ def run(place: Place) -> list[Finding]:
 
     tasks, devices = place.tasks, torch.cuda.device_count()
     if tasks.world == 1 and devices > 1:
-        return _over_devices(devices)
+        return over_processes(devices)
     if tasks.world == 1 and not devices:
         return [Finding("all-reduce", "not run: one process without a GPU; under srun it runs over all tasks")]
     return together(tasks)
@@ -121,16 +121,19 @@ def _said(size: int) -> str:
     return f"{size // 2**20} MiB" if size >= 2**20 else f"{size // 2**10} KiB"
 
 
-def _over_devices(devices: int) -> list[Finding]:
-    """All GPUs of this machine: this same check, in a process each."""
+def over_processes(count: int) -> list[Finding]:
+    """This same check in so many processes of this machine: one for each of its GPUs."""
+    from megatron_mmsr1.procs.ports import HOST, free_port
     from megatron_mmsr1.procs.service import Command, Service, wait_all
 
-    ranks = ["--standalone", "--nproc-per-node", str(devices), "-m", "megatron_mmsr1.cli", "doctor"]
+    ranks = ["--nproc-per-node", str(count), "--master-addr", HOST, "--master-port", str(free_port())]
+    doctor = ["-m", "megatron_mmsr1.cli", "doctor", "--only", "allreduce", "--json"]
     with tempfile.TemporaryDirectory(prefix="mmsr1-doctor-") as directory:
         log = Path(directory) / "ranks.log"
-        argv = [sys.executable, "-m", "torch.distributed.run", *ranks, "--only", "allreduce", "--json"]
+        argv = [sys.executable, "-m", "megatron_mmsr1.procs.torchrun", *ranks, *doctor]
+        env = {"OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"}
         failure = None
-        with Service(Command(name="the all-reduce", argv=argv, log=log)).start() as service:
+        with Service(Command(name="the all-reduce", argv=argv, log=log, env=env)).start() as service:
             try:
                 wait_all([service])
             except RunError as e:  # also where it found errors

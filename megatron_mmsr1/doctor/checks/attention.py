@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import subprocess
 import sys
@@ -33,18 +34,23 @@ def run(place: Place) -> list[Finding]:
     if done.returncode:
         said = done.stderr.strip().splitlines() or [f"exit code {done.returncode}"]
         raise RunError(f"the model's attention does not run here: {said[-1]}")
-    return [finding(json.loads(done.stdout.splitlines()[-1]))]
+    return findings(json.loads(done.stdout.splitlines()[-1]))
 
 
-def finding(said: dict[str, Any]) -> Finding:
+def findings(said: dict[str, Any]) -> list[Finding]:
     """Of what the probe printed."""
-    value = f"{said['layer']} by {', '.join(said['kernels']) or 'kernels without a name'}, {said['dtype']} on {said['device']}"
-    data = {k: None if v != v else v for k, v in said.items()}  # JSON has no NaN
-    if not all(e <= TOLERANCE[said["dtype"]] for e in (said["error"], said["gradient_error"])):
-        wrong = f"{value}; off by {said['error']:.2g}, its gradients by {said['gradient_error']:.2g}"
-        advice = "this kernel computes something else: install another build of it"
-        return Finding("trainer", wrong, Level.ERROR, advice, data=data)
-    return Finding("trainer", f"{value}; right to {said['error']:.1g}", alike=True, data=data)
+    kernels = (
+        f"{said['layer']} by {', '.join(said['kernels']) or 'kernels without a name'}, {said['dtype']} on {said['device']}"
+    )
+    errors = {k: said[k] for k in ("error", "gradient_error")}
+    right = all(e <= TOLERANCE[said["dtype"]] for e in errors.values())
+    off = f"output {said['error']:.1g}, gradients {said['gradient_error']:.1g} from a softmax in float32"
+    data = {k: None if math.isnan(e) else e for k, e in errors.items()}  # JSON has no NaN
+    advice = "" if right else "this kernel computes something else: install another build of it"
+    return [
+        Finding("trainer", kernels, alike=True, data={k: v for k, v in said.items() if k not in errors}),
+        Finding("difference", off, Level.OK if right else Level.ERROR, advice, data=data),
+    ]
 
 
 CHECK = Check("the trainer's attention, run once and compared", Who.NODES, run)

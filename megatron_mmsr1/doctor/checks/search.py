@@ -45,7 +45,9 @@ async def _backends(cfg: RunConfig) -> list[Finding]:
     tools = _Tools(cfg.search, Metrics(), Ledger(None, BudgetSection()), PublicFiles())
     calls = {s.kind: s.calls * cfg.train.steps for s in estimate(cfg).stages}
     sections: dict[str, BackendSection] = {k: getattr(cfg.search, k) for k in ("text", "image", "read", "summarise")}
-    return [await _backend(kind, section, tools, calls.get(kind, 0.0)) for kind, section in sections.items()]
+    ours = [sections.pop("summarise").backend] if cfg.placement.summariser.model else []
+    found = [await _backend(kind, section, tools, calls.get(kind, 0.0)) for kind, section in sections.items()]
+    return found + [Finding("search.summarise", f"{name}: the run starts its model (placement.summariser)") for name in ours]
 
 
 async def _backend(kind: str, section: BackendSection, tools: _Tools, calls: float) -> Finding:
