@@ -12,6 +12,7 @@ import yaml
 from contracts.algorithm import CHECKS
 from doc_examples import write_examples
 
+from megatron_mmsr1.algorithm import recipes
 from megatron_mmsr1.algorithm.composition import compose, part
 from megatron_mmsr1.config import parse
 from megatron_mmsr1.errors import UsageError
@@ -42,6 +43,16 @@ def test_two_of_each_ship() -> None:
 @pytest.mark.parametrize(("seam", "name"), SHIPPED)
 def test_what_ships_holds_to_the_contract(seam: str, name: str) -> None:
     CHECKS[seam](part(SEAMS[seam], name, {}))
+
+
+def test_the_page_of_all_parts_has_each_with_its_options() -> None:
+    page = (Path(__file__).parent.parent / "docs" / "algorithms.md").read_text()
+    rows = [line for line in page.splitlines() if line.startswith("| `")]
+    for seam, name in SHIPPED:
+        settings = set(SEAMS[seam].get(name).Settings.model_fields) - {"name", "input_clamp", "output_clamp"}
+        assert any(line.startswith(f"| `{name}` |") and all(f"`{s}`" in line for s in settings) for line in rows), (seam, name)
+    shown = {n for line in rows for n in line.split("|")[1].replace("`", "").replace(" ", "").split(",")}
+    assert set(recipes.REGISTRY.names()) <= shown
 
 
 @pytest.mark.parametrize(
