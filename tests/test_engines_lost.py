@@ -48,7 +48,6 @@ def test_a_run_goes_on_without_an_engine_that_is_lost(atlas_world: Path, tmp_pat
             while checkpointed_step(out) < 2 and run.poll() is None:
                 time.sleep(0.2)
             ranks = [p for p in psutil.Process(run.pid).children(recursive=True) if "megatron_mmsr1.train" in p.cmdline()]
-            search = (out / "logs" / "search.log").stat().st_ino
             next(p for p in ranks if "RANK" in p.environ()).kill()
             assert run.wait() == 0, (tmp_path / "said").read_text()
         finally:
@@ -60,6 +59,6 @@ def test_a_run_goes_on_without_an_engine_that_is_lost(atlas_world: Path, tmp_pat
     assert [r["step"] for r in rows] == [0, 1, 2, 3]
     assert "the ranks are started again (0 restarts left)" in text and text.count("starting 2 engines") == 1
     (life,) = [json.loads(line) for line in (out / "lives.jsonl").read_text().splitlines()]
-    assert life["to"] >= 2 and (out / "logs" / "search.log").stat().st_ino == search
+    assert life["to"] >= 2
     assert rows[0]["engines/absent"] == 0 and rows[-1]["engines/absent"] == 1
     assert all(r["rollout/engine_errors"] == 0 for r in rows if "rollout/engine_errors" in r)  # its turns moved

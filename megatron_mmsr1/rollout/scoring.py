@@ -13,6 +13,7 @@ from typing import Any
 
 from megatron_mmsr1.config.section import Section
 from megatron_mmsr1.errors import UsageError
+from megatron_mmsr1.procs.kill import kill
 from megatron_mmsr1.reward import from_settings, keep, score_trajectory
 from megatron_mmsr1.rollout.scoring_process import BROKEN, PARTS, frame
 from megatron_mmsr1.trajectory import Trajectory
@@ -136,9 +137,7 @@ class _Worker:
         try:
             said = await asyncio.wait_for(_next(process.stdout), START_S)
         except (TimeoutError, asyncio.IncompleteReadError) as e:
-            with contextlib.suppress(ProcessLookupError):
-                process.kill()
-            code = await process.wait()
+            code = await kill(process)
             why = f"was not loaded within {START_S:g} s" if isinstance(e, TimeoutError) else f"ended its process ({code})"
             raise UsageError(f"{self._name()} {why} before it scored anything") from None
         if isinstance(said, str):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import os
 import re
 import resource
@@ -15,6 +14,7 @@ import lxml.etree
 import lxml.html
 import orjson
 
+from megatron_mmsr1.procs.kill import kill
 from megatron_mmsr1.protocol import clean
 from megatron_mmsr1.search.backends.interfaces import SearchFailure
 from megatron_mmsr1.search.upstream.deadline import within
@@ -197,10 +197,10 @@ class Extractors:
             try:
                 answer = await _ask(worker, html.encode("utf-8", "replace"))
             except (asyncio.IncompleteReadError, ConnectionError):
-                await _kill(worker)
+                await kill(worker)
                 raise SearchFailure(ToolStatus.REFUSED, "the page is more than a reader can take") from None
             except BaseException:
-                await _kill(worker)
+                await kill(worker)
                 raise
             self._idle.append(worker)
         title, text = orjson.loads(answer)
@@ -215,7 +215,7 @@ class Extractors:
 
     async def close(self) -> None:
         while self._idle:
-            await _kill(self._idle.pop())
+            await kill(self._idle.pop())
 
 
 async def _start() -> asyncio.subprocess.Process:
@@ -234,12 +234,6 @@ async def _ask(worker: asyncio.subprocess.Process, page: bytes) -> bytes:
     await worker.stdin.drain()
     (length,) = _LENGTH.unpack(await worker.stdout.readexactly(_LENGTH.size))
     return await worker.stdout.readexactly(length)
-
-
-async def _kill(worker: asyncio.subprocess.Process) -> None:
-    with contextlib.suppress(ProcessLookupError):
-        worker.kill()
-    await asyncio.shield(worker.wait())
 
 
 def main() -> None:
