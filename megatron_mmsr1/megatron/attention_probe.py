@@ -23,21 +23,19 @@ def probe(config: Path) -> dict[str, Any]:
     """{"layer", "kernels", "dtype", "device", "error", "gradient_error"}: errors relative to the largest entry.
     `platform.install` comes first. Raises UsageError as `model.build`, and whatever a kernel that does not run raises."""
     import torch
-    from megatron.bridge import AutoBridge
     from megatron.core.transformer.enums import AttnMaskType
     from megatron.core.transformer.spec_utils import build_module
-    from transformers import AutoConfig
 
     from megatron_mmsr1 import config as configs
     from megatron_mmsr1.megatron import parallel
     from megatron_mmsr1.megatron.layout import packed
-    from megatron_mmsr1.megatron.model import configured
+    from megatron_mmsr1.megatron.model import described
     from megatron_mmsr1.models import of_checkpoint
 
     cfg = alone(configs.load(config))
     parallel.init(cfg)
     files = of_checkpoint(cfg.model.path, cfg.model.family)
-    provider = configured(AutoBridge.from_hf_config(AutoConfig.from_pretrained(cfg.model.path)), files, cfg)
+    _, provider = described(cfg, files, cfg.model.path, config_only=True)
     spec: Any = provider.transformer_layer_spec
     spec = spec(provider) if callable(spec) else spec
     layer = spec.layer_specs[0] if hasattr(spec, "layer_specs") else spec  # of a block, or of each of its layers

@@ -45,11 +45,7 @@ def build(cfg: RunConfig, path: Path, *, trainable: bool, key: str = "model.path
     files = of_checkpoint(path, cfg.model.family, key)
     files.check_freeze(cfg.model.frozen)
     names = set() if random_weights else hf.weight_names(path)
-    if random_weights:
-        bridge = AutoBridge.from_hf_config(AutoConfig.from_pretrained(path))
-    else:
-        bridge = AutoBridge.from_hf_pretrained(str(path))
-    provider = configured(bridge, files, cfg)
+    bridge, provider = described(cfg, files, path, config_only=random_weights)
     provider.perform_initialization = random_weights
 
     def before_wrapping(chunks: list[Any]) -> list[Any]:
@@ -77,13 +73,18 @@ def build(cfg: RunConfig, path: Path, *, trainable: bool, key: str = "model.path
     return Built(bridge, chunks, core, files)
 
 
-def configured(bridge: AutoBridge, files: ModelFiles, cfg: RunConfig) -> Any:
-    """megatron-bridge's description of the model, as this config wants it built. Raises UsageError as `provider.configure`."""
+def described(cfg: RunConfig, files: ModelFiles, path: str | Path, *, config_only: bool) -> tuple[AutoBridge, Any]:
+    """The bridge of a checkpoint, and its description ("provider") of the model as this config wants it built. `config_only`:
+    nothing but config.json is read. Raises UsageError as `provider.configure`."""
+    kind = files.family.provider()  # first: a family that megatron-bridge does not know is made known to it here
+    if config_only:
+        bridge = AutoBridge.from_hf_config(AutoConfig.from_pretrained(path))
+    else:
+        bridge = AutoBridge.from_hf_pretrained(str(path))
     base: Any = bridge.to_megatron_provider(load_weights=False)
-    kind = files.family.provider()
     provider = kind(**{f.name: getattr(base, f.name) for f in dataclasses.fields(base) if f.init})
     configure(provider, cfg, files.config)
-    return provider
+    return bridge, provider
 
 
 def _load(bridge: AutoBridge, chunks: list[Any], names: set[str], path: Path) -> list[Any]:
