@@ -6,7 +6,6 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import yaml
 from pydantic import Field, ValidationError
 
 from megatron_mmsr1.config import ENGINE, EnginePart, ModelConfig, ProtocolConfig, RolloutConfig, SearchConfig
@@ -116,11 +115,6 @@ def _parse(raw: dict[str, Any], where: str) -> ServeConfig:
         return ServeConfig.model_validate(raw)
     except ValidationError as e:
         raise UsageError(f"{where}:\n{explain_all(e, ServeConfig, raw)}") from None
-
-
-def dump(cfg: ServeConfig) -> str:
-    """As YAML, defaults included."""
-    return yaml.safe_dump(cfg.model_dump(mode="json"), sort_keys=False)
 
 
 def _beside(directory: Path, raw: dict[str, Any]) -> None:

@@ -205,8 +205,8 @@ async def test_versions_tell_settings_apart_and_nothing_else(spec: Spec, monkeyp
 
 
 def test_every_live_backend_is_here() -> None:
-    from megatron_mmsr1.search.server.compose import names
+    from megatron_mmsr1.search.server.compose import registry
 
     kinds = {"text": {"bm25", "ddgs"}, "read": {"corpus", "trafilatura"}, "summarise": {"extractive"}}
     for kind, tested_elsewhere in kinds.items():
-        assert set(names(kind)) - tested_elsewhere == {s.backend for s in SPECS.values() if s.kind == kind}
+        assert set(registry(kind).names()) - tested_elsewhere == {s.backend for s in SPECS.values() if s.kind == kind}

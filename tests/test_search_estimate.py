@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from megatron_mmsr1 import config
 from megatron_mmsr1.config import RunConfig
 from megatron_mmsr1.errors import UsageError
-from megatron_mmsr1.search.server.compose import names
+from megatron_mmsr1.search.server.compose import registry
 from megatron_mmsr1.search.server.estimate import STALE_DAYS, estimate
 
 TODAY = datetime.date(2026, 6, 1)
@@ -96,7 +96,9 @@ def test_what_is_local_costs_nothing() -> None:
 LOCAL = {"bm25", "descriptor", "embedding", "recorded", "corpus", "extractive"}
 
 
-@pytest.mark.parametrize(("kind", "name"), [(k, n) for k in ("text", "image", "read", "summarise") for n in names(k)])
+@pytest.mark.parametrize(
+    ("kind", "name"), [(k, n) for k in ("text", "image", "read", "summarise") for n in registry(k).names()]
+)
 def test_every_backend_is_known_to_be_local_or_not(kind: str, name: str) -> None:
     got = estimate(run({kind: {"backend": name}}), TODAY)
     assert [s.backend for s in got.stages] == ([] if name in LOCAL else [name])

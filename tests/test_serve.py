@@ -18,6 +18,7 @@ import httpx
 import openai
 import pytest
 import serving_fixtures as f
+import yaml
 from engine_fixtures import part_of
 from loop_fixtures import COLD_START, ROOT
 
@@ -97,7 +98,7 @@ def model(tmp_path_factory: pytest.TempPathFactory, atlas_world: Path) -> Path:
     """A checkpoint as `mmsr1 export` leaves it: weights, with their serving.yaml beside."""
     out = tmp_path_factory.mktemp("served") / "atlas"
     shutil.copytree(COLD_START, out)
-    (out / settings.FILE).write_text(settings.dump(f.atlas_config(atlas_world)))
+    (out / settings.FILE).write_text(yaml.safe_dump(f.atlas_config(atlas_world).model_dump(mode="json")))
     return out
 
 

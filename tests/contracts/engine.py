@@ -182,7 +182,6 @@ def an_update_of_the_tower_changes_what_is_seen(e: EngineUnderTest) -> None:
         if "visual" not in n:
             c.send([(n, t)])
     c.end(version)
-    c.forget_pictures()
     c.resume()
     assert look() != old, "the picture still has the features of the old tower"
 

@@ -201,10 +201,6 @@ class Control(Protocol):
         """Drop cached prefixes."""
         ...
 
-    def forget_pictures(self) -> None:
-        """Drop cached features of pictures, which an update of the vision tower makes wrong."""
-        ...
-
     def release(self, what: Iterable[Literal["weights", "kv_cache"]]) -> None:
         """Give device memory back while the trainer needs it; paused before. RunError where the engine cannot. Given back,
         weights are lost: until `reclaim` and an update the engine says no version of ours."""

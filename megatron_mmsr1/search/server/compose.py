@@ -73,13 +73,8 @@ def make(kind: str, section: BackendSection, tools: Tools, auto: str = NONE) -> 
     return registry(kind).get(name)(section, tools)
 
 
-def names(kind: str) -> list[str]:
-    """The backends of a kind (text, image, read, summarise) that ship or are installed."""
-    return registry(kind).names()
-
-
 def registry(kind: str) -> Registry[Any]:
-    """The backends of a kind: what ships, what is installed, a person's own."""
+    """The backends of a kind (text, image, read, summarise): what ships, what is installed, a person's own."""
     return importlib.import_module(f"megatron_mmsr1.search.backends.{kind}").REGISTRY
 
 

@@ -98,10 +98,6 @@ class SGLangControl:
     def flush(self) -> None:
         self._ask("/flush_cache", {})
 
-    def forget_pictures(self) -> None:
-        """SGLang has no call for it: an engine of a run that trains the tower keeps none (SGLANG_VLM_CACHE_SIZE_MB=0, which
-        `launch` sets). What its processor cached goes with `load`."""
-
     def release(self, what: Iterable[Literal["weights", "kv_cache"]]) -> None:
         """On a CPU SGLang keeps its memory: only what it caches goes."""
         self._ask("/release_memory_occupation", {"tags": list(what)})

@@ -62,9 +62,6 @@ class TransformersControl:
     def flush(self) -> None:
         """Nothing is cached."""
 
-    def forget_pictures(self) -> None:
-        """Nothing is cached."""
-
     def release(self, what: Iterable[Literal["weights", "kv_cache"]]) -> None:
         raise RunError(f"{self.url}: the transformers engine cannot give memory back")
 
