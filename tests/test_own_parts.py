@@ -58,7 +58,7 @@ def trained(atlas_world: Path, tmp_path_factory: pytest.TempPathFactory) -> Path
     (home / "notebook.py").write_text(NOTEBOOK)
     config: dict[str, Any] = yaml.safe_load((ROOT / "configs" / "atlas.yaml").read_text())
     brief = {"weight": 0.5, "reward": {"name": f"{files['brief.py']}:Brief", "words": 8}}
-    config["reward"] = {"name": "weighted", "terms": [{"weight": 1.0, "reward": "mmsearch"}, brief]}
+    config["reward"] = {"name": "sum", "terms": [{"weight": 1.0, "reward": "mmsearch"}, brief]}
     config["tools"]["text_search"] = {"use": f"{home / 'notebook.py'}:Notebook", "limit": 2, "says": SAYS}
     squared = {"name": f"{files['squared.py']}:Squared", "width": 0.5}
     config["algorithm"] = {"policy_loss": squared, "correction": "tis", "average": "sequence", "updates_per_step": 2}
@@ -76,7 +76,7 @@ def test_own_reward_and_loss_run_in_the_loop(trained: Path) -> None:
     assert updated and all(0 < r["correction_mean"] <= 2 and r["grad_norm"] > 0 for r in updated)
     for t in read_dump(trained / "rollouts", 0)[0]:
         # The sum of both, each scored by its own file.
-        assert t.reward == t.reward_parts["term/1/reward"] + 0.5 * t.reward_parts["term/2/reward"]
+        assert t.reward == t.reward_parts["mmsearch/reward"] + 0.5 * t.reward_parts["Brief/reward"]
         assert t.reward_parts["words"] == len(t.assistant_texts[-1].split())
 
 

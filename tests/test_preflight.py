@@ -138,7 +138,7 @@ def test_layout_reward_and_hub_names_are_checked_before_anything_starts(
 
 def test_a_run_that_searches_nothing_needs_no_search_server(atlas_world: Path, tmp_path: Path) -> None:
     bare = ["search.corpus=null", "protocol.max_rounds=1", "protocol.image_searches=0", "protocol.text_searches=0"]
-    cfg = run(atlas_world, tmp_path, *bare, "reward=math_answer")
+    cfg = run(atlas_world, tmp_path, *bare, "reward=math")
     preflight.train(cfg)
     with services(cfg, Machines.alone(1), engine=False) as found:
         assert found.search is None and not (tmp_path / "logs").exists()

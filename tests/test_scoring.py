@@ -101,6 +101,41 @@ def test_values_that_break_the_contract_end_the_run(file: Path) -> None:
         score(f"{file}:Own", ["none"], deadline_s=60.0)
 
 
+# Our own grammar leaves a binomial to math-verify, and that computes 9^(9^9).
+ENDLESS = "\\binom{9^{9^9}}{2}"
+HOSTILE = [
+    "9**9**9",
+    "9^{9^9}",
+    "{" * 50_000 + "}" * 50_000,
+    "\\frac{1}{" * 10_000,
+    "\\sqrt[" * 12_000,
+    "$" * 100_000,
+    "(" * 100_000,
+]
+
+
+def test_a_hostile_answer_costs_its_deadline_at_most_and_the_next_one_nothing() -> None:
+    """Texts of 100 kB are wrong at once. What keeps math-verify busy ends with its process, as no reward; a new one goes on."""
+    right = "<think>t</think><answer>x>1</answer>"
+    texts = [right, *(f"<think>t</think><answer>{h}</answer>" for h in HOSTILE), f"<answer>{ENDLESS}</answer>", right]
+
+    async def run() -> list[Trajectory]:
+        scoring = Scoring(reward.get("math").settings, workers=1, deadline_s=20.0)
+        done = [said(t) for t in texts]
+        try:
+            for t in done:
+                t.golden_answers = ["1<x"]
+                await scoring.score(t)
+        finally:
+            await scoring.close()
+        return done
+
+    done = asyncio.run(run())
+    assert [t.reward for t in done[1:-2]] == [0.1] * len(HOSTILE)  # wrong, and well formed
+    assert done[-2].reward is None and "took longer than 20 s; its process was ended" in done[-2].extra["reward_error"]
+    assert (done[0].reward, done[-1].reward) == (1.0, 1.0)
+
+
 def test_ours_need_no_process() -> None:
     async def run() -> Trajectory:
         t = said("<reason>r</reason><answer>gold</answer>")

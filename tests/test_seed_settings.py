@@ -104,7 +104,7 @@ def test_the_script_of_mmsearch_r1_as_it_is(rows: str) -> None:
 def test_the_flags_of_open_r1_as_they_are(rows: str) -> None:
     cfg = loaded(seed_settings.command("open-r1", [*ITS_FLAGS.split(), "--dataset_name", str(Path(rows).parent)]))
     assert cfg.train.steps == 12 and cfg.data.prompts_per_step == 8 and cfg.data.train == [rows]
-    assert cfg.reward.model_dump()["name"] == "math_answer" and cfg.model.max_pixels == 2359296
+    assert cfg.reward.model_dump()["name"] == "math" and cfg.model.max_pixels == 2359296
     assert (cfg.model.path, cfg.output, cfg.name) == ("Qwen/Qwen2-VL-2B-Instruct", "checkpoints/x", "x")
     assert cfg.logging.wandb and cfg.megatron.recompute == "full" and cfg.algorithm.kl_coef == 0.04
 

@@ -12,7 +12,7 @@ from rollout_fixtures import ScriptedEngine, ScriptedSearch, context, prompt
 from megatron_mmsr1.errors import RunError
 from megatron_mmsr1.reward import mmsearch, score_trajectory
 from megatron_mmsr1.rollout.agent import Seeds, open_group, run_trajectory
-from megatron_mmsr1.run.trainable import require_something, scored
+from megatron_mmsr1.run.trainable import require_rewards, require_something, scored
 from megatron_mmsr1.trajectory import Status, ToolStatus, Trajectory
 
 TOKENIZER = tiny_checkpoint.tokenizer()
@@ -56,6 +56,22 @@ async def test_a_step_that_only_met_an_outage_names_the_logs() -> None:
     assert scored(made) == []
     with pytest.raises(RunError, match=r"all 3 trajectories of step 5 failed .* runs/x/logs"):
         require_something([], made, 5, OUT)
+
+
+async def test_a_judge_that_fails_too_often_ends_the_run_and_one_that_fails_once_does_not() -> None:
+    """Of twenty trajectories one without a verdict leaves 95 %; what an outage of the tools ended was never asked about."""
+    made = await rolled_out(ANSWER, n=20)
+    lost = await rolled_out(SEARCH, ANSWER, search=ScriptedSearch(status=ToolStatus.UPSTREAM_ERROR))
+    made[0].reward, made[0].extra["reward_error"] = None, "rate_limited: HTTP 429"
+    require_rewards([t.outline() for t in [*made, *lost]], 5, 0.95)
+    made[7].reward, made[7].extra["reward_error"] = None, "timeout: no answer"
+    require_rewards(made, 5, 0.0)
+    with pytest.raises(RunError) as e:
+        require_rewards([t.outline() for t in [*made, *lost]], 5, 0.95)
+    assert str(e.value) == (
+        "step 5: the reward answered for 18 of 20 trajectories, fewer than its min_success of 0.95; "
+        "the first failure: rate_limited: HTTP 429"
+    )
 
 
 async def test_a_reward_that_fails_everywhere_is_told_in_its_own_words() -> None:

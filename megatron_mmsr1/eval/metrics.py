@@ -70,9 +70,10 @@ def scored(trajectories: Iterable[Trajectory]) -> list[Trajectory]:
 def rollout_metrics(trajectories: Sequence[Trajectory], protocol: ProtocolConfig) -> dict[str, float]:
     """Flat metrics of one step's rollouts.
 
-    reward/{mean,std,acc,format}; search/{share,ratio} and the same under `category/NAME/` and `kind/NAME/` with acc and
-    reward; status/NAME and tool/NAME counts; tool/calls_KIND counts and tool/share_NAME, the share of trajectories that ask for
-    that tool; infrastructure/{trajectories,rewards,calls,share}; turns/{1,2,...} counts and turns/mean;
+    reward/{mean,std,acc,format} and reward/PART for every other part that a reward gives, the mean over those that have it;
+    search/{share,ratio} and the same under `category/NAME/` and `kind/NAME/` with acc and reward; status/NAME and tool/NAME
+    counts; tool/calls_KIND counts and tool/share_NAME, the share of trajectories that ask for that tool;
+    infrastructure/{trajectories,rewards,calls,share}; turns/{1,2,...} counts and turns/mean;
     tokens/{trajectory,sampled,observed} means; images/trajectory. Names whose count is zero are left out, but for
     infrastructure. Calls without an observation count as calls. An empty batch gives {"trajectories": 0}.
     """
@@ -83,6 +84,8 @@ def rollout_metrics(trajectories: Sequence[Trajectory], protocol: ProtocolConfig
     if good:
         rewards = [t.reward or 0.0 for t in good]
         s = summary(good, protocol)
+        for part in sorted({k for t in good for k in t.reward_parts}):
+            out[f"reward/{part}"] = mean(t.reward_parts[part] for t in good if part in t.reward_parts)
         out |= {
             "reward/mean": s["reward"],
             "reward/std": statistics.pstdev(rewards),

@@ -14,12 +14,12 @@ from pydantic import ValidationError
 from megatron_mmsr1.config.section import Section
 from megatron_mmsr1.errors import UsageError
 from megatron_mmsr1.plugins.registry import Registry
-from megatron_mmsr1.reward.base import Reward, broken_rules, checked, resolved
+from megatron_mmsr1.reward.base import Reward, broken_rules, checked, name_of, resolved
 from megatron_mmsr1.trajectory import Trajectory
 
 REGISTRY: Registry[type[Reward]] = Registry("reward", __name__, "REWARD", key="reward.name", check=broken_rules)
 
-__all__ = ["REGISTRY", "Reward", "from_settings", "get", "keep", "read_settings", "score_trajectory"]
+__all__ = ["REGISTRY", "Reward", "from_settings", "get", "keep", "min_success", "read_settings", "score_trajectory"]
 
 
 def get(name: str, **options: Any) -> Reward:
@@ -43,7 +43,12 @@ def read_settings(plain: dict[str, Any]) -> Section:
 
 def from_settings(settings: Section) -> Reward:
     """The reward that a config's `reward` section describes."""
-    return REGISTRY.get(str(settings.model_dump(include={"name"})["name"]))(settings)
+    return REGISTRY.get(name_of(settings))(settings)
+
+
+def min_success(settings: Section) -> float:
+    """`Reward.min_success` of the reward that a config's `reward` section describes, which is not made."""
+    return REGISTRY.get(name_of(settings)).min_success(settings)
 
 
 def score_trajectory(trajectory: Trajectory, settings: Section) -> None:

@@ -7,6 +7,7 @@ import inspect
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Awaitable, Sequence
+from pathlib import Path
 from typing import Any, ClassVar
 
 from megatron_mmsr1.config.section import Section
@@ -24,10 +25,25 @@ class Reward(ABC):
 
     Settings: ClassVar[type[Section]]
     # Whether it may run in the rollout worker's own process: pure, and quick for any text that a model can say.
-    in_process: ClassVar[bool] = False
+    in_process: bool = False
 
     def __init__(self, settings: Any) -> None:
         self.settings = settings
+
+    @property
+    def waits(self) -> bool:
+        """Whether many calls at once make sense in one process: `parts` is `async`."""
+        return inspect.iscoroutinefunction(self.parts)
+
+    @classmethod
+    def min_success(cls, settings: Any) -> float:
+        """The share of a step's trajectories that it must give a reward to, 0 to 1; with less the run ends. Its setting of that
+        name, else 0. A class method, for whoever asks makes no reward."""
+        return getattr(settings, "min_success", 0.0)
+
+    def keep_files_in(self, directory: Path) -> None:  # noqa: B027 (most keep none)
+        """Called once before the first call in a run: where it may write, `reward/` in the run's directory. Several processes
+        do, also on several nodes."""
 
     @abstractmethod
     def parts(self, trajectory: Trajectory) -> dict[str, float] | Awaitable[dict[str, float]]:
@@ -58,15 +74,25 @@ def resolved(value: dict[str, float] | Awaitable[dict[str, float]]) -> dict[str,
 
 def checked(reward: Reward, values: Any) -> dict[str, float]:
     """The values as floats. Raises UsageError that names the file and the broken rule."""
-    where = f"{source(reward)}: {type(reward).__name__}.parts"
     if not is_mapping(values) or "reward" not in values:
-        raise UsageError(f'{where} gave {values!r:.200}; it must give a dict with the key "reward"')
+        raise UsageError(f'{_where(reward)} gave {values!r:.200}; it must give a dict with the key "reward"')
     out: dict[str, float] = {}
     for key, value in values.items():
         if not isinstance(key, str) or not isinstance(value, int | float) or not math.isfinite(value):
-            raise UsageError(f"{where} gave {key!r}: {value!r:.200}; every value must be a finite number under a string")
+            raise UsageError(
+                f"{_where(reward)} gave {key!r}: {value!r:.200}; every value must be a finite number under a string"
+            )
         out[key] = float(value)
     return out
+
+
+def _where(reward: Reward) -> str:
+    return f"{source(reward)}: {type(reward).__name__}.parts"
+
+
+def name_of(settings: Section) -> str:
+    """Which reward a section of a config names. Not by way of a dump: this runs once a trajectory."""
+    return str(vars(settings)["name"])
 
 
 def source(reward: Reward) -> str:

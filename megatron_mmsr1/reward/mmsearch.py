@@ -93,6 +93,26 @@ def parts(
     """`score` and what it is made of: reward, acc (0 or 1, before the penalty), format (0 or 1), searches and,
     where there are any, crops (counts)."""
     acc = float(bool(turns) and is_right(answer_of(turns[-1]), golden_answers, reward_mode))
+    return priced(
+        turns,
+        acc,
+        search_penalty=search_penalty,
+        format_penalty=format_penalty,
+        count_penalty=count_penalty,
+        crop_penalty=crop_penalty,
+    )
+
+
+def priced(
+    turns: Sequence[str],
+    acc: float,
+    *,
+    search_penalty: float,
+    format_penalty: float,
+    count_penalty: bool,
+    crop_penalty: float = 0.0,
+) -> dict[str, float]:
+    """`parts` for an answer that somebody found right (acc 1) or wrong (acc 0)."""
     n = searches(turns)
     paid = acc * (1 - search_penalty) ** (n if count_penalty else min(n, 1))
     cropped = crops(turns)

@@ -9,6 +9,7 @@ import os
 import pickle
 import struct
 import sys
+from pathlib import Path
 from typing import Any
 
 from megatron_mmsr1.config.section import Section
@@ -28,15 +29,15 @@ class Scoring:
 
     A reward of ours that is pure and quick (`Reward.in_process`) runs in a thread; any other in `workers` processes, started at
     the first call. A call that fails leaves `reward` None and says why in `extra["reward_error"]`. Values that break the
-    contract raise UsageError that names the file.
+    contract raise UsageError that names the file. `directory`: where a reward may keep files.
     """
 
-    def __init__(self, settings: Section, *, workers: int, deadline_s: float) -> None:
+    def __init__(self, settings: Section, *, workers: int, deadline_s: float, directory: Path | None = None) -> None:
         self._settings = settings
         reward = from_settings(settings)
         self._local = reward.in_process
         self._where = type(reward).__name__
-        self._workers = [] if self._local else [_Worker(settings, deadline_s) for _ in range(workers)]
+        self._workers = [] if self._local else [_Worker(settings, deadline_s, directory) for _ in range(workers)]
         self._free: asyncio.Queue[_Worker] = asyncio.Queue()
         for worker in self._workers:
             self._free.put_nowait(worker)
@@ -82,8 +83,8 @@ class Scoring:
 class _Worker:
     """One process, started anew after its end."""
 
-    def __init__(self, settings: Section, deadline_s: float) -> None:
-        self._settings, self._deadline_s = settings, deadline_s
+    def __init__(self, settings: Section, deadline_s: float, directory: Path | None) -> None:
+        self._settings, self._deadline_s, self._directory = settings, deadline_s, directory
         self._process: asyncio.subprocess.Process | None = None
         self._starting = asyncio.Lock()
         self._answers: dict[int, asyncio.Future[tuple[str, Any]]] = {}
@@ -133,7 +134,7 @@ class _Worker:
         )
         assert process.stdin is not None and process.stdout is not None
         plain = self._settings.model_dump(mode="json", serialize_as_any=True)
-        process.stdin.write(frame((sys.path, plain, self._deadline_s)))
+        process.stdin.write(frame((sys.path, plain, self._deadline_s, self._directory and str(self._directory))))
         try:
             said = await asyncio.wait_for(_next(process.stdout), START_S)
         except (TimeoutError, asyncio.IncompleteReadError) as e:

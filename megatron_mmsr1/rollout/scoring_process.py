@@ -1,9 +1,9 @@
 """The inside of a process that scores trajectories: `python -m megatron_mmsr1.rollout.scoring_process`.
 
 `scoring.py` starts it. Frames (8 bytes of length, then a pickle) come by stdin and go by what stdout was; stdout itself
-becomes stderr, so that a reward may print. First comes (sys.path, reward settings as plain data, deadline in seconds) and goes
-(how many calls at once, or the message of a UsageError). Then (number, trajectory) comes, and (number, "parts" | "failed" |
-"broken", what) goes.
+becomes stderr, so that a reward may print. First comes (sys.path, reward settings as plain data, deadline in seconds, directory
+for the reward's files or None) and goes (how many calls at once, or the message of a UsageError). Then (number, trajectory)
+comes, and (number, "parts" | "failed" | "broken", what) goes.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ import signal
 import struct
 import sys
 import traceback
+from pathlib import Path
 from typing import Any, BinaryIO
 
 ASYNC_CALLS = 64  # in flight at once in a process whose reward is async
@@ -43,19 +44,20 @@ def main() -> None:
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
     out = os.fdopen(os.dup(1), "wb", buffering=0)
     os.dup2(2, 1)
-    path, settings, deadline_s = read_frame(sys.stdin.buffer)
+    path, settings, deadline_s, directory = read_frame(sys.stdin.buffer)
     sys.path[:] = path
     from megatron_mmsr1.errors import UsageError
     from megatron_mmsr1.reward import from_settings, read_settings
 
     try:
         reward = from_settings(read_settings(settings))
+        if directory is not None:
+            reward.keep_files_in(Path(directory))
     except UsageError as e:
         out.write(frame(str(e)))
         return
-    many = inspect.iscoroutinefunction(reward.parts)
-    out.write(frame(ASYNC_CALLS if many else 1))
-    if not many:
+    out.write(frame(ASYNC_CALLS if reward.waits else 1))
+    if not reward.waits:
         while (asked := read_frame(sys.stdin.buffer)) is not None:
             number, trajectory = asked
             out.write(frame((number, *asyncio.run(_score(reward, trajectory, deadline_s)))))
@@ -87,6 +89,8 @@ async def _score(reward: Any, trajectory: Any, deadline_s: float) -> tuple[str, 
                 values = await values
     except TimeoutError:
         return FAILED, f"{where} took longer than {deadline_s:g} s"
+    except UsageError as e:
+        return BROKEN, str(e)
     except Exception as e:  # a person's code may raise anything; it costs this trajectory its reward
         at = traceback.extract_tb(e.__traceback__)[-1]
         return FAILED, f"{where} raised {type(e).__name__}: {e} ({at.filename}:{at.lineno})"

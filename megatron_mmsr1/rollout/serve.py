@@ -8,6 +8,7 @@ import signal
 import threading
 import traceback
 from multiprocessing.connection import Connection
+from pathlib import Path
 
 from megatron_mmsr1.config import RunConfig
 from megatron_mmsr1.data.images import ImageStore
@@ -32,7 +33,12 @@ async def _serve(pipe: Connection, cfg: RunConfig, engine_urls: list[str], searc
         client = search_client(cfg, search_url)
         throttle = None if client is None else Throttle(client, cfg.rollout)
         context = Context.open(cfg, throttle, ImageStore(image_root))
-        scoring = Scoring(cfg.reward, workers=cfg.rollout.reward_workers, deadline_s=cfg.rollout.reward_timeout_s)
+        scoring = Scoring(
+            cfg.reward,
+            workers=cfg.rollout.reward_workers,
+            deadline_s=cfg.rollout.reward_timeout_s,
+            directory=Path(cfg.output) / "reward",
+        )
     except UsageError as e:
         pipe.send(Failed(str(e), usage=True))
         return

@@ -20,6 +20,7 @@ from megatron_mmsr1.data.usable_rows import usable_rows
 from megatron_mmsr1.errors import Interrupted, RunError, UsageError
 from megatron_mmsr1.megatron.actor import MegatronActor
 from megatron_mmsr1.publish import model_card
+from megatron_mmsr1.reward import min_success
 from megatron_mmsr1.rollout.worker import RolloutWorker
 from megatron_mmsr1.run.demonstrations import Source, open_source
 from megatron_mmsr1.run.directory import ROWS
@@ -33,7 +34,7 @@ from megatron_mmsr1.run.rollouts import Rollouts
 from megatron_mmsr1.run.search_watch import SearchWatch, budget_reached
 from megatron_mmsr1.run.step_log import StepLog
 from megatron_mmsr1.run.stop import Stop
-from megatron_mmsr1.run.trainable import require_something, scored
+from megatron_mmsr1.run.trainable import require_rewards, require_something, scored
 from megatron_mmsr1.run.weights import Weights
 from megatron_mmsr1.trajectory import Trajectory
 
@@ -99,6 +100,7 @@ class Run:
         if not good and self.spent:
             raise RunError(self._stopped())
         require_something(good, trajectories, self.step, self.out)
+        require_rewards(trajectories, self.step, min_success(self.cfg.reward))
         rewards, groups = [float(t.reward or 0.0) for t in good], [t.group_id for t in good]
         kept, values = self.actor.algorithm.select(rewards, groups, [facts(t) for t in good])
         return [good[i] for i in kept], values

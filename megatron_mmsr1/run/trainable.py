@@ -15,6 +15,18 @@ def scored(trajectories: Sequence[Trajectory]) -> list[Trajectory]:
     return [t for t in trajectories if t.reward is not None and not t.infrastructure_failure]
 
 
+def require_rewards(made: Sequence[Trajectory], step: int, min_success: float) -> None:
+    """RunError if the reward failed for more than 1 - `min_success` of the trajectories of step `step` that it was asked about:
+    a judge that is down must not choose what is trained on. Outlines will do."""
+    asked = [t for t in made if not t.infrastructure_failure]
+    failed = [str(t.extra["reward_error"]) for t in asked if "reward_error" in t.extra]
+    if failed and len(asked) - len(failed) < min_success * len(asked):
+        raise RunError(
+            f"step {step}: the reward answered for {len(asked) - len(failed)} of {len(asked)} trajectories, fewer than its "
+            f"min_success of {min_success:g}; the first failure: {failed[0]}"
+        )
+
+
 def require_something(good: Sequence[Trajectory], made: Sequence[Trajectory], step: int, out: Path) -> None:
     """RunError if nothing was scored or nothing was sampled in step `step`: a run would go on without learning anything.
 

@@ -9,7 +9,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from megatron_mmsr1 import reward
-from megatron_mmsr1.reward.math_answer import extract, is_right, is_well_formed
+from megatron_mmsr1.reward._answers import extract, is_well_formed
+from megatron_mmsr1.reward._expressions import verdict
+from megatron_mmsr1.reward.math import is_right
 
 
 @pytest.mark.parametrize(
@@ -68,9 +70,29 @@ def test_fractions_are_equal_exactly(a: Fraction, b: Fraction) -> None:
 
 
 @given(st.text(alphabet="0123456789.,+-*/^(){}[]|\\ xyABCfracsqrtpi=%$:", max_size=400), st.sampled_from([g for _, g in EQUAL]))
-def test_any_text_has_a_verdict(text: str, gold: str) -> None:
-    assert is_right(text, [gold]) in (True, False)
-    assert is_right(gold, [text, gold])
+def test_the_parser_reads_any_text_or_says_that_it_cannot(text: str, gold: str) -> None:
+    """math-verify is not asked here: in it such a text may take for ever (`test_scoring.py` has one that does)."""
+    assert verdict(text, gold, 1e-4) in (True, False, None)
+    assert verdict(gold, text, 1e-4) in (True, False, None)
+    assert verdict(gold, gold, 1e-4) is not False
+
+
+BY_MATH_VERIFY = [
+    ("[5, \\infty) \\cup (-\\infty, 3]", "(-\\infty,3]\\cup[5,\\infty)", True), ("3<x", "x>3", True), ("x<3", "x>3", False),
+    ("3", "\\log_2 8", True), ("\\log_2 8", "3", True), ("\\binom{5}{2}", "10", True), ("5!", "120", True),
+    ("\\begin{pmatrix}1\\\\ 2\\end{pmatrix}", "\\begin{pmatrix}1\\\\2\\end{pmatrix}", True),
+    ("\\begin{pmatrix}2\\\\1\\end{pmatrix}", "\\begin{pmatrix}1\\\\2\\end{pmatrix}", False), ("-2, 2", "\\pm 2", True),
+    ("5!", "121", False), ("-2, 3", "\\pm 2", False),
+    ("x \\in [1,2]", "[1,2]", True), ("x+2y=6", "\\frac{1}{2}x+y=3", True), ("x+2y=7", "\\frac{1}{2}x+y=3", False),
+    # What math-verify would take for 5: a sum, and the right side of an equation.
+    ("2 3", "5", False), ("6=5", "5", False), ("the answer is 5", "5", False), ("4 or 5", "5", False), ("5 and 6", "5", False),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("said", "gold", "right"), BY_MATH_VERIFY)
+def test_what_has_no_grammar_here_goes_to_math_verify(said: str, gold: str, right: bool) -> None:
+    assert verdict(said, gold, 1e-4) is None
+    assert is_right(said, [gold]) is right
 
 
 @pytest.mark.parametrize(
@@ -80,7 +102,7 @@ def test_any_text_has_a_verdict(text: str, gold: str) -> None:
     ids=range(12),
 )  # fmt: skip
 def test_hostile_text_is_wrong_and_cheap(text: str) -> None:
-    scored = reward.get("math_answer").score([f"<reason>r</reason><answer>{text}</answer>"], ["7"])
+    scored = reward.get("math").score([f"<reason>r</reason><answer>{text}</answer>"], ["7"])
     assert scored["acc"] == 0.0
 
 
@@ -117,12 +139,12 @@ def test_another_form(turn: str) -> None:
     ],
 )
 def test_the_reward(turn: str, expected: float) -> None:
-    assert reward.get("math_answer", format_penalty=0.25).score([turn], ["0.5"])["reward"] == expected
+    assert reward.get("math", format_penalty=0.25).score([turn], ["0.5"])["reward"] == expected
 
 
 def test_open_r1_s_golds_are_read_as_they_stand() -> None:
     """Its solution's answer and its original answer are both golds; either will do (data/rows.py)."""
-    score = reward.get("math_answer").score
+    score = reward.get("math").score
     assert score(["<think>t</think><answer>65°</answer>"], ["65", "C. 65"])["reward"] == 1.0
     assert score(["<think>t</think><answer>C</answer>"], ["65", "C. 65"])["reward"] == 1.0
     assert score(["<think>t</think><answer>B</answer>"], ["65", "C. 65"])["acc"] == 0.0

@@ -1,0 +1,58 @@
+"""MMSearch-R1's reward with a language model's verdict in place of the exact match (the ablation of arXiv 2506.20670).
+
+    reward: {name: judge, url: "http://host:30000/v1", model: Qwen/Qwen3-32B}
+
+The judge reads question, golden answers and the inside of the last `<answer>`, not the picture. A turn without an answer is
+wrong, and nobody is asked.
+"""
+
+from __future__ import annotations
+
+from pydantic import Field
+
+from megatron_mmsr1.protocol import strip_end
+from megatron_mmsr1.reward._judge import JudgeSettings, Judging, last_line
+from megatron_mmsr1.reward.mmsearch import answer_of, priced
+from megatron_mmsr1.trajectory import Trajectory
+
+
+class Settings(JudgeSettings):
+    name: str = "judge"
+    search_penalty: float = Field(default=0.1, ge=0, le=1, description="what a right answer loses for having searched")
+    format_penalty: float = Field(default=0.1, ge=0, le=1, description="the share of the reward that is for the form")
+    count_penalty: bool = Field(default=False, description="the penalties are paid once a call")
+    crop_penalty: float = Field(default=0.0, ge=0, le=1, description="what a right answer loses for having cropped")
+
+
+def read(raw: str) -> float:
+    """1 for `VERDICT: correct` in the last line, 0 for `VERDICT: incorrect`. Raises ValueError for anything else."""
+    said = last_line(raw, "VERDICT")
+    if said not in ("correct", "incorrect"):
+        raise ValueError(f"the verdict is {said[:80]!r}, not correct or incorrect")
+    return float(said == "correct")
+
+
+class Judge(Judging):
+    """`mmsearch` with the judge's verdict as acc: (1 - format_penalty) * acc * (1 - search_penalty, if it searched) +
+    format_penalty * format."""
+
+    Settings = Settings
+    NAME = "judge"
+    read = staticmethod(read)
+
+    async def parts(self, trajectory: Trajectory) -> dict[str, float]:
+        turns = [strip_end(t) for t in trajectory.assistant_texts]
+        answer = answer_of(turns[-1]) if turns else None
+        acc = await self.value(trajectory, answer) if answer and answer.strip() else 0.0
+        s = self.settings
+        return priced(
+            turns,
+            acc,
+            search_penalty=s.search_penalty,
+            format_penalty=s.format_penalty,
+            count_penalty=s.count_penalty,
+            crop_penalty=s.crop_penalty,
+        )
+
+
+REWARD = Judge
