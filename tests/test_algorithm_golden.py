@@ -14,6 +14,7 @@ from torch import Tensor
 from megatron_mmsr1.algorithm import advantage, advantages, correction, corrections, policy_loss, policy_losses
 from megatron_mmsr1.algorithm.composition import part
 from megatron_mmsr1.algorithm.groups import returns, whitened
+from megatron_mmsr1.algorithm.kl_control import adapted
 from megatron_mmsr1.algorithm.parts import Rollout, RolloutTurn
 
 # Old log-probs -1; the policy's ratios to them .5, 1, 1.5; the engine's ratios exp(-.5), exp(.5), exp(-.2).
@@ -217,6 +218,13 @@ def test_covariances_of_the_whole_update_choose_the_tokens() -> None:
     assert policy_loss("clip_cov", lp, lp, a, bounds, share=0.5).tolist() == near([0, 0, 0, 0])
     paid = policy_loss("kl_cov", lp + 0.5, lp, a, bounds, share=0.5, coef=2.0)
     assert paid.tolist() == near([math.exp(0.5) + 1, 0, -math.exp(0.5) + 1, 0])
+
+
+def test_the_kl_coefficient_follows_the_kl() -> None:
+    # 1 + .1 * (1.1 - 1) = 1.01; errors beyond .2 count as .2.
+    assert adapted(0.5, kl=1.1, target=1.0, gain=0.1) == pytest.approx(0.505)
+    assert adapted(0.5, kl=9.0, target=1.0, gain=0.1) == pytest.approx(0.51)
+    assert adapted(0.5, kl=0.0, target=1.0, gain=0.1) == pytest.approx(0.49)
 
 
 # The formulas of the papers, one token or response at a time, in float64. s: settings; r, a, lp: of one response.

@@ -151,6 +151,8 @@ def test_short_keys_are_the_parts_own() -> None:
         ({"name": "dr_grpo", "divide_by_std": True}, "the advantage dr_grpo has no such setting"),
         ({"policy_loss": {"low": 0.3}, "clip_low": 0.1}, "disagree: give one of them"),
         ({"name": "sft", "kl": "k2"}, "algorithm.kl: the recipe sft has no kl"),
+        ({"kl_target": 0.1}, "algorithm.kl_target and algorithm.reference_interval are about a KL term"),
+        ({"reference_interval": 5, "kl_coef": 0.1, "distill_coef": 1}, "in the place of a teacher"),
     ],
 )
 def test_mistakes_are_explained_when_the_config_is_read(chosen: dict[str, Any], said: str) -> None:

@@ -67,6 +67,15 @@ class AlgorithmConfig(Section):
         default="loss",
         description="reward: each token's advantage less kl_coef * the KL of it and of those after it in its response",
     )
+    kl_target: float | None = Field(
+        default=None,
+        gt=0,
+        description="kl_coef is adapted after each step towards this value of the metric kl; default: it stays",
+    )
+    kl_gain: float = Field(default=0.1, gt=0, lt=5, description="how fast: coef * (1 + kl_gain * error), error within +-0.2")
+    reference_interval: int = Field(
+        default=0, ge=0, description="every so many steps the policy becomes the reference; 0: the reference stays as it began"
+    )
     entropy_coef: float = Field(default=0.0, description="of the tokens' entropy, which the loss is lowered by")
     distill_coef: float = Field(
         default=0.0,

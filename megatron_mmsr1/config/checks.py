@@ -61,7 +61,15 @@ def _placement(cfg: RunConfig) -> Iterator[str]:
 def _training(cfg: RunConfig) -> Iterator[str]:
     if cfg.train.mode == "train-only" and not cfg.train.replay:
         yield "train.mode=train-only needs train.replay, the directory of a run's rollout dumps"
-    if not cfg.algorithm.supervised and cfg.data.group_size < 2:
+    a = cfg.algorithm
+    if (a.kl_target is not None or a.reference_interval) and not a.kl_coef:
+        yield "algorithm.kl_target and algorithm.reference_interval are about a KL term: set algorithm.kl_coef above 0"
+    if a.reference_interval and (a.distill_coef or cfg.model.reference not in (None, cfg.model.path)):
+        yield (
+            f"algorithm.reference_interval={a.reference_interval} would put the policy's weights in the place of a teacher or "
+            "of model.reference: leave algorithm.distill_coef and model.reference out"
+        )
+    if not a.supervised and cfg.data.group_size < 2 and getattr(a.advantage, "name", "") != "reinforce_pp":
         yield "data.group_size=1 gives every rollout an advantage of zero; use at least 2"
     if cfg.optimizer.min_lr > cfg.optimizer.lr:
         yield f"optimizer.min_lr={cfg.optimizer.min_lr:g} is above optimizer.lr={cfg.optimizer.lr:g}"

@@ -13,6 +13,7 @@ from torch import Tensor
 from transformers import AutoTokenizer
 
 from megatron_mmsr1.algorithm.composition import compose
+from megatron_mmsr1.algorithm.kl_control import adapted
 from megatron_mmsr1.config import RunConfig
 from megatron_mmsr1.data.images import ImageStore
 from megatron_mmsr1.errors import UsageError
@@ -59,6 +60,8 @@ class MegatronActor:
         self.images = images
         self.policy = self._forward_backward(self.model, frozen=cfg.model.vision_frozen)
         self.reference: ForwardBackward | None = None
+        self.reference_step = 0  # the step of whose policy the reference has the weights; 0: those that it was loaded with
+        self.kl_coef = cfg.algorithm.kl_coef
         self.algorithm = compose(cfg.algorithm)
         if "reference" in self.algorithm.needs:
             self.reference = self._build_reference()
@@ -100,6 +103,7 @@ class MegatronActor:
         platform.synchronize()
         seconds = time.perf_counter() - started
         mean = {k: float(np.mean([r[k] for r in reports])) for k in reports[0]} if reports else {"loss_tokens": 0.0}
+        self._follow(mean)
         if supervised:
             mean = {k: v for k, v in mean.items() if k in ("loss", "entropy", "grad_norm", "loss_tokens")}
         peak = self.parallel.max([float(platform.peak_memory_bytes())])[0]
@@ -110,6 +114,19 @@ class MegatronActor:
             "train_seconds": seconds,
             "peak_memory_gib": peak / 2**30,
         }
+
+    def _follow(self, metrics: dict[str, float]) -> None:
+        """After a step: the KL's coefficient and its reference, where the config lets them move."""
+        a = self.cfg.algorithm
+        if self.algorithm.supervised:
+            return
+        if a.kl_target is not None and "kl" in metrics:
+            metrics["kl_coef"] = self.kl_coef  # the one that this step had
+            self.kl_coef = adapted(self.kl_coef, metrics["kl"], a.kl_target, a.kl_gain)
+        if self.reference is not None and a.reference_interval and self.step % a.reference_interval == 0:
+            self.reference.model.core.load_state_dict(self.model.core.state_dict())
+            self.reference.vision.clear()
+            self.reference_step = self.step
 
     # -------------------------------------------------------------------------------------------------------- scoring
     def log_probs(

@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from megatron_mmsr1.megatron.model import Built
 
 EXTRA = "extra.pt"
+REFERENCE = "reference."  # prefix of the reference's weights, which are kept once they are a step's of the run
 KIND = "distributed_optimizer"  # its state and the plain optimizer's are laid out differently; neither loads the other's
 
 
@@ -43,6 +44,8 @@ def save(actor: MegatronActor, directory: Path, extra: dict[str, Any]) -> None:
         part = files.fresh_directory(directory)
     p.barrier()
     state = _state(actor, is_loading=False)
+    if actor.reference_step:
+        state["reference"] = _reference(actor)
     state["rng"] = _rng_object(p, _rng_state())
     # megatron-core would start a server process a rank for this queue, which only its asynchronous saves need.
     patches.check("checkpoint-queue")
@@ -51,6 +54,7 @@ def save(actor: MegatronActor, directory: Path, extra: dict[str, Any]) -> None:
     p.barrier()
     if p.rank == 0:
         kept = {"extra": extra, "step": actor.step, KIND: actor.cfg.megatron.distributed_optimizer}
+        kept |= {"reference_step": actor.reference_step, "kl_coef": actor.kl_coef}
         torch.save(kept, part / EXTRA)
     p.barrier()
     digests = _shared_checksums(part, p)
@@ -62,7 +66,8 @@ def save(actor: MegatronActor, directory: Path, extra: dict[str, Any]) -> None:
 
 
 def load(actor: MegatronActor, directory: Path) -> dict[str, Any]:
-    """Collective. Restores model, optimizer and step, and the generators if the layout is the same; returns `extra`.
+    """Collective. Restores model, optimizer, step, the KL's coefficient and a reference that a step has refreshed, and the
+    generators if the layout is the same; returns `extra`.
 
     Raises RunError naming the file that is missing or torn, UsageError for a checkpoint of the other optimizer.
     """
@@ -76,11 +81,21 @@ def load(actor: MegatronActor, directory: Path) -> dict[str, Any]:
             f"here: set megatron.distributed_optimizer={str(wrote).lower()} to resume from it"
         )
     state = _state(actor, is_loading=True)
+    refreshed = int(kept.get("reference_step", 0)) if actor.reference is not None else 0
+    if refreshed:
+        state["reference"] = _reference(actor)
     if held.layout == _layout(p):
         state["rng"] = _rng_object(p, None)
     loaded: Any = dist_checkpointing.load(state, str(directory))
     actor.model.core.load_state_dict(loaded["model"])
     actor.optimizer.load_state_dict(loaded["optimizer"])
+    if actor.reference is not None and refreshed:
+        weights = {name.removeprefix(REFERENCE): x for name, x in loaded["reference"].items()}
+        actor.reference.model.core.load_state_dict(weights)
+        actor.reference.vision.clear()
+    actor.reference_step = refreshed
+    if actor.cfg.algorithm.kl_target is not None:
+        actor.kl_coef = float(kept.get("kl_coef", actor.kl_coef))
     if "rng" in loaded:
         _set_rng_state(loaded["rng"])
     actor.step = kept["step"]
@@ -110,6 +125,12 @@ def _state(actor: MegatronActor, *, is_loading: bool) -> dict[str, Any]:
         "model": model,
         "optimizer": actor.optimizer.sharded_state_dict(model, is_loading=is_loading, metadata=metadata),
     }
+
+
+def _reference(actor: MegatronActor) -> dict[str, Any]:
+    assert actor.reference is not None
+    metadata = {"distrib_optim_sharding_type": "fully_reshardable"}
+    return actor.reference.model.core.sharded_state_dict(prefix=REFERENCE, metadata=metadata)
 
 
 def _shared_checksums(directory: Path, p: Parallel) -> dict[str, str]:

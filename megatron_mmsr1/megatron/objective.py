@@ -33,7 +33,7 @@ class Objective:
     old: list[Tensor] = field(default_factory=list)
     ref: list[Tensor] = field(default_factory=list)
     selected: list[np.ndarray] = field(default_factory=list)
-    kl_coef: float | None = None  # None: the algorithm's own
+    kl_coef: float | None = None  # in the place of the algorithm's own
 
     def __post_init__(self) -> None:
         self.weights = [token_weights(t) for t in self.trajectories]

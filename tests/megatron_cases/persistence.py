@@ -73,6 +73,31 @@ def freeze_groups(lab: Lab) -> None:
         assert still == {n for n in found if n.startswith(mine)}, f"{group}: {sorted(still)[:5]}"
 
 
+def refreshed_reference(lab: Lab, layout: str = "tp1") -> None:
+    """After two steps the policy is the reference, so that the third step's KL is 0, also of a run that resumes there; the
+    coefficient has followed the KL."""
+    moving = {"kl_coef": 0.1, "kl_target": 1e-9, "reference_interval": 2}
+    settings = {"megatron": LAYOUTS[layout], "algorithm": moving, "optimizer": SCHEDULE}
+    actor = lab.actor(**settings)
+    reports = [actor.train_step(lab.trajectories, lab.advantages) for _ in range(2)]
+    assert reports[0]["kl"] == 0 and reports[1]["kl"] > 0 and actor.reference_step == 2
+    # The first error is -1 and the second large: both are held to +-0.2.
+    coefs = [reports[0]["kl_coef"], reports[1]["kl_coef"], actor.kl_coef]
+    assert all(abs(a - b) < 1e-12 for a, b in zip(coefs, (0.1, 0.1 * 0.98, 0.1 * 0.98 * 1.02), strict=True))
+    target = lab.root / f"refreshed_{layout}" / "step_000002"
+    actor.save(target, {"step": 2})
+    reference = actor.log_probs(lab.trajectories, "reference")
+    third = [actor.train_step(lab.trajectories, lab.advantages) for _ in range(2)][1]
+    assert third["kl"] > 0
+    resumed = lab.actor(**settings)
+    still = resumed.log_probs(lab.trajectories, "reference")
+    resumed.load(target)
+    assert resumed.log_probs(lab.trajectories, "reference") == reference != still
+    assert (resumed.reference_step, resumed.kl_coef) == (2, coefs[2])
+    again = [resumed.train_step(lab.trajectories, lab.advantages) for _ in range(2)]
+    assert again[0]["kl"] == 0 and {n: again[1][n] for n in NAMES} == {n: third[n] for n in NAMES}
+
+
 def exact_resume(lab: Lab, layout: str = "tp1", distributed: bool = True) -> None:
     """Three steps in one go, or two, a checkpoint and one by another actor: the same numbers and weights, bit by bit."""
     split = LAYOUTS[layout] | {"distributed_optimizer": distributed}
