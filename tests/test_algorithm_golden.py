@@ -16,6 +16,7 @@ from megatron_mmsr1.algorithm.composition import part
 from megatron_mmsr1.algorithm.groups import returns, whitened
 from megatron_mmsr1.algorithm.kl_control import adapted
 from megatron_mmsr1.algorithm.parts import Rollout, RolloutTurn
+from megatron_mmsr1.errors import UsageError
 
 # Old log-probs -1; the policy's ratios to them .5, 1, 1.5; the engine's ratios exp(-.5), exp(.5), exp(-.2).
 A = torch.tensor([1.0, -1.0, 2.0])
@@ -60,7 +61,7 @@ def test_equal_rewards_give_no_advantage_in_any_estimator(name: str) -> None:
 
 
 def test_maxrl_refuses_negative_rewards() -> None:
-    with pytest.raises(ValueError, match="no reward may be negative"):
+    with pytest.raises(UsageError, match="no reward may be negative"):
         advantage("maxrl", [1.0, -2.0], [0, 0])
 
 
