@@ -11,6 +11,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
@@ -91,6 +92,10 @@ class Job:
         while left := self.processes():
             assert time.monotonic() < end, f"left: {[p.cmdline() for p in left]}"
             time.sleep(0.2)
+
+
+def listening(connections: Any) -> set[int]:
+    return {c.laddr.port for c in connections if c.status == psutil.CONN_LISTEN}
 
 
 def is_rank(process: psutil.Process) -> bool:
@@ -208,7 +213,7 @@ def test_a_job_that_is_stopped_leaves_no_process_and_no_port(
 ) -> None:
     job = Job(slurm, atlas_world, tmp_path / "run", "TP2", 50)
     job.until_steps(1)
-    ports = {c.laddr.port for p in job.processes() for c in p.net_connections() if c.status == psutil.CONN_LISTEN}
+    ports = {port for p in job.processes() for port in listening(p.net_connections())}
     assert len(ports) >= 3  # engine, search server, rendezvous
     if how == "scancel":
         assert slurm.run("scancel", job.id).returncode == 0
@@ -218,5 +223,4 @@ def test_a_job_that_is_stopped_leaves_no_process_and_no_port(
         psutil.Process(head).kill()
         slurm.until(job.id, "FAILED", within_s=WITHIN_S)
     job.gone()
-    still = {c.laddr.port for c in psutil.net_connections("tcp") if c.status == psutil.CONN_LISTEN}
-    assert not ports & still
+    assert not ports & listening(psutil.net_connections("tcp"))

@@ -90,7 +90,7 @@ def compute(dtype: str, *, local: bool) -> dict[str, Any]:
     rollouts = conversations(actor)
     logits = torch.cat(actor.logits(rollouts))
     log_probs = torch.tensor([x for row in actor.log_probs(rollouts) for x in row])
-    update: Any = Update(actor, rollouts, np.zeros(len(rollouts)))
+    update: Any = Update(actor, rollouts, [np.zeros(t.sampled_tokens) for t in rollouts])
     actor.optimizer.zero_grad()
     reports = actor.policy.train(update.objective.batches, update.objective.share)
     gradients = {_plain(n): p.main_grad.float().cpu().clone() for n, p in actor.model.core.named_parameters()}

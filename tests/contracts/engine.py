@@ -11,7 +11,7 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from safetensors.torch import load_file
 
@@ -145,7 +145,8 @@ def tensors_sent_are_as_good_as_a_load(e: EngineUnderTest) -> None:
 
 
 def memory_given_back_is_taken_again(e: EngineUnderTest) -> None:
-    c, what = e.control, ("weights", "kv_cache")
+    c = e.control
+    what: tuple[Literal["weights", "kv_cache"], ...] = ("weights", "kv_cache")
     c.load(e.first, next(_versions))
     before = _turn(e, temperature=0).logprobs
     c.pause("abort")
