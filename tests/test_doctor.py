@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import qwen2_vl_fixtures
 from doctor_tasks import alone, by_name, config, together
 
 from megatron_mmsr1.cli import entry as cli
@@ -93,7 +94,7 @@ def test_one_clock_has_no_skew() -> None:
     first, second, third = together(lambda t: clock.run(Place(t)), ("n1", "n2", "n3"))
     assert first == []
     for (finding,) in (second, third):
-        assert abs(finding.data["offset_s"]) <= finding.data["error_s"] + 1e-3  # two clocks of one machine are read here
+        assert abs(finding.data["offset_s"]) <= finding.data["error_s"] + 1e-9  # the rounding of a division
         assert finding.level is Level.OK and "against n1" in finding.value
 
 
@@ -154,10 +155,12 @@ def test_findings_are_read_among_other_lines() -> None:
 
 
 # ---------------------------------------------------------------------------------------------------------------- attention
-def test_the_model_s_own_attention_is_run(tmp_path: Path) -> None:
-    cfg = config(
-        tmp_path, model={"path": str(COLD_START), "dtype": "float32"}, megatron={"tensor_parallel": 2}, train={"ranks": 2}
-    )
+@pytest.mark.parametrize("family", ["qwen2_5_vl", "qwen2_vl"])
+def test_the_model_s_own_attention_is_run(family: str, tmp_path: Path) -> None:
+    """Also of a family that megatron-bridge does not know by itself."""
+    path = COLD_START if family == "qwen2_5_vl" else qwen2_vl_fixtures.write(tmp_path / "model")
+    model = {"path": str(path), "dtype": "float32"}
+    cfg = config(tmp_path, model=model, megatron={"tensor_parallel": 2}, train={"ranks": 2})
     kernels, difference = alone(attention.run, cfg)
     assert difference.level is Level.OK, difference
     assert 0 < max(difference.data.values()) < attention.TOLERANCE["float32"]

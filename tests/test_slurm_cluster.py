@@ -366,7 +366,7 @@ def test_a_script_by_hand(run: Run) -> None:
 
 def test_the_doctor_looks_at_both_nodes(run: Run) -> None:
     """A task a node under srun; the first prints both, and one table: files are seen, clocks are near, the all-reduce sums."""
-    argv = ["srun", "--nodes=2", "--ntasks-per-node=1", "--kill-on-bad-exit=1", *MMSR1, "doctor", run.config, "--json"]
+    argv = ["srun", "--nodes=2", "--ntasks-per-node=1", "--kill-on-bad-exit=0", *MMSR1, "doctor", run.config, "--json"]
     only = ("machine", "allreduce", "disk", "shared", "clock")
     done = run.slurm.run(*argv, *(f"--only={n}" for n in only), cwd=run.directory, env={"PYTHONPATH": str(ROOT)})
     assert done.returncode == 0, done.stderr
@@ -379,7 +379,7 @@ def test_the_doctor_looks_at_both_nodes(run: Run) -> None:
     (seen,) = [r["data"]["ms"] for r in rows["n1"] if r["check"] == "shared"]
     assert list(seen) == ["n2"] and seen["n2"] >= 0
     (clock,) = [r["data"] for r in rows["n2"] if r["check"] == "clock"]
-    assert abs(clock["offset_s"]) <= clock["error_s"] + 1e-3
+    assert abs(clock["offset_s"]) <= clock["error_s"] + 1e-9  # the rounding of a division
 
     apart = f"exec {shlex.join(map(str, argv[4:-1]))} output={shlex.quote(str(run.out))}/$SLURMD_NODENAME --only shared"
     for node in ("n1", "n2"):

@@ -23,16 +23,14 @@ def run(place: Place) -> list[Finding]:
                 tasks.store.get(f"clock/{r}/{i}/ask")
                 tasks.store.set(f"clock/{r}/{i}/time", str(time.time_ns()))
         return []
-    best: tuple[float, float] | None = None
+    trips: list[tuple[int, int, int]] = []
     for i in range(ROUNDS):
-        began, tick = time.time_ns(), time.perf_counter_ns()
+        began = time.time_ns()
         tasks.store.set(f"clock/{tasks.rank}/{i}/ask", "")
         theirs = int(tasks.store.get(f"clock/{tasks.rank}/{i}/time"))
-        trip = time.perf_counter_ns() - tick
-        if best is None or trip / 2 < best[1]:
-            best = began + trip / 2 - theirs, trip / 2
-    assert best is not None
-    return [_finding(best[0] / 1e9, best[1] / 1e9, tasks.nodes[first])]
+        trips.append((began, theirs, time.time_ns()))
+    began, theirs, ended = min(trips, key=lambda t: abs(t[2] - t[0]))
+    return [_finding((began - theirs + ended - theirs) / 2e9, (ended - began) / 2e9, tasks.nodes[first])]
 
 
 def _finding(offset_s: float, error_s: float, first: str) -> Finding:
