@@ -74,7 +74,8 @@ def exit_with_message(main: Callable[[], None]) -> NoReturn:
             _leave(f"{rank}: {full_disk(e)}; the same command then resumes", code)
         else:
             code = AGAIN  # most often a peer that died: the collective that it was in fails here
-            _leave(f"{rank} met what should not happen: {type(e).__name__}: {e}", code)
+            what = "lost another rank, which was killed or whose node is gone" if lost_peer(e) else "met what should not happen"
+            _leave(f"{rank} {what}: {type(e).__name__}: {e}", code)
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(code)
@@ -95,6 +96,15 @@ def of_a_file(error: BaseException) -> tuple[str, int] | None:
     if error.errno in _OF_A_DISK:
         return f"{where}: {error.strerror}: make room, then the same command goes on", 1
     return None
+
+
+# What gloo and NCCL say in a collective whose other end is gone.
+_OF_A_PEER = ("Connection closed by peer", "Connection reset by peer", "remote process exited", "Broken pipe")
+
+
+def lost_peer(error: BaseException) -> bool:
+    """Whether this rank failed because another one had ended."""
+    return isinstance(error, RuntimeError) and any(said in str(error) for said in _OF_A_PEER)
 
 
 def _leave(message: str, code: int) -> None:

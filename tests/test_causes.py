@@ -11,8 +11,9 @@ from pathlib import Path
 import pytest
 from process_fixtures import command, until
 
-from megatron_mmsr1.errors import RunError, full_disk, is_full_disk, left_by_child
+from megatron_mmsr1.errors import AGAIN, REPORT, Interrupted, RunError, full_disk, is_full_disk, left_by_child
 from megatron_mmsr1.procs.causes import cause, error_in, is_full, memory_kills
+from megatron_mmsr1.procs.ports import free_port
 from megatron_mmsr1.procs.service import Command, Service
 
 WRITES = "open('/dev/full', 'w').write('x' * 100_000)"
@@ -143,3 +144,31 @@ def test_a_start_that_ends_in_a_traceback_is_told_by_its_last_line(tmp_path: Pat
     with pytest.raises(RunError) as e:
         Service(broken).start()
     assert str(e.value) == f"it did not start: ValueError: engine.x: what a person can mend (its log: {tmp_path / 'log'})"
+
+
+PEER = """
+import os
+import torch
+import torch.distributed as dist
+from megatron_mmsr1.errors import exit_with_message
+
+def main():
+    dist.init_process_group("gloo")
+    dist.all_reduce(torch.ones(1))
+    if dist.get_rank() == 1:
+        os.kill(os.getpid(), 9)
+    while True:
+        dist.all_reduce(torch.ones(1))
+
+exit_with_message(main)
+"""
+
+
+def test_the_rank_that_is_left_says_that_another_is_gone(tmp_path: Path) -> None:
+    report = tmp_path / "report.json"
+    env = os.environ | {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
+    env |= {"GLOO_SOCKET_IFNAME": "lo", REPORT: str(report)}
+    ranks = [subprocess.Popen([sys.executable, "-c", PEER], env=env | {"RANK": str(i)}) for i in range(2)]
+    assert [r.wait(timeout=300) for r in ranks] == [AGAIN, -signal.SIGKILL]
+    said = left_by_child(report)
+    assert isinstance(said, Interrupted) and "rank 0 lost another rank" in str(said)
