@@ -10,7 +10,7 @@ from megatron_mmsr1 import config
 from megatron_mmsr1.cluster import memory, nodes
 from megatron_mmsr1.cluster.nodes import Node
 from megatron_mmsr1.cluster.picture import picture, steps
-from megatron_mmsr1.cluster.placement import ENGINES, SEARCH, SUMMARISER, TRAINER, gpus_wanted, nodes_wanted, plan
+from megatron_mmsr1.cluster.placement import ENGINES, JUDGE, SEARCH, SUMMARISER, TRAINER, gpus_wanted, nodes_wanted, plan
 from megatron_mmsr1.config import RunConfig
 from megatron_mmsr1.errors import RunError, UsageError
 
@@ -99,6 +99,12 @@ def test_a_summariser_stands_behind_the_engines_or_on_a_node_of_its_own() -> Non
     assert steps(apart) == "trainer n0\nengines n0,n1" and "summariser" in picture(own, apart)
     with pytest.raises(UsageError, match=r"3 of them taken, and placement\.summariser wants 2"):
         plan(cfg(2, *SUMMARISER_OF, "placement.summariser.gpus=2"), machines(1, 4))
+
+
+def test_a_judge_stands_behind_the_summariser() -> None:
+    here = plan(cfg(2, *SUMMARISER_OF, "placement.judge={model: big, gpus: 2}"), machines(1, 8))
+    assert here.of(SUMMARISER)[0].gpus == (3,) and here.of(JUDGE)[0].gpus == (4, 5)
+    assert not plan(cfg(2, "placement.judge.model=big", "algorithm.name=sft"), machines(1, 8)).of(JUDGE)
 
 
 @pytest.mark.parametrize(

@@ -18,6 +18,7 @@ from vendors.server import Asked, Handler, Reply, Vendor, always, in_turn
 from vendors.spec import KEY
 
 from megatron_mmsr1 import reward
+from megatron_mmsr1.config.placement import JUDGE_URL
 from megatron_mmsr1.errors import RunError, UsageError
 from megatron_mmsr1.reward import judge, query_utility
 from megatron_mmsr1.reward.base import resolved
@@ -219,6 +220,14 @@ def test_a_failure_is_typed_and_no_zero(vendor: Vendor, reply: Reply, status: To
     with pytest.raises(SearchFailure) as e:
         reward.get("judge", url=vendor.url, model="m", timeout_s=0.5).score(["<answer>Lissabon</answer>"], ["Lisbon"])
     assert e.value.status is status and words in e.value.detail
+
+
+def test_without_a_url_the_judge_of_the_run_is_asked(vendor: Vendor, monkeypatch: pytest.MonkeyPatch) -> None:
+    vendor.handler = always(RIGHT)
+    with pytest.raises(UsageError, match=r"nobody to ask: set its url, or placement\.judge\.model"):
+        reward.get("judge", model="m").score(["<answer>Lissabon</answer>"], ["Lisbon"])
+    monkeypatch.setenv(JUDGE_URL, vendor.url)
+    assert reward.get("judge", model="m").score(["<answer>Lissabon</answer>"], ["Lisbon"])["acc"] == 1.0
 
 
 def test_a_reply_of_another_model_is_a_failure(vendor: Vendor) -> None:

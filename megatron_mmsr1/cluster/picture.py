@@ -5,10 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 
 from megatron_mmsr1.cluster.memory import engine_bytes, parameters, trainer_bytes
-from megatron_mmsr1.cluster.placement import ENGINES, SEARCH, SUMMARISER, TRAINER, Place, Plan
+from megatron_mmsr1.cluster.placement import ENGINES, JUDGE, SEARCH, SUMMARISER, TRAINER, Place, Plan
 from megatron_mmsr1.config import RunConfig
 
-NAMES = {TRAINER: "rank", ENGINES: "engine", SEARCH: "search server", SUMMARISER: "summariser"}
+NAMES = {TRAINER: "rank", ENGINES: "engine", SEARCH: "search server", SUMMARISER: "summariser", JUDGE: "judge"}
 
 
 def picture(cfg: RunConfig, plan: Plan) -> str:

@@ -11,7 +11,7 @@ from megatron_mmsr1.config import RunConfig
 from megatron_mmsr1.config.placement import ModelPlacement
 from megatron_mmsr1.errors import UsageError
 
-TRAINER, ENGINES, SEARCH, SUMMARISER = "trainer", "engines", "search", "summariser"
+TRAINER, ENGINES, SEARCH, SUMMARISER, JUDGE = "trainer", "engines", "search", "summariser", "judge"
 # SGLang's names of the number of GPUs that one engine takes.
 _TENSOR_PARALLEL = ("tp_size", "tensor_parallel_size")
 
@@ -46,7 +46,7 @@ class Plan:
         """Slurm's steps beside the head's: what fails together. Empty where all is on the first node."""
         if len(self.nodes) == 1:
             return []
-        found = [(TRAINER, self.nodes_of(TRAINER)), (ENGINES, self.nodes_of(ENGINES, SUMMARISER))]
+        found = [(TRAINER, self.nodes_of(TRAINER)), (ENGINES, self.nodes_of(ENGINES, SUMMARISER, JUDGE))]
         return [(name, nodes) for name, nodes in found if nodes]
 
 
@@ -79,8 +79,8 @@ def plan(cfg: RunConfig, nodes: Sequence[Node], *, trains: bool = True) -> Plan:
         problems += _place_engines(cfg, nodes, places, taken)
     if starts_search(cfg):
         places.append(Place(SEARCH, 0, p.search))
-        if p.summariser.model:
-            problems += _place_model(SUMMARISER, p.summariser, nodes[: nodes_wanted(cfg)], places)
+    for role, model in models(cfg).items():
+        problems += _place_model(role, model, nodes[: nodes_wanted(cfg)], places)
     if problems:
         raise UsageError("; ".join(dict.fromkeys(problems)))
     return Plan(tuple(nodes), tuple(places))
@@ -90,8 +90,17 @@ def nodes_wanted(cfg: RunConfig) -> int:
     """How many nodes a job of this config takes."""
     p = cfg.placement
     wanted = p.trainer.nodes + ((p.engines.nodes or 0) if _starts_engines(cfg) else 0)
-    own = p.summariser.node if p.summariser.model and starts_search(cfg) else None
-    return max(wanted, (own or 0) + 1)
+    return max(wanted, *((m.node or 0) + 1 for m in models(cfg).values()), 1)
+
+
+def models(cfg: RunConfig) -> dict[str, ModelPlacement]:
+    """The language models beside the engines that the run starts, by role."""
+    p, found = cfg.placement, dict[str, ModelPlacement]()
+    if p.summariser.model and starts_search(cfg):
+        found[SUMMARISER] = p.summariser
+    if p.judge.model and not cfg.algorithm.supervised and cfg.train.mode != "train-only":
+        found[JUDGE] = p.judge
+    return found
 
 
 def starts_search(cfg: RunConfig) -> bool:

@@ -8,6 +8,8 @@ from pydantic import Field
 
 from megatron_mmsr1.config.section import Affects, Section
 
+JUDGE_URL = "MMSR1_JUDGE_URL"  # in the environment of who scores: the base URL of the judge that the run has started
+
 
 class TrainerPlacement(Section):
     nodes: int = Field(default=1, gt=0, description="nodes that the ranks are spread over evenly, the first ones of the job")
@@ -43,12 +45,19 @@ class SummariserPlacement(ModelPlacement):
     """A model that summarises pages for the run's own search server, in place of `search.summarise.url`; SGLang serves it."""
 
 
+class JudgePlacement(ModelPlacement):
+    """A model that judges answers, for rewards without a `url` of their own; SGLang serves it."""
+
+    name: str = Field(default="judge", min_length=1, description="the model id that those rewards pin (`model`)")
+
+
 class PlacementConfig(Section):
     AFFECTS = Affects.MACHINE
 
     trainer: TrainerPlacement = TrainerPlacement()
     engines: EnginesPlacement = EnginesPlacement()
     summariser: SummariserPlacement = SummariserPlacement()
+    judge: JudgePlacement = JudgePlacement()
     colocated: bool = Field(
         default=False,
         description="engines stand on the trainer's GPUs and give their memory back while it trains",

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import os
 import re
 import weakref
 from collections.abc import Callable
@@ -17,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 import orjson
 from pydantic import Field
 
+from megatron_mmsr1.config.placement import JUDGE_URL
 from megatron_mmsr1.config.section import Logging, Machine, Section
 from megatron_mmsr1.errors import UsageError
 from megatron_mmsr1.protocol import clean
@@ -36,7 +38,11 @@ RESPONSE_CHARS = 4000  # of what is judged
 class JudgeSettings(Section):
     """What all judges have."""
 
-    url: str = Field(description="base URL of an OpenAI-compatible server, e.g. http://host:30000/v1")
+    url: str | None = Field(
+        default=None,
+        description="base URL of an OpenAI-compatible server, e.g. http://host:30000/v1; default: the model that the run "
+        "starts (placement.judge)",
+    )
     model: str = Field(min_length=1, description="the pinned model id; a reply of another model is a failure")
     key: Machine[str | None] = Field(
         default=None,
@@ -116,12 +122,19 @@ class Judging(Reward):
             return raw
 
         upstream, bearer = self._upstream()
-        url = f"{self.settings.url.rstrip('/')}/chat/completions"
+        url = f"{self._url().rstrip('/')}/chat/completions"
         try:
             return await upstream.call(Ask("POST", url, json=body, bearer=bearer), read, explain)
         except SearchFailure as e:
             self._verdicts.note({**told, "failed": str(e)})
             raise
+
+    def _url(self) -> str:
+        if url := self.settings.url or os.environ.get(JUDGE_URL):
+            return url
+        raise UsageError(
+            f"reward {self.NAME} has nobody to ask: set its url, or placement.judge.model for a judge that the run starts"
+        )
 
     def _upstream(self) -> tuple[Upstream, Any]:
         """The way to the judge, one an event loop, and its key."""
@@ -137,7 +150,7 @@ class Judging(Reward):
         loop = asyncio.get_running_loop()
         if self._way is None or self._way[0] is not loop:
             section = BackendSection(
-                backend="openai", url=s.url, timeout_s=s.timeout_s, retries=s.retries, concurrency=s.concurrency
+                backend="openai", url=self._url(), timeout_s=s.timeout_s, retries=s.retries, concurrency=s.concurrency
             )
             endpoint(section, "reward")
             secrets = [bearer] if bearer else []

@@ -105,7 +105,7 @@ def _one_life(cfg: RunConfig, out: Path, found: Services, lock: RunLock) -> None
         stop.withdraw()
         clear(out)
         try:
-            log, env = out / "logs" / "ranks.log", {TOKEN: lock.holder.token}
+            log, env = out / "logs" / "ranks.log", {TOKEN: lock.holder.token, **found.env}
             watch = Watchdog(out, cfg.placement.hung_after_s)
             with on_usr1(stop.ask_and_go_on):
                 run_ranks(

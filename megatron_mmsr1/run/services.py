@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 
 from megatron_mmsr1.cluster.machines import Machines
-from megatron_mmsr1.cluster.placement import ENGINES, SEARCH, SUMMARISER
+from megatron_mmsr1.cluster.placement import ENGINES, JUDGE, SEARCH, SUMMARISER, models
 from megatron_mmsr1.config import RunConfig
+from megatron_mmsr1.config.placement import JUDGE_URL
 from megatron_mmsr1.errors import Interrupted, RunError
 from megatron_mmsr1.procs.progress import say
 from megatron_mmsr1.procs.service import Command, Service
@@ -30,6 +32,7 @@ class Services:
     version: int = 0
     check: Callable[[], None] = lambda: None  # raises Interrupted once the run cannot go on without one that has died
     machines: Machines | None = None
+    env: dict[str, str] = field(default_factory=dict[str, str])  # that ranks need to find the others
 
 
 @contextmanager
@@ -44,17 +47,18 @@ def services(cfg: RunConfig, machines: Machines, *, engine: bool = True, publish
     preflight.search_answers(cfg)
     version = preflight.engines(cfg, publishes=publishes) if engine else 0
     with ExitStack() as stack:
-        search, found, models = cfg.search.url, EngineGroup([]), list[Service]()
+        search, found, beside = cfg.search.url, EngineGroup([]), dict[str, Service]()
         checks: list[Callable[[], None]] = [machines.check]
+        names = {SUMMARISER: cfg.search.summarise.model, JUDGE: cfg.placement.judge.name}
+        for role, wanted in models(cfg).items():
+            server = model_server(role, wanted, names[role], machines, Path(cfg.output) / "logs", cfg.engine)
+            say(f"starting the {role} (log: {server.log})")
+            beside[role] = stack.enter_context(server.watch(say))
+        urls = {role: f"{server.url}/v1" for role, server in beside.items()}
+        env = {JUDGE_URL: urls[JUDGE]} if JUDGE in urls else {}
+        os.environ.update(env)  # of what scores in processes of this machine; ranks elsewhere are told
         if search is None and cfg.searches:
-            wanted, url = cfg.placement.summariser, None
-            if wanted.model:
-                name = cfg.search.summarise.model
-                summariser = model_server(SUMMARISER, wanted, name, machines, Path(cfg.output) / "logs", cfg.engine)
-                say(f"starting the summariser (log: {summariser.log})")
-                models.append(stack.enter_context(summariser.watch(say)))
-                url = f"{summariser.url}/v1"
-            server = stack.enter_context(_search_server(cfg, machines, url).start())
+            server = stack.enter_context(_search_server(cfg, machines, urls.get(SUMMARISER)).start())
             checks.append(partial(_check, server))
             search = server.url
         if engine and not cfg.engine.urls:
@@ -62,14 +66,14 @@ def services(cfg: RunConfig, machines: Machines, *, engine: bool = True, publish
             stack.callback(found.stop)
             found.start()
             checks.append(found.check)
-        _until_up(models)
-        checks += [partial(_check, m) for m in models]
+        _until_up(list(beside.values()))
+        checks += [partial(_check, s) for s in beside.values()]
 
         def check() -> None:
             for one in checks:
                 one()
 
-        yield Services(list(cfg.engine.urls) or found.urls, search, version, check, machines)
+        yield Services(list(cfg.engine.urls) or found.urls, search, version, check, machines, env)
 
 
 class EngineGroup:
