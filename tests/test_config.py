@@ -181,3 +181,10 @@ def test_settings_are_read_without_torch() -> None:
     code = "import sys, megatron_mmsr1.config, megatron_mmsr1.protocol, megatron_mmsr1.reward.mmsearch as m\n"
     code += "sys.exit(any(name in sys.modules for name in ('torch', 'transformers', 'megatron.core', 'sglang')))"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+@pytest.mark.parametrize("said", ["24:00:00", "00:40:00", "2-12", "1:30"])
+def test_a_time_is_no_number_in_base_60(tmp_path: Path, said: str) -> None:
+    assert run(tmp_path, f"model: {{path: m}}\nslurm: {{time: {said}}}").slurm.time == said
+    assert run(tmp_path, "model: {path: m}", f"slurm.time={said}").slurm.time == said
+    assert parse(yaml.safe_load(config.dump(run(tmp_path, "model: {path: m}", f"slurm.time={said}")))).slurm.time == said

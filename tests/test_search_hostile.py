@@ -31,7 +31,7 @@ CHUNKED = b"HTTP/1.1 200 OK\r\ncontent-type: text/html\r\ntransfer-encoding: chu
 OPEN = b"HTTP/1.1 200 OK\r\ncontent-type: text/html\r\n\r\n"
 
 
-async def got(respond: Respond | bytes, deadline_s: float = 30) -> Fetched:
+async def got(respond: Respond | bytes, deadline_s: float = 300) -> Fetched:
     async with canary(respond) as bird:
         return await fetch("http://site.test/", network=World(bird), max_bytes=CAP, deadline_s=deadline_s)
 

@@ -14,10 +14,26 @@ from megatron_mmsr1.untyped import is_dict
 _EXPONENT = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)[eE][+-]?\d+")
 
 
+class _Loader(yaml.SafeLoader):
+    """YAML 1.1, but 24:00:00 is a text: not 86400, a number in base 60."""
+
+
+def _int(loader: yaml.SafeLoader, node: Any) -> int | str:
+    return str(node.value) if ":" in node.value else loader.construct_yaml_int(node)
+
+
+_Loader.add_constructor("tag:yaml.org,2002:int", _int)
+
+
+def load_yaml(text: str) -> Any:
+    """As `yaml.safe_load`, times apart. Raises yaml.YAMLError."""
+    return yaml.load(text, Loader=_Loader)
+
+
 def read_mapping(path: Path) -> dict[str, Any]:
     """A YAML file that holds a mapping of sections. UsageError for anything else, with the line and column of bad YAML."""
     try:
-        raw = yaml.safe_load(path.read_text(encoding="utf-8"))
+        raw = load_yaml(path.read_text(encoding="utf-8"))
     except UnicodeDecodeError as e:
         raise UsageError(f"{path}: byte {e.start} is not UTF-8: save the file as UTF-8 text") from None
     except yaml.YAMLError as e:
@@ -53,7 +69,7 @@ def override(raw: dict[str, Any], item: str) -> None:
             raise UsageError(f"override {item!r}: {part} is not a section")
         at = below
     try:
-        at[leaf] = yaml.safe_load(value)
+        at[leaf] = load_yaml(value)
     except yaml.YAMLError as e:
         raise UsageError(f"override {item!r}: the value is not valid YAML: {complaint(e)}") from None
     # YAML 1.1 reads 1e-4 as a string; unquoted, it is a number here.
