@@ -7,7 +7,7 @@
 #   ./scripts/test.sh tests/test_cli.py  one file                 ./scripts/test.sh -k resume -x
 #
 # Without a path the tests run in three processes at once (-n 2 makes it two): more than two cores would hold, for much of a test
-# is waiting. tests/suite.py says which tests share one.
+# is waiting. tests/suite.py says which tests share one. Type errors are told after the tests.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
@@ -34,6 +34,18 @@ export PATH="$venv/bin:$PATH" PYTHONPATH="$PWD${PYTHONPATH:+:$PYTHONPATH}"
 if [[ $fast == no ]]; then ./scripts/browser.sh >/dev/null; fi
 ruff check .
 ruff format --check .
-if [[ $fast == no ]]; then pyright --pythonpath "$venv/bin/python"; fi
+types=""
+if [[ $fast == no ]]; then # beside the tests: it takes one core for minutes
+  said="$(mktemp)"
+  pyright --pythonpath "$venv/bin/python" >"$said" 2>&1 &
+  types=$!
+  trap 'kill "$types" 2>/dev/null; rm -f "$said"' EXIT
+fi
 export PYTHONDONTWRITEBYTECODE= # each worker and each process that a test starts would compile the project anew
-exec python -m pytest -q -m "$marks" "${workers[@]}" "${arguments[@]}"
+code=0
+python -m pytest -q -m "$marks" "${workers[@]}" "${arguments[@]}" || code=$?
+if [[ -n $types ]] && ! wait "$types"; then
+  cat "$said" >&2
+  if [[ $code == 0 ]]; then code=1; fi
+fi
+exit "$code"

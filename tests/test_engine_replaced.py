@@ -19,6 +19,7 @@ from megatron_mmsr1.procs.service import Service
 from megatron_mmsr1.rollout.engines.base import Launch
 from megatron_mmsr1.rollout.engines.sglang import ENGINE, SGLangSettings
 
+pytestmark = pytest.mark.slow  # minutes; tests/test_serve.py kills and stops an engine in the ordinary run
 HUNG_AFTER_S = 24.0  # a question takes 6 s to fail: a busy machine is no hung engine
 TURNS, TOKENS = 4, 60
 

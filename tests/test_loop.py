@@ -109,6 +109,7 @@ def test_a_dump_trains_without_engine_or_search(world: Path, whole: Path, tmp_pa
     assert not (out / "logs" / "engine.log").exists()
 
 
+@pytest.mark.slow
 def test_rollouts_without_a_trainer(world: Path, whole: Path, tmp_path: Path) -> None:
     out = tmp_path / "rollouts"
     done = mmsr1("train", "configs/atlas.yaml", *settings(world, out, "train.mode=rollout-only", "train.steps=1"))

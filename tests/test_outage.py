@@ -108,6 +108,7 @@ def test_the_backend_dies_and_comes_back(world: Path, upstream: Upstream, engine
             break
 
 
+@pytest.mark.slow
 def test_a_reached_cap_ends_the_run_and_a_higher_one_resumes_it(
     world: Path, upstream: Upstream, engine: Service, tmp_path: Path
 ) -> None:
