@@ -27,6 +27,7 @@ SECONDS: dict[str, tuple[str, str]] = {
     "mmsr1 doctor": ("", "megatron"),
     "mmsr1 doctor configs/atlas.yaml": ("output=runs/looked-at --only disk --only search", "small files"),
     "mmsr1 plan configs/qwen2.5-vl-7b-fvqa.yaml --nodes 4 --gpus 8": ("", "16 ranks as TP4 x PP1 x DP4"),
+    "mmsr1 plan configs/atlas.yaml placement.engines.nodes=1 --nodes 2 --gpus 0": ("", "2 ranks as TP2 x PP1 x DP1"),
     "mmsr1 serve --new-key anna gateway.keys=gateway.keys": ("", "mmsr1-"),
     "mmsr1 search serve corpus=build/atlas": ("cache=runs/a/search-cache.sqlite --port 0", "searching bm25 over build/atlas"),
     "mmsr1 search query 'Where does the Velo river end?'": ("--url {url}", "1. "),
@@ -68,6 +69,9 @@ ELSEWHERE: dict[str, str] = {
             "mmsr1 slurm submit configs/atlas.yaml slurm.partition=gpu --follow",
             *(f"mmsr1 slurm {verb} configs/atlas.yaml" for verb in ("status", "logs", "cancel")),
             "mmsr1 slurm submit configs/atlas.yaml --then eval,export",
+            "mmsr1 slurm submit configs/atlas.yaml output=runs/first placement.engines.nodes=1 train.steps=2 "
+            "train.eval_limit=4 data.prompts_per_step=8 slurm.cpus_per_node=4 --then eval,export",
+            "mmsr1 slurm status runs/first",
             "mmsr1 slurm submit configs/atlas.yaml --sweep optimizer.lr=5e-5,1e-4",
         ),
         "wants a cluster; tests/test_slurm_cluster.py and tests/test_slurm_atlas.py bring one and run the same",

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import random
+import time
 from pathlib import Path
 from urllib.parse import urlsplit
 
 from search_fixtures import write_corpus
 
 from megatron_mmsr1.config import SearchConfig
+from megatron_mmsr1.errors import RunError
 from megatron_mmsr1.procs.service import Service
 from megatron_mmsr1.search.client import SearchClient
 from megatron_mmsr1.search.server.launch import launch
@@ -21,7 +23,14 @@ CALLS = 300
 
 
 def start(cfg: SearchConfig, tmp_path: Path, port: int = 0) -> Service:
-    return launch(cfg, cache_path=tmp_path / "c.sqlite", log=tmp_path / "log", port=port)
+    until = time.monotonic() + 120
+    while True:
+        try:
+            return launch(cfg, cache_path=tmp_path / "c.sqlite", log=tmp_path / "log", port=port)
+        except RunError:  # a server that was killed, or for a moment another test's, still has the port
+            if not port or time.monotonic() > until:
+                raise
+            time.sleep(0.1)
 
 
 def port_of(server: Service) -> int:
