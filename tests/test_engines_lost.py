@@ -3,6 +3,7 @@ are killed are started again beside the servers (`placement.restarts`)."""
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
 import subprocess
@@ -25,6 +26,15 @@ def engine_processes(log: Path) -> list[psutil.Process]:
     return [p for p in psutil.process_iter(["cmdline"]) if spec in (p.info["cmdline"] or [])]
 
 
+def rank(head: int) -> psutil.Process:
+    """One of the ranks below this process; others end while they are looked at."""
+    for process in psutil.Process(head).children(recursive=True):
+        with contextlib.suppress(psutil.NoSuchProcess):
+            if "megatron_mmsr1.train" in process.cmdline() and "RANK" in process.environ():
+                return process
+    raise AssertionError("no rank runs")
+
+
 def test_a_run_goes_on_without_an_engine_that_is_lost(atlas_world: Path, tmp_path: Path) -> None:
     out = tmp_path / "run"
     more = [
@@ -43,12 +53,12 @@ def test_a_run_goes_on_without_an_engine_that_is_lost(atlas_world: Path, tmp_pat
             victim = out / "logs" / "engine-1.log"
             while run.poll() is None and "is lost; the run goes on with 1 of 2" not in (tmp_path / "said").read_text():
                 for process in engine_processes(victim):
-                    process.kill()
+                    with contextlib.suppress(psutil.NoSuchProcess):  # the death of one may end the next
+                        process.kill()
                 time.sleep(0.2)
             while checkpointed_step(out) < 2 and run.poll() is None:
                 time.sleep(0.2)
-            ranks = [p for p in psutil.Process(run.pid).children(recursive=True) if "megatron_mmsr1.train" in p.cmdline()]
-            next(p for p in ranks if "RANK" in p.environ()).kill()
+            rank(run.pid).kill()
             assert run.wait() == 0, (tmp_path / "said").read_text()
         finally:
             run.kill()
