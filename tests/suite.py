@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import ast
 import functools
+import inspect
 import re
 import resource
 from collections import defaultdict
@@ -62,10 +63,20 @@ def starts_processes(item: Any) -> bool:
     return any(code is not None and name in starting(code.co_filename) for name, code in codes)
 
 
+@functools.cache
+def asks_for(fixture: Callable[..., Any]) -> frozenset[str]:
+    """Fixtures that one asks for by name when it runs."""
+    calls = re.findall(r"getfixturevalue\(([^)]*)\)", inspect.getsource(fixture))
+    return frozenset(name for call in calls for name in re.findall(r'"(\w+)"', call))
+
+
 def uses_shared(item: Any, name: str) -> bool:
     """Whether a test uses the session's fixture of this name, and not one of its file's own."""
-    found = item._fixtureinfo.name2fixturedefs.get(name)
-    return found is not None and found[-1].scope == "session"
+    definitions = item._fixtureinfo.name2fixturedefs
+    if found := definitions.get(name):
+        return found[-1].scope == "session"
+    ours = (d.func for found in definitions.values() for d in found if Path(d.func.__code__.co_filename).parent == HERE)
+    return any(name in asks_for(f) for f in ours)
 
 
 def group_of(item: Any, sharing: dict[Path, str]) -> str:

@@ -11,6 +11,7 @@ import httpx
 import pytest
 import torch
 from engine_fixtures import transformers_engine  # noqa: F401
+from gateway_fixtures import engine_load
 from safetensors.torch import load_file, save_file
 
 from megatron_mmsr1.errors import RunError
@@ -134,3 +135,22 @@ def test_two_updates_of_one_engine_at_once_wait_for_each_other(engine, checkpoin
         last = controls[0].served()
         assert (last.version, last.path) in zip(versions, [p.resolve() for p in paths], strict=True)
         assert controls[1].version() == last.version
+
+
+def test_a_load_into_an_engine_that_is_not_idle_is_refused_and_the_engine_lives(engine, weights, checkpoints):
+    """SGLang's own flush within an update ends its scheduler then. The requests are held, so that they cannot end meanwhile."""
+    weights("random")
+    control = SGLangControl(engine.url, idle_within_s=1.0)
+    body = {"input_ids": [5, 6, 7], "sampling_params": {"max_new_tokens": 1500, "ignore_eos": True}}
+    with ThreadPoolExecutor(1) as pool:
+        running = pool.submit(httpx.post, f"{engine.url}/generate", json=body, timeout=120, trust_env=False)
+        while not engine_load(engine.url):
+            assert not running.done()
+        try:
+            control.pause("in_place")
+            with pytest.raises(RunError, match="did not flush its cache: Timed out"):
+                control.load(checkpoints["other"], 60_000)
+        finally:
+            control.resume()
+        assert running.result().json()["meta_info"]["finish_reason"]["type"] == "abort"
+    assert weights("other") == control.version()

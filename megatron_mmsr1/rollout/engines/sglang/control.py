@@ -28,11 +28,12 @@ RELEASED, EMPTY = "released", "empty"
 
 class SGLangControl:
     """One SGLang server (a worker: the router forwards none of this). `timeout_s` bounds each request; loading a large
-    checkpoint from a slow disk takes minutes."""
+    checkpoint from a slow disk takes minutes. `idle_within_s`: how long a flush waits for the requests that are running."""
 
-    def __init__(self, url: str, *, timeout_s: float = 600.0) -> None:
+    def __init__(self, url: str, *, timeout_s: float = 600.0, idle_within_s: float = 60.0) -> None:
         self.url = url.rstrip("/")
         self._timeout_s = timeout_s
+        self._idle_within_s = idle_within_s
 
     def health(self) -> None:
         self._ask("/health_generate")
@@ -66,9 +67,12 @@ class SGLangControl:
         self._ask("/abort_request", {"abort_all": True})
 
     def load(self, directory: Path, version: int) -> None:
-        body = {"model_path": str(directory.resolve()), "weight_version": str(version), "flush_cache": True}
+        # SGLang's own flush within an update kills the scheduler if a request is not quite over: one whose answer is out, but
+        # whose batch the scheduler has not put away yet, is enough. `flush` waits instead.
+        body = {"model_path": str(directory.resolve()), "weight_version": str(version), "flush_cache": False}
         with _updates(self.url):
             self._done(self._ask("/update_weights_from_disk", {**body, "abort_all_requests": True}), f"load {directory}")
+            self.flush()
 
     def begin(self, version: int) -> None:
         answer = self._ask("/begin_weight_update", {"selector": "all"})
@@ -96,7 +100,7 @@ class SGLangControl:
         return " ".join(sorted(str(r.get("per_gpu_checksum")) for r in ranks))
 
     def flush(self) -> None:
-        self._ask("/flush_cache", {})
+        self._done(self._ask(f"/flush_cache?timeout={self._idle_within_s:g}", {}), "flush its cache")
 
     def release(self, what: Iterable[Literal["weights", "kv_cache"]]) -> None:
         """On a CPU SGLang keeps its memory: only what it caches goes."""
@@ -125,8 +129,8 @@ class SGLangControl:
             )
             if found.status == 404 and refused is not None:
                 return refused
-            if found.ok and not found.body.lstrip().startswith((b"{", b"[")):
-                return {"success": True}  # SGLang says some things in plain text
+            if found.status in (200, 400) and not found.body.lstrip().startswith((b"{", b"[")):
+                return {"success": found.ok, "message": found.text.strip()}  # SGLang says some things in plain text
             answer = found.json()
         except http.Unanswered as e:
             raise Unreachable(str(e)) from None
