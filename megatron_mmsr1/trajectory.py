@@ -51,6 +51,11 @@ class ToolStatus(StrEnum):
     BUDGET = "budget"
 
     @property
+    def good(self) -> bool:
+        """The tool did what it was asked for, whether or not there was anything to find."""
+        return self in (ToolStatus.OK, ToolStatus.EMPTY)
+
+    @property
     def infrastructure(self) -> bool:
         return self in (ToolStatus.TIMEOUT, ToolStatus.RATE_LIMITED, ToolStatus.UPSTREAM_ERROR, ToolStatus.BUDGET)
 

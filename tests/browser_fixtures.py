@@ -111,6 +111,16 @@ class Page:
     outside: list[str] = field(default_factory=list)
     said: list[str] = field(default_factory=list)
 
+    def reload(self) -> None:
+        """Loads the app again. Requests that this ends, Gradio reports as errors of the page that is left."""
+        self.require_no_errors()
+        self.page.reload()
+        self.page.locator("#question textarea").wait_for()
+        self.said.clear()
+
+    def require_no_errors(self) -> None:
+        assert not [s for s in self.said if "Content Security Policy" in s or "Error" in s], self.said
+
 
 @contextmanager
 def visit(chromium: Any, site: Site, **options: Any) -> Iterator[Page]:
@@ -137,7 +147,7 @@ def visit(chromium: Any, site: Site, **options: Any) -> Iterator[Page]:
         page.page.locator("#question textarea").wait_for()
         yield page
         assert not page.outside
-        assert not [s for s in page.said if "Content Security Policy" in s or "Error" in s], page.said
+        page.require_no_errors()
     finally:
         context.close()
 

@@ -313,8 +313,7 @@ def test_light_dark_and_narrow(chromium: Any, site: Site, both: tuple[str, bytes
             assert wide <= 0, f"{tab} is {wide} pixels wider than the screen"
         page.locator("#theme-switch").click()
         assert page.evaluate(shade) > 600
-        page.reload()
-        page.locator("#question textarea").wait_for()
+        v.reload()
         assert page.evaluate(shade) > 600
 
 

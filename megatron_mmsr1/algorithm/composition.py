@@ -9,7 +9,6 @@ from importlib import import_module
 from typing import Any
 
 import torch
-from pydantic import ValidationError
 from torch import Tensor
 
 from megatron_mmsr1.algorithm.parts import BY_NAME, Advantage, Average, Correction, Kl, PolicyLoss, Rollout, Totals
@@ -19,6 +18,7 @@ from megatron_mmsr1.config.algorithm import AlgorithmConfig
 from megatron_mmsr1.config.section import Section
 from megatron_mmsr1.errors import UsageError
 from megatron_mmsr1.plugins.registry import Registry
+from megatron_mmsr1.plugins.settings import named_settings
 
 AVERAGED = ("loss", "pg_loss", "kl")  # as the loss is
 PER_TOKEN = (  # over all tokens alike
@@ -37,14 +37,7 @@ MAXIMA = ("logprob_diff_max",)
 
 def part[T](registry: Registry[type[T]], name: str, options: dict[str, Any]) -> T:
     """A part with these settings. Raises UsageError for an unknown name or setting, or a value that does not fit."""
-    cls: Any = registry.get(name)
-    try:
-        settings = cls.Settings.model_validate({"name": name} | options)
-    except ValidationError as e:
-        known = ", ".join(k for k in cls.Settings.model_fields if k != "name")
-        said = "; ".join(f"{'.'.join(map(str, err['loc']))}: {err['msg']}" for err in e.errors())
-        raise UsageError(f"{registry.kind} {name}: {said}; its settings are {known or 'none'}") from None
-    return cls(settings)
+    return registry.get(name)(named_settings(registry, name, options))  # type: ignore[call-arg]
 
 
 def compose(cfg: AlgorithmConfig) -> Composition:

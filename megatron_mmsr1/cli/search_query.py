@@ -8,7 +8,6 @@ import sys
 from typing import TYPE_CHECKING
 
 from megatron_mmsr1.errors import RunError
-from megatron_mmsr1.trajectory import ToolStatus
 
 if TYPE_CHECKING:
     from megatron_mmsr1.search.wire import ImageReply, TextReply
@@ -20,7 +19,7 @@ def ask(url: str, *, text: str | None, image: bytes | None, k: int, as_json: boo
     if as_json:
         json.dump(reply.model_dump(mode="json"), sys.stdout, indent=1, ensure_ascii=False)
         print()
-    if reply.status not in (ToolStatus.OK, ToolStatus.EMPTY):
+    if not reply.status.good:
         raise RunError(f"the search server at {url} answered {reply.status.value}: {reply.detail or 'no detail'}")
     if not as_json:
         _show(reply)

@@ -90,7 +90,7 @@ def nodes_wanted(cfg: RunConfig) -> int:
     """How many nodes a job of this config takes."""
     p = cfg.placement
     wanted = p.trainer.nodes + ((p.engines.nodes or 0) if _starts_engines(cfg) else 0)
-    return max(wanted, *((m.node or 0) + 1 for m in models(cfg).values()), 1)
+    return max([wanted, 1, *((m.node or 0) + 1 for m in models(cfg).values())])
 
 
 def models(cfg: RunConfig) -> dict[str, ModelPlacement]:
@@ -98,14 +98,14 @@ def models(cfg: RunConfig) -> dict[str, ModelPlacement]:
     p, found = cfg.placement, dict[str, ModelPlacement]()
     if p.summariser.model and starts_search(cfg):
         found[SUMMARISER] = p.summariser
-    if p.judge.model and not cfg.algorithm.supervised and cfg.train.mode != "train-only":
+    if p.judge.model and _rolls_out(cfg):
         found[JUDGE] = p.judge
     return found
 
 
 def starts_search(cfg: RunConfig) -> bool:
     """Whether the run has a search server of its own."""
-    return cfg.search.url is None and cfg.searches and not cfg.algorithm.supervised and cfg.train.mode != "train-only"
+    return cfg.search.url is None and cfg.searches and _rolls_out(cfg)
 
 
 def gpus_wanted(cfg: RunConfig) -> int:
@@ -120,7 +120,11 @@ def gpus_wanted(cfg: RunConfig) -> int:
 
 
 def _starts_engines(cfg: RunConfig) -> bool:
-    return not cfg.engine.urls and not cfg.algorithm.supervised and cfg.train.mode != "train-only"
+    return not cfg.engine.urls and _rolls_out(cfg)
+
+
+def _rolls_out(cfg: RunConfig) -> bool:
+    return not cfg.algorithm.supervised and cfg.train.mode != "train-only"
 
 
 def _counts(cfg: RunConfig, available: int) -> list[str]:

@@ -23,8 +23,8 @@ class Update:
 
     def __init__(self, actor: MegatronActor, trajectories: list[Trajectory], advantages: list[np.ndarray]) -> None:
         self.actor = actor
-        self.objective = Objective(actor.algorithm, trajectories, advantages, actor.micro_batches(trajectories))
-        self.objective.kl_coef = actor.kl_coef
+        batches = actor.micro_batches(trajectories)
+        self.objective = Objective(actor.algorithm, trajectories, advantages, batches, kl_coef=actor.kl_coef)
 
     @property
     def empty(self) -> bool:

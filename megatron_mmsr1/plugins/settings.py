@@ -16,6 +16,7 @@ from megatron_mmsr1.untyped import is_dict
 
 if TYPE_CHECKING:
     from megatron_mmsr1.config.section import Section
+    from megatron_mmsr1.plugins.registry import Registry
 
 
 @dataclass(frozen=True)
@@ -59,6 +60,18 @@ class PartSettings:
         return core_schema.no_info_plain_validator_function(
             validate, serialization=core_schema.plain_serializer_function_ser_schema(plain)
         )
+
+
+def named_settings(registry: Registry[Any], name: str, options: Mapping[str, Any]) -> Any:
+    """The `Settings` of a part whose settings hold its name. Raises UsageError for an unknown name or setting, or a value that
+    does not fit."""
+    settings = registry.get(name).Settings
+    try:
+        return settings.model_validate({"name": name, **options})
+    except ValidationError as e:
+        known = ", ".join(k for k in settings.model_fields if k != "name")
+        said = "; ".join(f"{'.'.join(map(str, err['loc']))}: {err['msg']}" for err in e.errors())
+        raise UsageError(f"{registry.kind} {name}: {said}; its settings are {known or 'none'}") from None
 
 
 def options_for(part: Any, options: Mapping[str, Any], key: str) -> Any:

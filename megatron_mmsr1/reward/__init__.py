@@ -9,11 +9,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from pydantic import ValidationError
-
 from megatron_mmsr1.config.section import Section
-from megatron_mmsr1.errors import UsageError
 from megatron_mmsr1.plugins.registry import Registry
+from megatron_mmsr1.plugins.settings import named_settings
 from megatron_mmsr1.reward.base import Reward, broken_rules, checked, name_of, resolved
 from megatron_mmsr1.trajectory import Trajectory
 
@@ -27,13 +25,7 @@ def get(name: str, **options: Any) -> Reward:
 
     Raises UsageError for a name or an option that is not there, and naming file and rule for a reward that breaks the contract.
     """
-    try:
-        settings = REGISTRY.get(name).Settings.model_validate({"name": name} | options)
-    except ValidationError as e:
-        known = ", ".join(k for k in REGISTRY.get(name).Settings.model_fields if k != "name")
-        said = "; ".join(f"{'.'.join(map(str, err['loc']))}: {err['msg']}" for err in e.errors())
-        raise UsageError(f"reward {name}: {said}; its settings are {known or 'none'}") from None
-    return from_settings(settings)
+    return from_settings(named_settings(REGISTRY, name, options))
 
 
 def read_settings(plain: dict[str, Any]) -> Section:

@@ -12,6 +12,7 @@ from typing import Any, ClassVar
 
 from megatron_mmsr1.config.section import Section
 from megatron_mmsr1.errors import UsageError
+from megatron_mmsr1.protocol import strip_end
 from megatron_mmsr1.trajectory import Status, Trajectory
 from megatron_mmsr1.untyped import is_mapping
 
@@ -88,6 +89,11 @@ def checked(reward: Reward, values: Any) -> dict[str, float]:
 
 def _where(reward: Reward) -> str:
     return f"{source(reward)}: {type(reward).__name__}.parts"
+
+
+def bodies(trajectory: Trajectory) -> list[str]:
+    """What the model said in each of its turns, without the marks that end one."""
+    return [strip_end(t) for t in trajectory.assistant_texts]
 
 
 def name_of(settings: Section) -> str:

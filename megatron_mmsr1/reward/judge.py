@@ -10,8 +10,8 @@ from __future__ import annotations
 
 from pydantic import Field
 
-from megatron_mmsr1.protocol import strip_end
 from megatron_mmsr1.reward._judge import JudgeSettings, Judging, last_line
+from megatron_mmsr1.reward.base import bodies
 from megatron_mmsr1.reward.mmsearch import answer_of, priced
 from megatron_mmsr1.trajectory import Trajectory
 
@@ -41,7 +41,7 @@ class Judge(Judging):
     read = staticmethod(read)
 
     async def parts(self, trajectory: Trajectory) -> dict[str, float]:
-        turns = [strip_end(t) for t in trajectory.assistant_texts]
+        turns = bodies(trajectory)
         answer = answer_of(turns[-1]) if turns else None
         acc = await self.value(trajectory, answer) if answer and answer.strip() else 0.0
         s = self.settings

@@ -14,8 +14,7 @@ from collections import Counter
 from pydantic import Field, field_validator
 
 from megatron_mmsr1.config.section import Section
-from megatron_mmsr1.protocol import strip_end
-from megatron_mmsr1.reward.base import Reward
+from megatron_mmsr1.reward.base import Reward, bodies
 from megatron_mmsr1.trajectory import Trajectory
 
 _TAG = re.compile(r"</?[a-z_]{1,20}>")
@@ -33,8 +32,7 @@ class Settings(Section):
     @field_validator("scripts")
     @classmethod
     def _exist(cls, scripts: list[str]) -> list[str]:
-        letters = (chr(c) for c in range(0x20000))
-        unknown = {s.lower() for s in scripts} - {_script(c) for c in letters if c.isalpha()}
+        unknown = {s.lower() for s in scripts} - _known()
         if unknown:
             raise ValueError(f"no letter is of the script {', '.join(sorted(unknown))}")
         return scripts
@@ -47,7 +45,7 @@ class Language(Reward):
     in_process = True
 
     def parts(self, trajectory: Trajectory) -> dict[str, float]:
-        share = foreign([strip_end(t) for t in trajectory.assistant_texts], frozenset(s.lower() for s in self.settings.scripts))
+        share = foreign(bodies(trajectory), frozenset(s.lower() for s in self.settings.scripts))
         return {"reward": -share, "foreign": share}
 
 
@@ -58,6 +56,12 @@ def foreign(turns: list[str], scripts: frozenset[str]) -> float:
     """Share of letters that are of none of the scripts, in [0, 1]; 0 for texts without letters."""
     letters = {c: n for c, n in Counter("".join(_TAG.sub("", turn) for turn in turns)).items() if c.isalpha()}
     return sum(n for c, n in letters.items() if _script(c) not in scripts) / sum(letters.values()) if letters else 0.0
+
+
+@functools.cache
+def _known() -> frozenset[str]:
+    """The scripts of all letters of Unicode's first two planes."""
+    return frozenset(_script.__wrapped__(c) for c in map(chr, range(0x20000)) if c.isalpha())
 
 
 @functools.lru_cache(maxsize=65536)

@@ -13,10 +13,9 @@ from collections.abc import Sequence
 from pydantic import Field
 
 from megatron_mmsr1.config.section import Section
-from megatron_mmsr1.protocol import strip_end
 from megatron_mmsr1.reward._answers import boxed, choice, extract, is_well_formed
 from megatron_mmsr1.reward._expressions import unwrapped, verdict
-from megatron_mmsr1.reward.base import Reward
+from megatron_mmsr1.reward.base import Reward, bodies
 from megatron_mmsr1.reward.mmsearch import normalize
 from megatron_mmsr1.trajectory import Trajectory
 
@@ -38,7 +37,7 @@ class Math(Reward):
     Settings = Settings
 
     def parts(self, trajectory: Trajectory) -> dict[str, float]:
-        turns = [strip_end(t) for t in trajectory.assistant_texts]
+        turns = bodies(trajectory)
         acc = accuracy(turns, trajectory.golden_answers, self.settings.tolerance)
         form = float(bool(turns) and is_well_formed(turns[-1]))
         share = self.settings.format_penalty

@@ -13,8 +13,7 @@ from typing import Literal
 from pydantic import Field
 
 from megatron_mmsr1.config.section import Section
-from megatron_mmsr1.protocol import strip_end
-from megatron_mmsr1.reward.base import Reward
+from megatron_mmsr1.reward.base import Reward, bodies
 from megatron_mmsr1.trajectory import Trajectory
 
 _IMAGE = "<search><img></search>"
@@ -46,7 +45,7 @@ class MMSearch(Reward):
 
     def parts(self, trajectory: Trajectory) -> dict[str, float]:
         options = self.settings.model_dump(exclude={"name"})
-        return parts([strip_end(t) for t in trajectory.assistant_texts], trajectory.golden_answers, **options)
+        return parts(bodies(trajectory), trajectory.golden_answers, **options)
 
 
 REWARD = MMSearch

@@ -12,9 +12,8 @@ from collections.abc import Sequence
 from pydantic import Field
 
 from megatron_mmsr1.config.section import Section
-from megatron_mmsr1.protocol import strip_end
 from megatron_mmsr1.reward._answers import boxed, choice, extract, is_well_formed
-from megatron_mmsr1.reward.base import Reward
+from megatron_mmsr1.reward.base import Reward, bodies
 from megatron_mmsr1.reward.mmsearch import normalize
 from megatron_mmsr1.trajectory import Trajectory
 
@@ -34,7 +33,7 @@ class MultipleChoice(Reward):
     in_process = True
 
     def parts(self, trajectory: Trajectory) -> dict[str, float]:
-        turns = [strip_end(t) for t in trajectory.assistant_texts]
+        turns = bodies(trajectory)
         answer = extract(turns[-1]) if turns else None
         right = answer is not None and is_right(answer, trajectory.golden_answers, options(trajectory.question))
         form = float(bool(turns) and is_well_formed(turns[-1]))

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from megatron_mmsr1.config.section import Section
-from megatron_mmsr1.protocol import strip_end
-from megatron_mmsr1.reward.base import Reward
+from megatron_mmsr1.reward.base import Reward, bodies
 from megatron_mmsr1.reward.math import accuracy
 from megatron_mmsr1.trajectory import Trajectory
 
@@ -19,7 +18,7 @@ class OpenR1MM(Reward):
     Settings = Settings
 
     def parts(self, trajectory: Trajectory) -> dict[str, float]:
-        acc = accuracy([strip_end(t) for t in trajectory.assistant_texts], trajectory.golden_answers)
+        acc = accuracy(bodies(trajectory), trajectory.golden_answers)
         return {"reward": acc, "acc": acc}
 
 

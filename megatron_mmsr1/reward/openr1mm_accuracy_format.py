@@ -11,8 +11,7 @@ import re
 from pydantic import Field
 
 from megatron_mmsr1.config.section import Section
-from megatron_mmsr1.protocol import strip_end
-from megatron_mmsr1.reward.base import Reward
+from megatron_mmsr1.reward.base import Reward, bodies
 from megatron_mmsr1.reward.math import accuracy
 from megatron_mmsr1.trajectory import Trajectory
 
@@ -32,7 +31,7 @@ class OpenR1MMAccuracyFormat(Reward):
     Settings = Settings
 
     def parts(self, trajectory: Trajectory) -> dict[str, float]:
-        turns = [strip_end(t) for t in trajectory.assistant_texts]
+        turns = bodies(trajectory)
         acc = accuracy(turns, trajectory.golden_answers)
         form = float(bool(turns) and is_well_formed(turns[-1], prefilled=self.settings.prefilled))
         return {"reward": acc + form, "acc": acc, "format": form}

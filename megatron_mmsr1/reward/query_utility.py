@@ -10,8 +10,8 @@ from __future__ import annotations
 
 from pydantic import Field
 
-from megatron_mmsr1.protocol import strip_end
 from megatron_mmsr1.reward._judge import JudgeSettings, Judging, last_line
+from megatron_mmsr1.reward.base import bodies
 from megatron_mmsr1.trajectory import Trajectory
 
 _OPEN, _CLOSE = "<text_search>", "</text_search>"
@@ -55,5 +55,5 @@ def queries(trajectory: Trajectory) -> list[str]:
     made = [c.query for c in trajectory.observed_calls if c.kind == "text" and c.query.strip()]
     if made or trajectory.observed_calls:
         return made
-    texts = (strip_end(t).rpartition(_OPEN)[2].partition(_CLOSE) for t in trajectory.assistant_texts if _OPEN in t)
+    texts = (t.rpartition(_OPEN)[2].partition(_CLOSE) for t in bodies(trajectory) if _OPEN in t)
     return [q.strip() for q, close, _ in texts if close and q.strip()]

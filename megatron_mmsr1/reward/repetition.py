@@ -9,8 +9,7 @@ import re
 from pydantic import Field
 
 from megatron_mmsr1.config.section import Section
-from megatron_mmsr1.protocol import strip_end
-from megatron_mmsr1.reward.base import Reward
+from megatron_mmsr1.reward.base import Reward, bodies
 from megatron_mmsr1.trajectory import Trajectory
 
 # A word; of scripts that write no spaces, a character.
@@ -32,7 +31,7 @@ class Repetition(Reward):
     in_process = True
 
     def parts(self, trajectory: Trajectory) -> dict[str, float]:
-        share = repeated([strip_end(t) for t in trajectory.assistant_texts], self.settings.n)
+        share = repeated(bodies(trajectory), self.settings.n)
         allowed = self.settings.allowed
         return {"reward": -max(0.0, share - allowed) / (1 - allowed), "repeated": share}
 

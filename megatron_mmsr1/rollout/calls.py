@@ -42,7 +42,7 @@ async def observe(context: Context, calls: Sequence[Call], scene: Scene) -> list
         Observation(
             _record(tool, c, result),
             context.message(segments, *_pictures(result)),
-            result.hits if _good(result) else (),
+            result.hits if result.status.good else (),
         )
         for tool, c, result, segments in zip(tools, calls, done, messages, strict=True)
     ]
@@ -76,13 +76,13 @@ def _defect(tool: Tool, e: Exception) -> RunError:
 
 
 def _observed(context: Context, tool: Tool, result: Result) -> Observed:
-    if not _good(result):
+    if not result.status.good:
         return Observed(tool.failure(result), ok=False)
     return Observed(result.body, True, tool.heading, context.prompts.after_call(tool.name))
 
 
 def _pictures(result: Result) -> tuple[list[CanonicalImage], list[bytes]]:
-    if not _good(result):
+    if not result.status.good:
         return [], []
     return [p.image for p in result.pictures], [p.original for p in result.pictures]
 
@@ -91,7 +91,3 @@ def _record(tool: Tool, call: Call, r: Result) -> ToolCall:
     return ToolCall(
         tool.kind, tool.shown(call.arguments), r.status, r.seconds, r.results, r.cached, r.backend, r.detail, r.degraded
     )
-
-
-def _good(result: Result) -> bool:
-    return result.status in (ToolStatus.OK, ToolStatus.EMPTY)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from megatron_mmsr1.algorithm.parts import Rollout, RolloutTurn
-from megatron_mmsr1.trajectory import Status, ToolStatus, Trajectory
+from megatron_mmsr1.trajectory import Status, Trajectory
 
 ANSWERED = (Status.ANSWERED, Status.GAVE_UP)
 
@@ -19,7 +19,7 @@ def facts(outline: Trajectory) -> Rollout:
             heard = []
         elif t.role == "tool":
             heard.append(t.digest)
-            failed = t.tool is not None and t.tool.status not in (ToolStatus.OK, ToolStatus.EMPTY)
+            failed = t.tool is not None and not t.tool.status.good
             if failed and turns:
                 turns[-1] = RolloutTurn(turns[-1].tokens, turns[-1].key, failed=True)
     return Rollout(tuple(turns), answered=outline.status in ANSWERED)

@@ -22,8 +22,11 @@ def model_server(role: str, wanted: ModelPlacement, name: str, machines: Machine
     model = Path(wanted.model or "")
     if not (model / "config.json").is_file():
         raise UsageError(f"placement.{role}.model={wanted.model} is no directory with a Hugging Face checkpoint")
-    times = {k: getattr(engine, k) for k in EngineConfig.model_fields if k.endswith("_s")}
-    settings = SGLangSettings(sglang={"served_model_name": name, **wanted.sglang}, **times)
+    settings = SGLangSettings(
+        sglang={"served_model_name": name, **wanted.sglang},
+        startup_timeout_s=engine.startup_timeout_s,
+        hung_after_s=engine.hung_after_s,
+    )
     launch = Launch(
         model=model,
         settings=settings,

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Literal
 
-import torch
 from torch import Tensor
 
 from megatron_mmsr1.algorithm.responses import log_ratio, means, owner, sums
@@ -25,4 +24,9 @@ def ratios(old_logprobs: Tensor, engine_logprobs: Tensor, cu_seqlens: Tensor, le
 
 def within(values: Tensor, low: float, high: float) -> Tensor:
     """The values, 0 for those outside [low, high]."""
-    return torch.where((values >= low) & (values <= high), values, 0.0)
+    return values.masked_fill(outside(values, low, high), 0.0)
+
+
+def outside(values: Tensor, low: float, high: float) -> Tensor:
+    """bool [T]: below `low`, above `high`, or no number."""
+    return ~((values >= low) & (values <= high))

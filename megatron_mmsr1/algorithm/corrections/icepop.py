@@ -7,7 +7,7 @@ from typing import ClassVar
 from pydantic import Field
 from torch import Tensor
 
-from megatron_mmsr1.algorithm.corrections._ratios import ratios, within
+from megatron_mmsr1.algorithm.corrections._ratios import outside, ratios, within
 from megatron_mmsr1.config.section import Section
 
 
@@ -32,8 +32,7 @@ class IcePop:
         return within(ratios(old_logprobs, engine_logprobs, cu_seqlens), self.settings.low, self.settings.high)
 
     def clipped(self, old_logprobs: Tensor, engine_logprobs: Tensor, cu_seqlens: Tensor) -> Tensor:
-        raw = ratios(old_logprobs, engine_logprobs, cu_seqlens)
-        return (raw < self.settings.low) | (raw > self.settings.high)
+        return outside(ratios(old_logprobs, engine_logprobs, cu_seqlens), self.settings.low, self.settings.high)
 
 
 CORRECTION = IcePop

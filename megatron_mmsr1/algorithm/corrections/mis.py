@@ -7,7 +7,7 @@ from typing import ClassVar
 from pydantic import Field
 from torch import Tensor
 
-from megatron_mmsr1.algorithm.corrections._ratios import Level, ratios, within
+from megatron_mmsr1.algorithm.corrections._ratios import Level, outside, ratios, within
 from megatron_mmsr1.algorithm.responses import owner, sums
 from megatron_mmsr1.config.section import Section
 
@@ -43,8 +43,8 @@ class Masked:
 
     def clipped(self, old_logprobs: Tensor, engine_logprobs: Tensor, cu_seqlens: Tensor) -> Tensor:
         raw = ratios(old_logprobs, engine_logprobs, cu_seqlens, self.settings.level)
-        outside = (raw < self.settings.low) | (raw > self.settings.high)
-        return outside | self._vetoed(old_logprobs, engine_logprobs, cu_seqlens)
+        masked = outside(raw, self.settings.low, self.settings.high)
+        return masked | self._vetoed(old_logprobs, engine_logprobs, cu_seqlens)
 
     def _vetoed(self, old_logprobs: Tensor, engine_logprobs: Tensor, cu_seqlens: Tensor) -> Tensor:
         limit = 0.0 if self.settings.veto is None else self.settings.veto

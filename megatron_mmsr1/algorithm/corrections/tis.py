@@ -7,7 +7,7 @@ from typing import ClassVar
 from pydantic import Field
 from torch import Tensor
 
-from megatron_mmsr1.algorithm.corrections._ratios import Level, ratios
+from megatron_mmsr1.algorithm.corrections._ratios import Level, outside, ratios
 from megatron_mmsr1.config.section import Section
 
 
@@ -37,7 +37,7 @@ class Truncated:
 
     def clipped(self, old_logprobs: Tensor, engine_logprobs: Tensor, cu_seqlens: Tensor) -> Tensor:
         raw = ratios(old_logprobs, engine_logprobs, cu_seqlens, self.settings.level)
-        return (raw < self.settings.floor) | (raw > self.settings.cap)
+        return outside(raw, self.settings.floor, self.settings.cap)
 
 
 CORRECTION = Truncated

@@ -67,6 +67,12 @@ def command(launch: Launch) -> Command:
     spec = launch.log.with_suffix(".args.json")
     spec.write_text(json.dumps(arguments, indent=1))
     every_s, answer_s = pace(cfg.hung_after_s)
+
+    def alive(url: str) -> bool:
+        """It samples a token, unless it is sampling others'. One paused for an update answers nothing: the limit must be
+        longer than an update takes. One without its memory answers nothing for as long as the trainer has it."""
+        return (launch.releases and _has_released(url, answer_s)) or answers(f"{url}/health_generate", timeout_s=answer_s)
+
     return Command(
         name=NAME,
         argv=[sys.executable, "-m", "megatron_mmsr1.rollout.engines.sglang.entry", str(spec)],
@@ -77,9 +83,7 @@ def command(launch: Launch) -> Command:
         ready=_ready,
         ready_within_s=cfg.startup_timeout_s,
         ready_setting="engine.startup_timeout_s",
-        # It samples a token, unless it is sampling others'. One that is paused for an update answers nothing: the limit must be
-        # longer than an update takes. One without its memory answers nothing for as long as the trainer has it.
-        alive=lambda url: _has_released(url, answer_s) or answers(f"{url}/health_generate", timeout_s=answer_s),
+        alive=alive,
         alive_every_s=every_s,
         hung_after_s=cfg.hung_after_s,
         refusal="SGLang refuses its arguments",
