@@ -15,9 +15,10 @@ from pydantic import ValidationError
 from megatron_mmsr1 import config
 from megatron_mmsr1.cli import main
 from megatron_mmsr1.cluster.slurm import queue
-from megatron_mmsr1.cluster.slurm.jobs import Sweep, evaluation, of_export, of_run
+from megatron_mmsr1.cluster.slurm.jobs import Sweep, evaluation, missing_inputs, of_export, of_run
 from megatron_mmsr1.cluster.slurm.queue import State
 from megatron_mmsr1.cluster.slurm.script import FUNCTIONS, Job, render
+from megatron_mmsr1.cluster.slurm.submission import Submission, Submitted, Task
 from megatron_mmsr1.config import RunConfig
 from megatron_mmsr1.config.slurm import SlurmConfig
 from megatron_mmsr1.errors import UsageError
@@ -255,6 +256,33 @@ def test_a_job_that_slurm_has_forgotten_is_asked_of_the_accounting(tmp_path: Pat
     assert queue.look("7", 1) == [State("CANCELLED", exit_code="0:15")]
     shims(tmp_path, sacct="echo 'Slurm accounting storage is disabled' >&2; exit 1")
     assert queue.look("7", 1) == [State(queue.GONE)] and State(queue.GONE).over
+
+
+def test_an_earlier_submission_is_shown_while_it_has_a_job_in_the_queue(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Of three submissions of one run: the last one's jobs and those of the first, which still waits."""
+    for number, job in enumerate(("7", "8", "9"), 1):
+        directory = tmp_path / "run" / "slurm" / f"{number:03}"
+        directory.mkdir(parents=True)
+        Submission(directory, [Submitted(job, "export", [Task(str(tmp_path / "run"), 4)])]).keep()
+    (tmp_path / "bin").mkdir()
+    running, over = RUNNING, RUNNING.replace("RUNNING", "COMPLETED")
+    look = f'case "$4" in 7) echo "{running}";; *) echo "{over}";; esac'
+    monkeypatch.setenv("PATH", shims(tmp_path / "bin", squeue="printf '7\\n'", scontrol=look))
+    assert main(["slurm", "status", str(tmp_path / "run")]) == 0
+    assert [line.split()[:3:2] for line in capsys.readouterr().out.splitlines()] == [["7", "RUNNING"], ["9", "COMPLETED"]]
+    assert main(["slurm", "cancel", str(tmp_path / "run")]) == 0
+    said = capsys.readouterr().out
+    assert said.splitlines()[0].startswith("nothing to cancel") and "scancel 7" in said
+
+
+def test_what_this_machine_lacks_is_named(tmp_path: Path) -> None:
+    (tmp_path / "there").mkdir()
+    raw = {"model": {"path": str(tmp_path / "there")}, "data": {"train": ["no/a.parquet"], "heldout": ["no/b.parquet"]}}
+    cfg = RunConfig.model_validate(raw | {"output": "no/run"})
+    assert missing_inputs("train", cfg) == ["data.train=no/a.parquet", "data.heldout=no/b.parquet"]
+    assert missing_inputs("eval", cfg) == ["model.path=no/run/model", "data.heldout=no/b.parquet"]
 
 
 def test_a_machine_without_slurm_is_told_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

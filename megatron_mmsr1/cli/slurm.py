@@ -30,7 +30,11 @@ def add(verbs: Verbs[argparse.ArgumentParser]) -> None:
     p.add_argument("--sweep", metavar="key=a,b,c", help="an array of runs, one a value, each below OUTPUT/sweep")
     p.add_argument("--follow", action="store_true", help="show what the jobs say until they are over; Ctrl-C leaves them alone")
     for name, run, what in (
-        ("status", _status, "show state, restarts, step and last line of the jobs submitted last"),
+        (
+            "status",
+            _status,
+            "show state, restarts, step and last line of the jobs submitted last, and of earlier ones in the queue",
+        ),
         ("logs", _logs, "show the end of the log of the jobs submitted last"),
         ("cancel", _cancel, "cancel the jobs submitted last, and wait until they are gone"),
     ):
@@ -44,7 +48,7 @@ def add(verbs: Verbs[argparse.ArgumentParser]) -> None:
 
 def _submit(args: argparse.Namespace) -> None:
     from megatron_mmsr1 import config
-    from megatron_mmsr1.cluster.slurm.jobs import THEN, Sweep, verb_of
+    from megatron_mmsr1.cluster.slurm.jobs import THEN, Sweep, missing_inputs, verb_of
     from megatron_mmsr1.cluster.slurm.submission import submit
 
     cfg = config.load(args.config, args.override)
@@ -54,6 +58,8 @@ def _submit(args: argparse.Namespace) -> None:
     chosen = args.verb or verb_of(cfg)
     if then and chosen == "eval":
         raise UsageError("--then wants a run that trains: an evaluation leaves no model")
+    for missing in missing_inputs(chosen, cfg):
+        print(f"warning: {missing} is not on this machine; the job ends at once where the nodes lack it too", file=sys.stderr)
     found = submit(cfg, chosen, then=then, sweep=Sweep.of(args.sweep) if args.sweep else None)
     for job in found.jobs:
         print(job.id)
@@ -68,18 +74,25 @@ def _submit(args: argparse.Namespace) -> None:
             print(f"\nthe jobs go on; mmsr1 slurm status {cfg.output} shows them", file=sys.stderr)
 
 
-def _find(args: argparse.Namespace) -> Submission:
+def _output(args: argparse.Namespace) -> Path:
     from megatron_mmsr1 import config
+
+    return Path(args.config) if Path(args.config).is_dir() else Path(config.load(args.config, args.override).output)
+
+
+def _find(args: argparse.Namespace) -> Submission:
     from megatron_mmsr1.cluster.slurm.submission import Submission
 
-    output = Path(args.config) if Path(args.config).is_dir() else Path(config.load(args.config, args.override).output)
-    return Submission.latest(output)
+    return Submission.latest(_output(args))
 
 
 def _status(args: argparse.Namespace) -> None:
-    from megatron_mmsr1.cluster.slurm.watching import status
+    from megatron_mmsr1.cluster.slurm.submission import Submission
+    from megatron_mmsr1.cluster.slurm.watching import status, unfinished
 
-    print("\n".join(status(_find(args))))
+    *earlier, last = Submission.all(_output(args))
+    for submission in [*unfinished(earlier), last]:
+        print("\n".join(status(submission)))
 
 
 def _logs(args: argparse.Namespace) -> None:
@@ -89,7 +102,11 @@ def _logs(args: argparse.Namespace) -> None:
 
 
 def _cancel(args: argparse.Namespace) -> None:
-    from megatron_mmsr1.cluster.slurm.watching import cancel
+    from megatron_mmsr1.cluster.slurm.submission import Submission
+    from megatron_mmsr1.cluster.slurm.watching import cancel, unfinished
 
-    gone = cancel(_find(args))
+    *earlier, last = Submission.all(_output(args))
+    gone = cancel(last)
     print(f"cancelled and gone: {', '.join(gone)}" if gone else "nothing to cancel: the jobs are over")
+    if left := [job.id for s in unfinished(earlier) for job in s.jobs]:
+        print(f"of earlier submissions there are still {', '.join(left)}: scancel {' '.join(left)}")

@@ -91,6 +91,19 @@ def of_export(configs: Sequence[RunConfig], directory: Path, workdir: Path) -> J
     return Job("export", f"{cfg.name}-export", arguments, 1, 0, directory, workdir, _command(cfg))
 
 
+def missing_inputs(verb: str, cfg: RunConfig) -> list[str]:
+    """`key=path` of what the run reads and this machine does not have. No reason to refuse the job: a disk that only the nodes
+    have may hold it."""
+    found = [("model.path", f"{cfg.output}/model" if verb == "eval" else cfg.model.path)]
+    if verb == "sft":
+        found += [] if cfg.sft.source == "atlas" else [("sft.source", cfg.sft.source)]
+    else:
+        found += [("data.train", p) for p in cfg.data.train] if verb == "train" else []
+        found += [("data.heldout", p) for p in cfg.data.heldout]
+        found += [("search.corpus", cfg.search.corpus)] if cfg.search.corpus else []
+    return [f"{key}={path}" for key, path in found if not Path(path).exists()]
+
+
 def evaluation(cfg: RunConfig) -> RunConfig:
     """Of the model that the run leaves: engines on one node, and no ranks."""
     p = cfg.placement

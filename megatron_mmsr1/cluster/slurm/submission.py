@@ -45,11 +45,20 @@ class Submission:
     @classmethod
     def latest(cls, output: Path) -> Submission:
         """UsageError where nothing was submitted."""
+        return cls.all(output)[-1]
+
+    @classmethod
+    def all(cls, output: Path) -> list[Submission]:
+        """The oldest first. UsageError where nothing was submitted."""
         found = sorted(output.glob(f"slurm/*/{RECORD}"))
         if not found:
             raise UsageError(f"nothing was submitted for {output}: mmsr1 slurm submit CONFIG")
-        raw = json.loads(found[-1].read_text(encoding="utf-8"))
-        return cls(found[-1].parent, [Submitted(j["id"], j["verb"], [Task(**t) for t in j["tasks"]]) for j in raw])
+        return [cls._read(file) for file in found]
+
+    @classmethod
+    def _read(cls, file: Path) -> Submission:
+        raw = json.loads(file.read_text(encoding="utf-8"))
+        return cls(file.parent, [Submitted(j["id"], j["verb"], [Task(**t) for t in j["tasks"]]) for j in raw])
 
     def log(self, job: Submitted, task: int) -> Path:
         """What the job's script and its head say, over all restarts."""
@@ -59,7 +68,8 @@ class Submission:
         """Of the agents: JOB.RESTART.STEP.NODE.log."""
         return sorted(self.directory.glob(f"{self.log(job, task).stem}.*.log"))
 
-    def _keep(self) -> None:
+    def keep(self) -> None:
+        """Writes jobs.json."""
         files.write_text(self.directory / RECORD, json.dumps([asdict(j) for j in self.jobs], indent=1) + "\n")
 
 
@@ -96,7 +106,7 @@ def submit(cfg: RunConfig, verb: str, *, then: Sequence[str] = (), sweep: jobs.S
         previous = submission.jobs[-1].id if submission.jobs else None
         number = queue.submit(script, previous and f"{after}:{previous}")
         submission.jobs.append(Submitted(number, job.verb, tasks))
-        submission._keep()
+        submission.keep()
     return submission
 
 

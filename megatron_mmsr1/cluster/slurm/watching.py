@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from megatron_mmsr1.cluster.slurm import queue
@@ -17,6 +17,12 @@ from megatron_mmsr1.run.directory import logged_steps
 POLL_S = 1.0
 GONE_WITHIN_S = 300.0  # KillWait, epilogs, a node that is slow to clean up
 Say = Callable[[str], None]
+
+
+def unfinished(submissions: Sequence[Submission]) -> list[Submission]:
+    """Those that have jobs in the queue."""
+    there = queue.waiting([j.id for s in submissions for j in s.jobs])
+    return [s for s in submissions if any(j.id in there for j in s.jobs)]
 
 
 def status(submission: Submission) -> list[str]:

@@ -109,8 +109,11 @@ start_agents() {
   # shellcheck disable=SC2016  # the inner shell's
   (
     in_step "$2" bash -c 'exec >>"$0.$SLURMD_NODENAME.log" 2>&1; exec "$@"' "$logs/$life.$step" \
-      "${command[@]}" node --step "$step" </dev/null ||
-      say "the step $step ended with exit code $?: $logs/$life.$step.*.log"
+      "${command[@]}" node --step "$step" </dev/null || {
+      code=$?
+      # Once the head has ended, its steps end with it, however.
+      [[ -e $logs/$life.over ]] || say "the step $step ended with exit code $code: $logs/$life.$step.*.log"
+    }
   ) &
 }
 
@@ -211,6 +214,7 @@ run_head() {
   trap "deliver $signal" "$signal"
   wait_for_head || code=$?
   trap '' "$signal"
+  : >"$logs/$life.over"
   end_agents
   say "ended with exit code $code"
   if [[ $code == "$REQUEUE_ME" ]]; then requeue; fi
