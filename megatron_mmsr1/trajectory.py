@@ -122,6 +122,7 @@ class Trajectory:
     # Calls whose observation is not in the tokens: those of tries that were given up, one that ended the trajectory, and one
     # whose observation did not fit. They were made, and paid.
     unobserved: list[ToolCall] = field(default_factory=list[ToolCall])
+    step: int | None = None  # of the run, in which it was rolled out; None outside of training
     calls_allowed: int = 0  # calls that this conversation might have made, all tools together; 0: not known
 
     def __post_init__(self) -> None:

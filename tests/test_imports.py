@@ -71,7 +71,7 @@ def offenders(paths: list[Path], forbidden: tuple[str, ...]) -> list[str]:
 
 
 def test_the_light_rooms_import_no_engine_no_trainer_no_app() -> None:
-    light = in_room("config", "trajectory", "protocol", "errors", "algorithm", "reward", "search", "data")
+    light = in_room("config", "trajectory", "protocol", "errors", "algorithm", "shaping", "reward", "search", "data")
     assert len(light) > 8
     assert not offenders(light, ("megatron", "sglang", "gradio", f"{PACKAGE}.megatron", f"{PACKAGE}.rollout"))
 
@@ -81,6 +81,18 @@ def test_algorithm_imports_only_torch() -> None:
     allowed = {"torch", "pydantic", PACKAGE} | set(sys.stdlib_module_names)
     ours = tuple(f"{PACKAGE}.{m}" for m in ("algorithm", "config.algorithm", "config.section", "errors", "plugins"))
     for p in in_room("algorithm"):
+        for name in imports(p):
+            assert name.split(".")[0] in allowed, f"{p}: {name}"
+            assert name.startswith(ours) or not name.startswith(PACKAGE), f"{p}: {name}"
+
+
+def test_shaping_is_pure() -> None:
+    """It works on rewards, lengths and groups: the standard library, settings and the structure that flows."""
+    allowed = {PACKAGE} | set(sys.stdlib_module_names)
+    ours = tuple(f"{PACKAGE}.{m}" for m in ("shaping", "config", "errors", "trajectory"))
+    paths = in_room("shaping")
+    assert len(paths) > 1
+    for p in paths:
         for name in imports(p):
             assert name.split(".")[0] in allowed, f"{p}: {name}"
             assert name.startswith(ours) or not name.startswith(PACKAGE), f"{p}: {name}"

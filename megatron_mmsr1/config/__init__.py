@@ -19,6 +19,7 @@ from megatron_mmsr1.config.placement import PlacementConfig
 from megatron_mmsr1.config.reading import override, read_mapping
 from megatron_mmsr1.config.search import SearchConfig
 from megatron_mmsr1.config.section import Affects, Logging, Machine, Rollout, Section, Training
+from megatron_mmsr1.config.shaping import ShapingConfig
 from megatron_mmsr1.config.slurm import SlurmConfig
 from megatron_mmsr1.config.tools import ToolsConfig
 from megatron_mmsr1.errors import UsageError
@@ -95,6 +96,11 @@ class ProtocolConfig(Section):
     max_response_tokens: int = Field(
         default=8192, gt=0, description="the conversation after the first prompt, observations included"
     )
+
+    @property
+    def sampled_limit(self) -> int:
+        """The most tokens that a conversation can sample."""
+        return min(self.max_response_tokens, self.max_rounds * self.max_turn_tokens)
 
     @model_validator(mode="before")
     @classmethod
@@ -243,6 +249,7 @@ class RunConfig(Section):
     engine: EnginePart = Field(default_factory=ENGINE.make)
     reward: Rollout[Annotated[SerializeAsAny[Section], REWARD]] = Field(default_factory=REWARD.make)
     algorithm: AlgorithmConfig = AlgorithmConfig()
+    shaping: ShapingConfig = ShapingConfig()
     optimizer: OptimizerConfig = OptimizerConfig()
     megatron: MegatronConfig = MegatronConfig()
     train: TrainConfig = Field(default_factory=TrainConfig)

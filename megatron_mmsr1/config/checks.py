@@ -11,7 +11,8 @@ if TYPE_CHECKING:
 
 def problems(cfg: RunConfig) -> list[str]:
     """Every rule that is broken; `RunConfig` refuses to be made while there is one."""
-    return [said for rule in (_pictures, _layout, _placement, _training, _conversation, _micro_batches) for said in rule(cfg)]
+    rules = (_pictures, _layout, _placement, _training, _shaping, _conversation, _micro_batches)
+    return [said for rule in rules for said in rule(cfg)]
 
 
 def _pictures(cfg: RunConfig) -> Iterator[str]:
@@ -73,6 +74,15 @@ def _training(cfg: RunConfig) -> Iterator[str]:
         yield "data.group_size=1 gives every rollout an advantage of zero; use at least 2"
     if cfg.optimizer.min_lr > cfg.optimizer.lr:
         yield f"optimizer.min_lr={cfg.optimizer.min_lr:g} is above optimizer.lr={cfg.optimizer.lr:g}"
+
+
+def _shaping(cfg: RunConfig) -> Iterator[str]:
+    buffer, most = cfg.shaping.overlong.buffer, cfg.protocol.sampled_limit
+    if buffer > most:
+        yield (
+            f"shaping.overlong.buffer={buffer} is more than a conversation can sample, which is {most} tokens (the lower of "
+            "protocol.max_response_tokens and max_rounds * max_turn_tokens): lower it"
+        )
 
 
 def _conversation(cfg: RunConfig) -> Iterator[str]:

@@ -35,6 +35,9 @@ class Settings(Section):
     reward_mode: Literal["EM", "SubEM"] = Field(default="EM", description="the answer equals a golden one, or contains one")
     count_penalty: bool = Field(default=False, description="the penalties are paid once a call")
     crop_penalty: float = Field(default=0.0, ge=0, le=1, description="what a right answer loses for having cropped")
+    penalty_warmup: int = Field(
+        default=0, ge=0, description="steps over which search_penalty and crop_penalty grow from 0; evaluations pay them whole"
+    )
 
 
 class MMSearch(Reward):
@@ -44,8 +47,16 @@ class MMSearch(Reward):
     in_process = True
 
     def parts(self, trajectory: Trajectory) -> dict[str, float]:
-        options = self.settings.model_dump(exclude={"name"})
-        return parts(bodies(trajectory), trajectory.golden_answers, **options)
+        s, share = self.settings, warmed(trajectory.step, self.settings.penalty_warmup)
+        return parts(
+            bodies(trajectory),
+            trajectory.golden_answers,
+            search_penalty=s.search_penalty * share,
+            format_penalty=s.format_penalty,
+            reward_mode=s.reward_mode,
+            count_penalty=s.count_penalty,
+            crop_penalty=s.crop_penalty * share,
+        )
 
 
 REWARD = MMSearch
@@ -120,6 +131,11 @@ def priced(
     reward = (1 - format_penalty) * paid + format_penalty * well_formed
     out = {"reward": reward, "acc": acc, "format": well_formed, "searches": float(n)}
     return out | ({"crops": float(cropped)} if cropped else {})
+
+
+def warmed(step: int | None, warmup: int) -> float:
+    """The share of a call's price that is paid in a step of the run: step / warmup, at most 1; 1 outside of training."""
+    return 1.0 if step is None or step >= warmup else step / warmup
 
 
 def answer_of(turn: str) -> str | None:

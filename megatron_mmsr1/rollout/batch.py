@@ -97,6 +97,7 @@ class Batch:
                 temperature=job.temperature,
             )
         trajectory.sample_index = sample
+        trajectory.step = job.step if job.step >= 0 else None  # an evaluation's is negative
         self._check_version(trajectory)
         await self._scoring.score(trajectory)
         self._count(trajectory)

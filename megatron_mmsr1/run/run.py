@@ -36,6 +36,7 @@ from megatron_mmsr1.run.step_log import StepLog
 from megatron_mmsr1.run.stop import Stop
 from megatron_mmsr1.run.trainable import require_rewards, require_something, scored
 from megatron_mmsr1.run.weights import Weights
+from megatron_mmsr1.shaping.overlong import filtered, metrics, shaped_reward
 from megatron_mmsr1.trajectory import Trajectory
 
 
@@ -53,6 +54,7 @@ class Run:
         self.lead = self.parallel.rank == 0
         self.phases = Phases(self.out, self.parallel.rank)
         self.samples = grpo and cfg.train.mode == "full"  # from engines
+        self.shaping: dict[str, float] = {}  # metrics of the step: what was changed before the advantages
         self.spent = ""  # which budget of the search is used up
         self.source: Source | None = None
         dataset = self._dataset() if grpo else None
@@ -93,7 +95,7 @@ class Run:
     def advantages(self, trajectories: list[Trajectory]) -> tuple[list[Trajectory], list[Tensor]]:
         """What the step trains on. Infrastructure failures are left out before the group is normalised, so that an outage
         is never charged to the model; and so are groups without variance, where nothing gives their tokens a
-        gradient (`Composition.select`).
+        gradient (`Composition.select`), and, after the advantages are known, what `shaping.overlong.filter` leaves out.
         """
         self.spent = budget_reached(trajectories)
         good = scored(trajectories)
@@ -101,9 +103,11 @@ class Run:
             raise RunError(self._stopped())
         require_something(good, trajectories, self.step, self.out)
         require_rewards(trajectories, self.step, min_success(self.cfg.reward))
-        rewards, groups = [float(t.reward or 0.0) for t in good], [t.group_id for t in good]
+        rewards, groups = [shaped_reward(t, self.cfg) for t in good], [t.group_id for t in good]
         kept, values = self.actor.algorithm.select(rewards, groups, [facts(t) for t in good])
-        return [good[i] for i in kept], values
+        self.shaping = metrics(good, self.cfg)
+        trained = [(good[i], v) for i, v in zip(kept, values, strict=True) if not filtered(good[i], self.cfg)]
+        return [t for t, _ in trained], [v for _, v in trained]
 
     def demonstrations(self, step: int) -> list[Trajectory]:
         """The cold start's examples of this step, the same list on every rank (the source is seeded and rewinds by step)."""
@@ -133,6 +137,7 @@ class Run:
         seconds = {"rollout": self.rollouts.seconds} if self.rollouts else {}
         seconds |= {"sync": self.weights.seconds} if self.weights.seconds else {}  # of the publication before this step
         shown = self.rollouts.local if self.rollouts else []
+        metrics |= self.shaping
         metrics |= {"engines/absent": float(len(self.weights.absent))} if self.weights.transport else {}
         self.step_log.write(step, metrics, trajectories, trained=len(trained), seconds=seconds, generated=made, shown=shown)
 
