@@ -1,11 +1,14 @@
-"""Does the loop learn when to search, and when to crop? `python benchmarks/learning.py [--seeds 0 1 2] [--ablations] [--table]`
+"""Does the loop learn when to search, and when to crop? `python benchmarks/learning.py [--seeds 0 1 2] [--ablations]
+[--algorithms] [--table]`
 
 For each seed: a fresh Atlas world of that seed, GRPO from the shipped cold start (configs/atlas.yaml), held-out questions
 before and after, the oracle beside them. One JSON a run in benchmarks/results/, which names the commit, the day and the
 machine, then the table over all that stands there. A run takes about as long as the quickstart; what is there is run again
-only if the code has changed since. Ablations: no search penalty; a cold start
-whose demonstrations chose their tools at random to the end ("untilted"); and both cold starts where 60 % or 84 % of the
-questions are search-free and the learning rate is three times as high ("mostly-free-fast", "rarely-required-fast").
+only if the code has changed since. Ablations: no search penalty; a cold start whose demonstrations chose their tools at
+random to the end ("untilted"); and both cold starts where 60 % or 84 % of the questions are search-free and the learning
+rate is three times as high ("mostly-free-fast", "rarely-required-fast"). Algorithms: the other recipes with their own
+settings; and GRPO with an engine that is not the trainer's model, which computes in bfloat16 or has the weights of the step
+before (one_step_old.py), each without and with a correction.
 """
 
 from __future__ import annotations
@@ -36,6 +39,18 @@ VARIANTS: dict[str, tuple[list[str], list[str]]] = {
     "rarely-required-fast": ([RARELY_REQUIRED], ["optimizer.lr=3e-4"]),
 }
 ABLATIONS = [name for name in VARIANTS if name != "grpo"]
+BF16 = "engine.sglang={dtype: bfloat16}"
+STALE = "train.sync={name: benchmarks/one_step_old.py:TRANSPORT}"
+NONE, TIS = "algorithm.correction=none", "algorithm.correction=tis"
+ALGORITHMS: dict[str, list[str]] = {
+    **{name: [f"algorithm.name={name}"] for name in ("dr_grpo", "rloo", "reinforce_pp_baseline", "gspo", "cispo", "sapo")},
+    "dapo": ["algorithm.name=dapo"],
+    "bf16-engine": [BF16, NONE],
+    "bf16-engine-tis": [BF16, TIS],
+    "one-step-old": [STALE, NONE],
+    "one-step-old-tis": [STALE, TIS],
+}
+VARIANTS |= {name: ([], own) for name, own in ALGORITHMS.items()}
 FREE, REQUIRED, CROP = ("known", "picture"), ("image", "text", "both"), ("crop",)
 
 
@@ -167,13 +182,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--ablations", action="store_true", help="run the ablations too, with the first seed")
+    parser.add_argument("--algorithms", action="store_true", help="run the other algorithms too, with the first seed")
     parser.add_argument("--table", action="store_true", help="only print the table of the results that are there")
     parser.add_argument("settings", nargs="*", help="key=value, as for mmsr1 train")
     args = parser.parse_args()
     if not args.table:
         for seed in args.seeds:
             run("grpo", seed, args.settings)
-        for variant in ABLATIONS if args.ablations else ():
+        for variant in [*(ABLATIONS if args.ablations else ()), *(ALGORITHMS if args.algorithms else ())]:
             run(variant, args.seeds[0], args.settings)
     print(table(list(RESULTS.glob("learning-*.json"))))
 
