@@ -23,7 +23,7 @@ STARTS = re.compile(
 )
 LIMIT_S = {"plain": 600, "process": 1800, "slow": 3600}  # generous: the machine may be busy with other work
 SHARED = ("engine", "atlas_engine")  # fixtures of a session that every worker would start for itself
-LONGEST = ("atlas_engine", "test_megatron", "test_loop", "engine", "test_outage", "test_demo_browser")  # groups
+LONGEST = ("atlas_engine", "test_megatron", "test_loop", "engine", "test_demo_browser")  # groups
 
 _spent: dict[str, list[float]] = defaultdict(lambda: [0.0, 0.0])  # seconds, CPU seconds
 

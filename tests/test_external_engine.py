@@ -26,6 +26,7 @@ def used_before(atlas_engine: Any) -> Iterator[str]:
     c.load(COLD_START, 0)
 
 
+@pytest.mark.slow
 def test_any_version_is_evaluated_and_rolled_out_from_and_another_model_refused(
     used_before: str, atlas_search: str, atlas_world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

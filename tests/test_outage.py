@@ -63,6 +63,7 @@ def whole(out: Path) -> list[list[Trajectory]]:
     return [read_dump(out / "rollouts", s)[0] for s in range(STEPS)]
 
 
+@pytest.mark.slow
 def test_the_backend_dies_and_comes_back(world: Path, upstream: Upstream, engine: Service, tmp_path: Path) -> None:
     calm, struck = tmp_path / "calm", tmp_path / "struck"
     calm.mkdir()

@@ -131,6 +131,7 @@ def test_an_engine_that_is_killed_comes_back(served, atlas_world):
     assert "SIGKILL" in said and "the engine is started again (1)" in said
 
 
+@pytest.mark.slow
 def test_an_engine_that_hangs_is_replaced(served, atlas_world):
     """Its processes live and its port is open; no token comes any more."""
     os.kill(part_of(served.process.pid, "scheduler"), signal.SIGSTOP)
