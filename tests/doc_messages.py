@@ -20,6 +20,12 @@ def _template(node: ast.AST) -> str | None:
     return None
 
 
+def templates(path: Path) -> list[str]:
+    """Of one file."""
+    nodes = ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+    return [" ".join(t.split()) for node in nodes if (t := _template(node)) and len(t) > 12]
+
+
 def _trees() -> Iterator[ast.AST]:
     for room in ROOMS:
         for path in sorted((ROOT / room).rglob("*.py")):

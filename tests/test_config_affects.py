@@ -35,6 +35,7 @@ def test_every_setting_is_classified(name: str) -> None:
         ({"optimizer": {"lr": 0.5}}, Affects.TRAINING),
         ({"algorithm": {"clip_low": 0.1}}, Affects.TRAINING),
         ({"algorithm": {"logprob_alarm": 0.1}}, Affects.LOGGING),
+        ({"alarms": {"steps": 5}}, Affects.LOGGING),
         ({"rollout": {"concurrency": 3}}, Affects.MACHINE),
         ({"rollout": {"tool_timeout_s": 99}}, Affects.MACHINE),
         ({"search": {"text": {"per_second": 3}}}, Affects.MACHINE),

@@ -5,10 +5,11 @@ from __future__ import annotations
 import re
 
 import pytest
-from doc_messages import ROOT, quoted, said, warnings
+from doc_messages import ROOT, quoted, said, templates, warnings
 from pydantic import BaseModel
 
 from megatron_mmsr1.config import RunConfig, parse
+from megatron_mmsr1.run.alarms import ALARMS
 
 PAGES = ("operations.md", "troubleshooting.md")
 
@@ -33,6 +34,16 @@ def test_every_warning_is_explained() -> None:
     explained = [pattern(q) for q in quoted("operations.md")]
     left = [w for w in warnings() if not any(p.search(w) for p in explained)]
     assert len(warnings()) > 10 and not left, "say in docs/operations.md what to do about it"
+
+
+def test_every_alarm_is_explained() -> None:
+    """Its message and what to do, in a row that names its metric."""
+    text = (ROOT / "docs" / "operations.md").read_text()
+    rows = re.findall(r"^\| `([^`]+)` \(`(alarm/\w+)`\) \| (.+) \|$", text, re.MULTILINE)
+    assert {metric for _, metric, _ in rows} == {a.metric for a in ALARMS}
+    source = "\n".join(templates(ROOT / "megatron_mmsr1" / "run" / "alarms.py"))
+    for quote, _, what in rows:
+        assert pattern(quote).search(source) and len(what) > 60
 
 
 def exists(name: str) -> bool:

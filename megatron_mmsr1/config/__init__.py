@@ -12,6 +12,7 @@ from typing import Annotated, Any, Literal
 import yaml
 from pydantic import Field, SerializeAsAny, ValidationError, model_validator
 
+from megatron_mmsr1.config.alarms import AlarmsConfig
 from megatron_mmsr1.config.algorithm import AlgorithmConfig
 from megatron_mmsr1.config.checks import problems
 from megatron_mmsr1.config.explain import explain_all
@@ -257,6 +258,7 @@ class RunConfig(Section):
     slurm: SlurmConfig = SlurmConfig()
     sft: SftConfig = SftConfig()
     logging: LoggingConfig = LoggingConfig()
+    alarms: AlarmsConfig = AlarmsConfig()
 
     @model_validator(mode="after")
     def _fits_together(self) -> RunConfig:

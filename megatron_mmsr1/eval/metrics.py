@@ -71,7 +71,8 @@ def rollout_metrics(trajectories: Sequence[Trajectory], protocol: ProtocolConfig
     """Flat metrics of one step's rollouts.
 
     reward/{mean,std,acc,format} and reward/PART for every other part that a reward gives, the mean over those that have it;
-    search/{share,ratio} and the same under `category/NAME/` and `kind/NAME/` with acc and reward; status/NAME and tool/NAME
+    groups/equal, the share of groups whose rollouts all have one reward; search/{share,ratio} and the same under
+    `category/NAME/` and `kind/NAME/` with acc and reward; status/NAME and tool/NAME
     counts; tool/calls_KIND counts and tool/share_NAME, the share of trajectories that ask for that tool;
     infrastructure/{trajectories,rewards,calls,share}; turns/{1,2,...} counts and turns/mean;
     tokens/{trajectory,sampled,observed} means; images/trajectory. Names whose count is zero are left out, but for
@@ -94,6 +95,7 @@ def rollout_metrics(trajectories: Sequence[Trajectory], protocol: ProtocolConfig
             "search/share": s["search_share"],
             "search/ratio": s["search_ratio"],
         }
+        out |= _equal_groups(good)
         categories = sorted({t.category for t in good if t.category})
         out |= _parts("category", {c: [t for t in good if t.category == c] for c in categories}, protocol)
         out |= _parts("kind", by_kind(t for t in good if t.extra.get("kind")), protocol)
@@ -105,6 +107,15 @@ def throughput(trajectories: Sequence[Trajectory], seconds: float) -> dict[str, 
     """rollout/tokens_per_s (sampled tokens; observations are not generated) and rollout/trajectories_per_s, over `seconds`."""
     sampled = sum(t.sampled_tokens for t in trajectories)
     return {"rollout/tokens_per_s": sampled / seconds, "rollout/trajectories_per_s": len(trajectories) / seconds}
+
+
+def _equal_groups(scored: Sequence[Trajectory]) -> dict[str, float]:
+    """groups/equal, of the groups with two scored rollouts or more; {} without any."""
+    groups: dict[str, list[float]] = {}
+    for t in scored:
+        groups.setdefault(t.group_id, []).append(t.reward or 0.0)
+    several = [g for g in groups.values() if len(g) > 1]
+    return {"groups/equal": mean(float(min(g) == max(g)) for g in several)} if several else {}
 
 
 def _parts(prefix: str, groups: dict[str, list[Trajectory]], protocol: ProtocolConfig) -> dict[str, float]:

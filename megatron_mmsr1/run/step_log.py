@@ -1,4 +1,4 @@
-"""A finished step as one row of metrics, with a warning where trainer and engine disagree, and a few samples."""
+"""A finished step as one row of metrics, with a warning where training goes wrong, and a few samples."""
 
 from __future__ import annotations
 
@@ -7,7 +7,8 @@ from typing import Any
 
 from megatron_mmsr1.config import RunConfig
 from megatron_mmsr1.eval.metrics import rollout_metrics, throughput
-from megatron_mmsr1.run.logs import RunLog
+from megatron_mmsr1.run.alarms import Row, judge, rows_needed
+from megatron_mmsr1.run.logs import RunLog, read_metrics
 from megatron_mmsr1.run.search_watch import SearchWatch
 from megatron_mmsr1.trajectory import Trajectory
 
@@ -19,6 +20,7 @@ class StepLog:
 
     def __init__(self, cfg: RunConfig, logger: RunLog | None, watch: SearchWatch, *, skipped_rows: int) -> None:
         self.cfg, self.logger, self.watch, self.skipped_rows = cfg, logger, watch, skipped_rows
+        self._rows = list[Row](read_metrics(logger.path)[-rows_needed(cfg) :] if logger else [])
 
     def write(
         self,
@@ -48,19 +50,20 @@ class StepLog:
             if generated:
                 row |= throughput(trajectories, seconds["rollout"])
             row["trained_share"] = trained / max(len(trajectories), 1)
-            row["logprob_alarm"] = self._alarm(step, metrics.get("logprob_diff_mean", 0.0), self.logger)
-        self.logger.write(step, row)
+        self.logger.write(step, row | self._alarms(step, row, self.logger))
         if grpo:
             self.logger.samples(step, [_sample(t) for t in shown[:: max(1, len(shown) // SAMPLES)][:SAMPLES]])
 
-    def _alarm(self, step: int, gap: float, logger: RunLog) -> float:
-        limit = self.cfg.algorithm.logprob_alarm
-        if gap > limit:
-            logger.warn(
-                f"step {step}: trainer and engine log-probs differ by {gap:.2e} on average, over algorithm.logprob_alarm="
-                f"{limit:g}: the engine may hold other weights or other kernels"
-            )
-        return float(gap > limit)
+    def _alarms(self, step: int, row: dict[str, float], logger: RunLog) -> dict[str, float]:
+        """The metrics of the alarms; those that begin and those that are over are said."""
+        self._rows = [*self._rows[1 - rows_needed(self.cfg) :], row]
+        told, begun, over = judge(self._rows, self.cfg)
+        for name, why in begun.items():
+            logger.warn(f"step {step}: alarm {name} begins: {why}")
+        for name in over:
+            logger.info(f"step {step}: alarm {name} is over")
+        self._rows[-1] = row | told
+        return told
 
 
 def _sample(t: Trajectory) -> dict[str, Any]:
