@@ -327,3 +327,8 @@ def expand_pads(engine_ids: list[int], image_pad_id: int, pads: list[int]) -> li
     for t in engine_ids:
         out += [t] * next(runs) if t == image_pad_id else [t]
     return out
+
+
+def group_name(step: int, row: int, copy: int = 0) -> str:
+    """The `group_id` of a data row's rollouts in a step of the run; `copy`: how often the row came before in that step."""
+    return f"{step}/{row}" + (f"/{copy}" if copy else "")

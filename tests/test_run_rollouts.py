@@ -15,6 +15,7 @@ from megatron_mmsr1.config.affects import fingerprint
 from megatron_mmsr1.data.store import ImageStore
 from megatron_mmsr1.errors import RunError
 from megatron_mmsr1.rollout.dump import dump_files, read_dump, write_dump
+from megatron_mmsr1.run.kept import Kept
 from megatron_mmsr1.run.rollouts import Rollouts, share
 from megatron_mmsr1.trajectory import ImageRef, Trajectory
 
@@ -89,7 +90,7 @@ def rollouts(out: Path, worker: Worker, *, dp_rank: int = 0, sent: list[list[Any
         SimpleNamespace(identity=dict, heard=None, paused_s=0.0, pauses_of_all=lambda _: None),
     )
     ranks = Leader(dp_rank, sent if sent is not None else [[]])
-    return Rollouts(cfg, ranks, list(range(4)), sampler, worker, watch, said.append)  # type: ignore[arg-type]
+    return Rollouts(cfg, ranks, list(range(4)), sampler, worker, watch, said.append, Kept(cfg, ranks, out))  # type: ignore[arg-type]
 
 
 def test_every_rank_sees_outlines_and_only_the_leader_whole_trajectories(tmp_path: Path) -> None:

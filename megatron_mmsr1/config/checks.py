@@ -77,6 +77,8 @@ def _training(cfg: RunConfig) -> Iterator[str]:
 
 
 def _shaping(cfg: RunConfig) -> Iterator[str]:
+    if cfg.shaping.refill.rounds and cfg.train.mode == "rollout-only":
+        yield "shaping.refill is about what a step trains on: leave it out with train.mode=rollout-only"
     buffer, most = cfg.shaping.overlong.buffer, cfg.protocol.sampled_limit
     if buffer > most:
         yield (

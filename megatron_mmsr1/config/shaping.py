@@ -7,6 +7,19 @@ from pydantic import Field
 from megatron_mmsr1.config.section import Affects, Section
 
 
+class RefillConfig(Section):
+    """Dynamic sampling: a step trains on groups with variance alone, `data.prompts_per_step` of them."""
+
+    AFFECTS = Affects.ROLLOUT
+
+    rounds: int = Field(
+        default=0,
+        ge=0,
+        description="further rounds of rollouts in a step while groups with variance are missing; what is sampled beyond them "
+        "is kept for the next step. 0: off",
+    )
+
+
 class OverlongConfig(Section):
     """Long responses. The rewards of dumps and metrics stay as they were scored."""
 
@@ -22,4 +35,10 @@ class OverlongConfig(Section):
 
 
 class ShapingConfig(Section):
+    refill: RefillConfig = RefillConfig()
     overlong: OverlongConfig = OverlongConfig()
+
+    @property
+    def off_policy(self) -> bool:
+        """Whether a step may train on what older weights sampled."""
+        return bool(self.refill.rounds)

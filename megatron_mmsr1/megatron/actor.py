@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import gc
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -173,9 +173,10 @@ class MegatronActor:
         """Collective. A name for the weights as they are now (`weights_id.py`)."""
         return weights_id(self.model, self.parallel)
 
-    def save(self, directory: str | Path, extra: dict[str, Any]) -> None:
-        """Write model, optimizer, step and generators with `extra`, complete or not at all, and make it the latest."""
-        checkpoint.save(self, Path(directory), extra)
+    def save(self, directory: str | Path, extra: dict[str, Any], beside: Callable[[Path], None] | None = None) -> None:
+        """Write model, optimizer, step and generators with `extra`, complete or not at all, and make it the latest; `beside` as
+        `checkpoint.save` has it."""
+        checkpoint.save(self, Path(directory), extra, beside)
 
     def load(self, directory: str | Path) -> dict[str, Any]:
         """Resume from a checkpoint of any parallel layout; returns its `extra`. Raises RunError naming a damaged file."""

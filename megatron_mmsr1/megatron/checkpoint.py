@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import queue
 import random
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -36,8 +37,9 @@ REFERENCE = "reference."  # prefix of the reference's weights, which are kept on
 KIND = "distributed_optimizer"  # its state and the plain optimizer's are laid out differently; neither loads the other's
 
 
-def save(actor: MegatronActor, directory: Path, extra: dict[str, Any]) -> None:
-    """Collective. `extra` holds plain Python values. An older checkpoint at `directory` is replaced."""
+def save(actor: MegatronActor, directory: Path, extra: dict[str, Any], beside: Callable[[Path], None] | None = None) -> None:
+    """Collective. `extra` holds plain Python values. `beside`: called on every rank with the directory that is being written,
+    to add files of its own. An older checkpoint at `directory` is replaced."""
     p = actor.parallel
     part = directory.parent / f".{directory.name}.part"
     if p.rank == 0:
@@ -56,6 +58,8 @@ def save(actor: MegatronActor, directory: Path, extra: dict[str, Any]) -> None:
         kept = {"extra": extra, "step": actor.step, KIND: actor.cfg.megatron.distributed_optimizer}
         kept |= {"reference_step": actor.reference_step, "kl_coef": actor.kl_coef}
         torch.save(kept, part / EXTRA)
+    if beside is not None:
+        beside(part)
     p.barrier()
     digests = _shared_checksums(part, p)
     if p.rank == 0:

@@ -17,7 +17,7 @@ from megatron_mmsr1.rollout.engines.base import Client
 from megatron_mmsr1.rollout.jobs import Job, Progress
 from megatron_mmsr1.rollout.scoring import ERROR, Scoring
 from megatron_mmsr1.rollout.throttle import Throttle
-from megatron_mmsr1.trajectory import Status, Trajectory
+from megatron_mmsr1.trajectory import Status, Trajectory, group_name
 
 REPORT_S = 0.25
 WAITING_S = 1.0
@@ -86,7 +86,7 @@ class Batch:
         index = job.indices[place]
         # Should one step hold a prompt twice, its copies are groups of their own, with randomness of their own.
         copy = job.indices[:place].count(index) if job.copies is None else job.copies[place]
-        group = f"{job.step}/{index}" + (f"/{copy}" if copy else "")
+        group = group_name(job.step, index, copy)
         async with self._slots:
             trajectory = await run_trajectory(
                 self._context,

@@ -52,6 +52,15 @@ def dump_files(directory: str | Path, step: int | str) -> list[Path]:
     return []
 
 
+def required_files(directory: str | Path, step: int | str) -> list[Path]:
+    """`dump_files`; RunError where there are none."""
+    files = dump_files(directory, step)
+    if not files:
+        path = dump_path(directory, step)
+        raise RunError(f"no rollouts at {path}: was the run killed before it wrote them, or is this another run's directory?")
+    return files
+
+
 def write_dump(
     directory: str | Path,
     step: int | str,
@@ -98,10 +107,7 @@ def read_meta(path: Path) -> dict[str, Any]:
 def read_dump(directory: str | Path, step: int | str) -> tuple[list[Trajectory], dict[str, Any]]:
     """The trajectories of all leaders, equal to those written, and the first leader's meta. RunError that names a missing,
     damaged or foreign file."""
-    files = dump_files(directory, step)
-    if not files:
-        path = dump_path(directory, step)
-        raise RunError(f"no rollouts at {path}: was the run killed before it wrote them, or is this another run's directory?")
+    files = required_files(directory, step)
     found = [read_file(f) for f in files]
     return [t for trajectories, _ in found for t in trajectories], found[0][1]
 

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from megatron_mmsr1.config import RunConfig
 from megatron_mmsr1.data.sampler import ResumableSampler
+from megatron_mmsr1.run.kept import Kept
 from megatron_mmsr1.run.search_watch import SearchWatch
 from megatron_mmsr1.run.weights import prune
 
@@ -15,10 +16,11 @@ if TYPE_CHECKING:
 
 
 class Checkpoints:
-    """OUTPUT/checkpoints. `sampler`: None for a run that draws no prompts (a cold start)."""
+    """OUTPUT/checkpoints. `sampler`: None for a run that draws no prompts (a cold start). `kept`: rollouts that are not yet
+    trained on."""
 
-    def __init__(self, cfg: RunConfig, actor: MegatronActor, sampler: ResumableSampler | None) -> None:
-        self.cfg, self.actor, self.sampler = cfg, actor, sampler
+    def __init__(self, cfg: RunConfig, actor: MegatronActor, sampler: ResumableSampler | None, kept: Kept) -> None:
+        self.cfg, self.actor, self.sampler, self.kept = cfg, actor, sampler, kept
         self.directory = Path(cfg.output) / "checkpoints"
         self.source: Path | None = None  # what this life of the run began with
 
@@ -30,6 +32,7 @@ class Checkpoints:
         extra = self.actor.load(self.source)
         if self.sampler and extra["sampler"]:
             self.sampler.load_state_dict(extra["sampler"])
+        self.kept.restore(self.source, extra.get("kept"))
         return int(extra["step"])
 
     def due(self, step: int) -> bool:
@@ -42,10 +45,11 @@ class Checkpoints:
         extra: dict[str, Any] = {
             "step": step,
             "sampler": self.sampler.state_dict() if self.sampler else None,
+            "kept": self.kept.state(),
             "search": watch.identity() if lead else None,
         }
         target = self.directory / f"step_{step:06d}"
-        self.actor.save(target, extra)
+        self.actor.save(target, extra, beside=self.kept.write)
         if lead:
             prune(self.directory, "step_*", keep=self.cfg.train.keep_checkpoints, current=target)
         self.actor.parallel.barrier()

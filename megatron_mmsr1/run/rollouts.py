@@ -7,6 +7,7 @@ outlines, and then each replica the trajectories that it trains on.
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -16,18 +17,24 @@ from megatron_mmsr1.data.dataset import PromptDataset
 from megatron_mmsr1.data.sampler import ResumableSampler
 from megatron_mmsr1.data.store import ImageStore
 from megatron_mmsr1.errors import RunError
-from megatron_mmsr1.rollout.dump import dump_files, read_meta, read_share, write_dump
+from megatron_mmsr1.rollout.dump import dump_files, read_meta, write_dump
 from megatron_mmsr1.rollout.worker import RolloutWorker
+from megatron_mmsr1.run.choice import Choice, choose, members_of
+from megatron_mmsr1.run.kept import Kept
 from megatron_mmsr1.run.ranks import Ranks
-from megatron_mmsr1.run.search_watch import SearchWatch
-from megatron_mmsr1.trajectory import Trajectory
+from megatron_mmsr1.run.rounds import ROUNDS, read_rounds, rounds_found
+from megatron_mmsr1.run.search_watch import SearchWatch, budget_reached
+from megatron_mmsr1.run.trainable import scored
+from megatron_mmsr1.shaping.refill import first_round, next_round
+from megatron_mmsr1.trajectory import Trajectory, group_name
 
 
 class Rollouts:
-    """A step's trajectories. `worker`: None on ranks that do not lead, and where nothing is generated.
+    """A step's trajectories. `worker`: None on ranks that do not lead, and where nothing is generated. `kept`: what earlier
+    steps left to train on.
 
-    `generated` and `seconds` tell of the last step: whether its rollouts were made here or found, and how long that took.
-    `local` holds this leader's own of that step, whole.
+    Of the last step: `generated` and `seconds`, whether its rollouts were made here or found, and how long that took; `local`,
+    this leader's own, whole; `trainable`, outlines of what it may train on, on every rank; `metrics` of that choice.
     """
 
     def __init__(
@@ -39,52 +46,125 @@ class Rollouts:
         worker: RolloutWorker | None,
         watch: SearchWatch,
         warn: Callable[[str], None],
+        kept: Kept,
     ) -> None:
         self.cfg, self.ranks, self.dataset, self.sampler = cfg, ranks, dataset, sampler
-        self.worker, self.watch, self.warn = worker, watch, warn
+        self.worker, self.watch, self.warn, self.kept = worker, watch, warn, kept
         self.directory = Path(cfg.output) / "rollouts"
         self.generated = False
         self.seconds = 0.0
         self.local: list[Trajectory] = []
-        self._outlines: list[Trajectory] = []
+        self.trainable: list[Trajectory] = []
+        self.metrics: dict[str, float] = {}
+        self._held: list[Trajectory] = []  # this leader's, whole: carried ones and `local`
+        self._outlines: list[Trajectory] = []  # of all leaders' `_held`
         self._counts: list[int] = []
+        self._short = False  # it was said that groups are missing
 
     def take(self, step: int) -> list[Trajectory]:
-        """Collective. The outlines of all finished trajectories of this step, in the order of its prompts, on every rank."""
+        """Collective. The outlines of all finished trajectories of this step on every rank: each leader's in the order of its
+        prompts."""
         started = time.monotonic()
-        indices = self.sampler.take(self.cfg.data.prompts_per_step)
         ranks, leads = self.ranks, self.ranks.is_leader
-        source = ranks.broadcast_object(self._source(step) if ranks.rank == 0 else None)
-        self.generated = source is None
-        if source is not None:
-            self.local = read_share(source, step, ranks.dp_rank, ranks.dp_size) if leads else []
-            self._outline()
-            # No reward at all is an outage's or a used-up budget's: roll out again, where there is somebody to.
-            unscored = self.cfg.train.mode != "train-only" and all(t.reward is None for t in self._outlines)
-            self.generated = self._pictures_gone(source, step) or unscored
-        if self.generated:
-            self.local = self._generate(indices, step)
+        rounds = self._found(step)
+        self.generated = not rounds
+        indices = self.sampler.take(sum(rounds)) if rounds else []
+        while more := self._wanted(step, rounds, indices):
+            drawn = self.sampler.take(more)
+            self.local = [*self.local, *self._generate(drawn, step, before=indices)]
+            rounds, indices = [*rounds, more], [*indices, *drawn]
             self._outline()
             if leads and self.cfg.logging.dump_rollouts:
-                meta = {"weights": step, "config": fingerprint(self.cfg), "search": self.watch.identity()}
+                meta = {"weights": step, "config": fingerprint(self.cfg), "search": self.watch.identity(), ROUNDS: rounds}
                 write_dump(self.directory, step, self.local, meta, part=ranks.dp_rank, parts=ranks.dp_size)
             ranks.barrier()  # nobody trains on what a crash of another leader could still lose
         self.watch.pauses_of_all(ranks.max([self.watch.paused_s])[0])
+        fresh = self._fresh()
+        self._choose(step, rounds, indices)
         self.seconds = time.monotonic() - started
-        return self._outlines
+        return fresh
 
     def shares(self, kept: Sequence[Trajectory], owners: Sequence[int]) -> list[Trajectory]:
-        """Collective. `kept`, some of the last step's outlines, with those that this replica owns whole. `owners`: the
-        data-parallel rank that trains on each of `kept`."""
+        """Collective. `kept`, some of `trainable`, with those that this replica owns whole. `owners`: the data-parallel rank
+        that trains on each of `kept`."""
         place = {id(t): i for i, t in enumerate(self._outlines)}
         places = [place[id(t)] for t in kept]
         wanted = [-1] * len(self._outlines)
         for i, owner in zip(places, owners, strict=True):
             wanted[i] = owner
-        whole = self.ranks.distribute(self.local, self._counts, wanted)
+        whole = self.ranks.distribute(self._held, self._counts, wanted)
         mine = [i for i, owner in enumerate(wanted) if owner == self.ranks.dp_rank]
         held = dict(zip(mine, whole, strict=True))
         return [held.get(i, t) for i, t in zip(places, kept, strict=True)]
+
+    def _found(self, step: int) -> list[int]:
+        """Collective. The rounds of this step whose rollouts were paid for already, which are read; none if none fit."""
+        source = self.ranks.broadcast_object(self._source(step) if self.ranks.rank == 0 else None)
+        self.local = []
+        if source is None:
+            return []
+        rounds: list[int] = []
+        if self.ranks.rank == 0:
+            rounds = rounds_found(source, step, self.cfg.data.prompts_per_step)
+        rounds = self.ranks.broadcast_object(rounds)
+        if self.ranks.is_leader:
+            self.local = read_rounds(source, step, rounds, self.ranks.dp_rank, self.ranks.dp_size)
+        self._outline()
+        # No reward at all is an outage's or a used-up budget's: roll out again, where there is somebody to.
+        unscored = self.cfg.train.mode != "train-only" and all(t.reward is None for t in self._fresh())
+        if self._pictures_gone(source, step) or unscored:
+            self.local = []
+            return []
+        return rounds
+
+    def _wanted(self, step: int, rounds: list[int], indices: list[int]) -> int:
+        """How many prompts to draw next, over all leaders: the same on every rank, and where found rounds are gone on with."""
+        wanted, shaping, size = self.cfg.data.prompts_per_step, self.cfg.shaping, self.ranks.dp_size
+        if not rounds:
+            return first_round(wanted, len(self.kept.groups), size) if shaping.refill.rounds else wanted
+        fresh = self._fresh()
+        # Where nothing has a reward, or no search may be paid any more, the step ends the run.
+        stop = self.cfg.train.mode == "train-only" or not scored(fresh) or budget_reached(fresh)
+        if len(rounds) > shaping.refill.rounds or stop:
+            return 0
+        live = self._choice(step, indices).live
+        return next_round(wanted, len(self.kept.groups) + live, sum(rounds), live, size)
+
+    def _choice(self, step: int, indices: list[int]) -> Choice:
+        drawn = [group_name(step, i, copy) for i, copy in zip(*share(indices, 0, 1), strict=True)]
+        # A replayed dump may be of other data: its groups then come as they lie in it.
+        own = dict.fromkeys([*drawn, *(t.group_id for t in self._fresh())])
+        return choose(self.cfg, self.kept.groups, own, self._outlines, self.cfg.data.prompts_per_step)
+
+    def _choose(self, step: int, rounds: list[int], indices: list[int]) -> None:
+        """What the step trains on, and what is kept for the next."""
+        if not self.cfg.shaping.refill.rounds:
+            self.trainable = scored(self._outlines)
+            return
+        choice, wanted = self._choice(step, indices), self.cfg.data.prompts_per_step
+        self.trainable = members_of(choice.chosen, self._outlines)
+        ages = [float(step - t.step) for t in self.trainable if t.step is not None]
+        self.metrics = {
+            "shaping/rounds": len(rounds),
+            "shaping/prompts": sum(rounds),
+            "shaping/live_share": choice.live / max(sum(rounds), 1),
+            "shaping/carried_in": len(self.kept.groups),
+            "shaping/carried_out": len(choice.left),
+            "shaping/short": wanted - len(choice.chosen),
+            "shaping/staleness": sum(ages) / max(len(ages), 1),
+        }
+        self.kept.keep(choice.left, scored(self._held))
+        if len(choice.chosen) < wanted and not self._short and self.ranks.rank == 0:
+            self._short = True
+            self.warn(
+                f"step {step}: {len(choice.chosen)} of {wanted} groups have variance after {len(rounds)} rounds "
+                f"(shaping.refill.rounds={self.cfg.shaping.refill.rounds}): it trains on those. Said once; shaping/short counts"
+            )
+
+    def _fresh(self) -> list[Trajectory]:
+        """Of the outlines, the step's own."""
+        carried = set(self.kept.groups)
+        return [t for t in self._outlines if t.group_id not in carried] if carried else self._outlines
 
     def _pictures_gone(self, source: Path, step: int) -> bool:
         """Collective. Whether pictures of the rollouts just read are missing beside them, so that the step must be rolled out
@@ -102,15 +182,16 @@ class Rollouts:
         return True
 
     def _outline(self) -> None:
-        per_leader = self.ranks.gather_from_leaders([[t.outline() for t in self.local]])
+        self._held = [*self.kept.carried, *self.local]
+        per_leader = self.ranks.gather_from_leaders([[t.outline() for t in self._held]])
         self._counts = [len(part) for part in per_leader]
         self._outlines = [t for part in per_leader for t in part]
 
-    def _generate(self, indices: list[int], step: int) -> list[Trajectory]:
-        """This leader's share; nothing on the other ranks."""
+    def _generate(self, indices: list[int], step: int, before: Sequence[int]) -> list[Trajectory]:
+        """This leader's share of a round; nothing on the other ranks. `before`: the rows of the step's earlier rounds."""
         if self.worker is None:
             return []
-        mine, copies = share(indices, self.ranks.dp_rank, self.ranks.dp_size)
+        mine, copies = share(indices, self.ranks.dp_rank, self.ranks.dp_size, before)
         return self.worker.generate(
             [self.dataset[i] for i in mine],
             step=step,
@@ -131,12 +212,13 @@ class Rollouts:
         return self.directory if fits else None
 
 
-def share(indices: Sequence[int], dp_rank: int, dp_size: int) -> tuple[list[int], list[int]]:
+def share(indices: Sequence[int], dp_rank: int, dp_size: int, before: Sequence[int] = ()) -> tuple[list[int], list[int]]:
     """(the dataset rows that this leader rolls out, how often each of them came before in the whole step).
 
-    A step may hold a row twice where an epoch ends: its copies are groups of their own, also on different leaders.
+    A step may hold a row twice where an epoch ends: its copies are groups of their own, also on different leaders and in
+    different rounds; `before`: the rows of earlier rounds.
     """
-    seen: dict[int, int] = {}
+    seen = dict(Counter(before))
     copies = []
     for i in indices:
         copies.append(seen.get(i, 0))

@@ -12,6 +12,7 @@ from types import TracebackType
 
 from torch import Tensor
 
+from megatron_mmsr1.algorithm.corrections.none import NoCorrection
 from megatron_mmsr1.config import RunConfig
 from megatron_mmsr1.data.dataset import PromptDataset
 from megatron_mmsr1.data.images import ImageStore
@@ -26,6 +27,7 @@ from megatron_mmsr1.run.demonstrations import Source, open_source
 from megatron_mmsr1.run.directory import ROWS
 from megatron_mmsr1.run.evaluations import Evaluations
 from megatron_mmsr1.run.facts import facts
+from megatron_mmsr1.run.kept import Kept
 from megatron_mmsr1.run.lock import RunLock
 from megatron_mmsr1.run.logs import RunLog
 from megatron_mmsr1.run.phases import Phases
@@ -60,7 +62,8 @@ class Run:
         dataset = self._dataset() if grpo else None
         shuffle = cfg.data.shuffle
         sampler = ResumableSampler(len(dataset), seed=cfg.seed, shuffle=shuffle) if dataset is not None else None
-        self.checkpoints = Checkpoints(cfg, self.actor, sampler)
+        kept = Kept(cfg, self.parallel, home / "images")
+        self.checkpoints = Checkpoints(cfg, self.actor, sampler, kept)
         self.step = self.checkpoints.restore()
         self.logger = RunLog(self.out, cfg, resume_step=self.step) if self.lead else None
         if self.logger and self.checkpoints.source:
@@ -71,7 +74,12 @@ class Run:
             self.worker = RolloutWorker(cfg, engines, search, self.out / "images")
         self.rollouts: Rollouts | None = None
         if dataset is not None and sampler is not None:
-            self.rollouts = Rollouts(cfg, self.parallel, dataset, sampler, self.worker, self.watch, self._warn)
+            self.rollouts = Rollouts(cfg, self.parallel, dataset, sampler, self.worker, self.watch, self._warn, kept)
+        if cfg.shaping.off_policy and isinstance(self.actor.algorithm.correction, NoCorrection) and self.lead:
+            self._warn(
+                "shaping.refill carries rollouts of older weights, and algorithm.correction is none: tis, icepop or mis "
+                "accounts for what the policy has moved since"
+            )
         self.weights = Weights(cfg, self.actor, engines)
         self.evaluations = Evaluations(cfg, self.parallel, self.worker, self.actor.weights_id, self.watch, self.logger)
         self.step_log = StepLog(cfg, self.logger, self.watch, skipped_rows=0 if dataset is None else dataset.skipped)
@@ -97,15 +105,17 @@ class Run:
         is never charged to the model; and so are groups without variance, where nothing gives their tokens a
         gradient (`Composition.select`), and, after the advantages are known, what `shaping.overlong.filter` leaves out.
         """
+        assert self.rollouts is not None
         self.spent = budget_reached(trajectories)
-        good = scored(trajectories)
-        if not good and self.spent:
+        made = scored(trajectories)
+        if not made and self.spent:
             raise RunError(self._stopped())
-        require_something(good, trajectories, self.step, self.out)
+        require_something(made, trajectories, self.step, self.out)
         require_rewards(trajectories, self.step, min_success(self.cfg.reward))
+        good = self.rollouts.trainable
         rewards, groups = [shaped_reward(t, self.cfg) for t in good], [t.group_id for t in good]
         kept, values = self.actor.algorithm.select(rewards, groups, [facts(t) for t in good])
-        self.shaping = metrics(good, self.cfg)
+        self.shaping = self.rollouts.metrics | metrics(made, self.cfg)
         trained = [(good[i], v) for i, v in zip(kept, values, strict=True) if not filtered(good[i], self.cfg)]
         return [t for t, _ in trained], [v for _, v in trained]
 
@@ -136,10 +146,12 @@ class Run:
         made = self.rollouts is not None and self.rollouts.generated
         seconds = {"rollout": self.rollouts.seconds} if self.rollouts else {}
         seconds |= {"sync": self.weights.seconds} if self.weights.seconds else {}  # of the publication before this step
+        fresh = set(map(id, trajectories))
+        own = sum(id(t) in fresh for t in trained)
         shown = self.rollouts.local if self.rollouts else []
         metrics |= self.shaping
         metrics |= {"engines/absent": float(len(self.weights.absent))} if self.weights.transport else {}
-        self.step_log.write(step, metrics, trajectories, trained=len(trained), seconds=seconds, generated=made, shown=shown)
+        self.step_log.write(step, metrics, trajectories, trained=own, seconds=seconds, generated=made, shown=shown)
 
     def evaluate(self, name: str, *, at: int) -> None:
         """Held-out questions, if the run stands at step `at`."""
