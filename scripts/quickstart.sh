@@ -57,7 +57,7 @@ step "5/5 the report"
 report="$(mmsr1 report "$run")"
 cat >&2 <<END
 
-Done. Open $report in a browser: what it could do before and after, and ten conversations.
+Done. Open $report in a browser: what it could do before and after, its curves, and ten conversations.
 The trained model, as a Hugging Face checkpoint: $run/model
 
 Next:

@@ -77,6 +77,8 @@ ELSEWHERE: dict[str, str] = {
         "wants a cluster; tests/test_slurm_cluster.py and tests/test_slurm_atlas.py bring one and run the same",
     ),
     "mmsr1 doctor configs/atlas.yaml --only engine": "starts an engine; tests/test_doctor_engine.py starts a smaller one",
+    "mmsr1 report runs/seed0 runs/seed1 runs/seed2 --seeds": "wants three runs; tests/test_report_curves.py has two",
+    "mmsr1 watch runs/atlas": "runs until Ctrl-C; tests/test_watch.py starts it over a smaller run",
     "./scripts/gpu_check.sh": "wants a GPU",
     "mmsr1 bench gpu --part mfu": "wants a GPU",
     "mmsr1 bench gpu --tiny --device cpu --budget 3000": "tests/test_gpu_check.py runs it, into a directory of its own",

@@ -2,148 +2,23 @@
 
 from __future__ import annotations
 
-import io
+import base64
+import hashlib
 import json
 import re
-from html.parser import HTMLParser
+from html import unescape
 from pathlib import Path
 
 import pytest
-from PIL import Image
-from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
+from report_fixtures import Page, make_run
 
 from megatron_mmsr1 import config
-from megatron_mmsr1.config import RunConfig
-from megatron_mmsr1.data.images import ImageStore
 from megatron_mmsr1.errors import UsageError
 from megatron_mmsr1.eval.results import EvalResult, save_all
 from megatron_mmsr1.report import report
-from megatron_mmsr1.report.plots import smoothed
 from megatron_mmsr1.rollout.dump import read_dump, write_dump
-from megatron_mmsr1.trajectory import ImageRef, Status, ToolCall, ToolStatus, Trajectory
-
-PAD, SPECIAL = "<|image_pad|>", ("<|im_start|>", "<|im_end|>", "<|vision_start|>", "<|vision_end|>", "<|image_pad|>")
-HOSTILE = '</pre></div><script>alert(1)</script><img src="http://evil.test/x.png" onerror="alert(2)">\u202eevil'
-
-
-def byte_tokenizer() -> Tokenizer:
-    """One token a byte, and the special ones: whatever is decoded alone is half a character as soon as it is not ASCII."""
-    vocab = {c: i for i, c in enumerate(sorted(pre_tokenizers.ByteLevel.alphabet()))}
-    tok = Tokenizer(models.BPE(vocab=vocab, merges=[]))
-    tok.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
-    tok.decoder = decoders.ByteLevel()
-    tok.add_special_tokens([AddedToken(s, special=True) for s in SPECIAL])
-    return tok
-
-
-def png(colour: tuple[int, int, int], size: int = 56) -> bytes:
-    out = io.BytesIO()
-    Image.new("RGB", (size, size), colour).save(out, "PNG")
-    return out.getvalue()
-
-
-def conversation(
-    tok: Tokenizer, store: ImageStore, n: int, kind: str, answer: str, *, search: str = "", right: bool = True
-) -> Trajectory:
-    """A question on a picture, perhaps one search, an answer."""
-    pad = tok.token_to_id(PAD)
-
-    def ids(text: str) -> list[int]:
-        return [i for part in tok.encode(text).ids for i in ([pad] * 4 if part == pad else [part])]
-
-    def image(colour: tuple[int, int, int], size: int = 56) -> ImageRef:
-        return ImageRef(store.put(png(colour, size)), (1, 4, 4))
-
-    t = Trajectory(
-        f"q{n}", f"q{n}", 0, f"What is this? {kind} {n}", ["Vélo"], category="search_required" if search else "search_free"
-    )
-    t.extra["kind"] = kind
-    t.append(
-        "prompt",
-        ids(f"<|im_start|>user\n<|vision_start|>{PAD}<|vision_end|>{t.question}"),
-        t.question,
-        images=[image((n * 9 % 255, 80, 160))],
-    )
-    if search:
-        call = f"<reason>Unknown.</reason><text_search>{search}</text_search><|im_end|>"
-        t.append(
-            "assistant",
-            ids(call),
-            call,
-            logprobs=[-0.5] * len(ids(call)),
-            weight_versions=[7] * len(ids(call)),
-            action="text_search",
-        )
-        found = f"1. {PAD} {HOSTILE}"
-        tool = ToolCall("text", search, ToolStatus.OK, seconds=0.25, results=1)
-        t.append("tool", ids(found), found, images=[image((200, n * 9 % 255, 10), 400)], tool=tool)
-    said = f"<reason>I know.</reason><answer>{answer}</answer><|im_end|>"
-    t.append(
-        "assistant", ids(said), said, logprobs=[-0.1] * len(ids(said)), weight_versions=[7] * len(ids(said)), action="answer"
-    )
-    t.status, t.reward = Status.ANSWERED, 1.0 if right else 0.1
-    t.reward_parts = {"acc": float(right), "format": 1.0, "searches": float(bool(search))}
-    return t
-
-
-def make_run(root: Path) -> tuple[Path, RunConfig]:
-    run = root / "run"
-    (run / "model").mkdir(parents=True)
-    tok = byte_tokenizer()
-    tok.save(str(run / "model" / "tokenizer.json"))
-    cfg = config.parse({"model": {"path": str(run / "model")}, "name": "tiny <run>", "output": str(run)})
-    (run / "config.yaml").write_text(config.dump(cfg))
-    store = ImageStore(run / "images")
-    after = []
-    for n in range(24):
-        kind, searching = (("known", ""), ("picture", ""), ("text", "Vélo <b>東京</b>"), ("both", "x"))[n % 4]
-        after.append(conversation(tok, store, n, kind, f"Vélo {n} 東京", search=searching, right=n % 5 > 0))
-    before = [conversation(tok, store, n, ("known", "picture", "text", "both")[n % 4], "no", right=False) for n in range(24)]
-    write_dump(run / "rollouts", "eval_before", before, {})
-    write_dump(run / "rollouts", "eval_after", after, {})
-    EvalResult.from_trajectories("before", before, cfg.protocol).save(run / "eval" / "before.json")
-    EvalResult.from_trajectories("after", after, cfg.protocol).save(run / "eval" / "after.json")
-    save_all([EvalResult.from_trajectories("oracle", after, cfg.protocol)], run / "eval" / "policies.json")
-    rows: list[dict[str, float | None]] = [
-        {"step": s, "loss": 1 / (s + 1), "reward/mean": s / 10, "search/share": 0.5, "kind/both/search_share": s / 10}
-        | {"seconds/rollout": 2.0, "seconds/train": 1.0, "seconds/sync": 0.1}
-        for s in range(10)
-    ]
-    rows[3]["loss"] = None  # what a NaN is written as
-    (run / "metrics.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))
-    return run, cfg
-
-
-class Page(HTMLParser):
-    """Collects what a browser would load or run, and checks that tags nest."""
-
-    VOID = ("meta", "img", "br", "path", "use")
-
-    def __init__(self, html: str) -> None:
-        super().__init__(convert_charrefs=True)
-        self.tags: list[str] = []
-        self.attributes: list[tuple[str, str, str]] = []
-        self.text: list[str] = []
-        self.open: list[str] = []
-        self.feed(html)
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.tags.append(tag)
-        self.attributes += [(tag, k, v or "") for k, v in attrs]
-        if tag not in self.VOID:
-            self.open.append(tag)
-
-    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.handle_starttag(tag, attrs)
-        if tag not in self.VOID:
-            self.open.pop()
-
-    def handle_endtag(self, tag: str) -> None:
-        if tag not in self.VOID:
-            assert self.open.pop() == tag
-
-    def handle_data(self, data: str) -> None:
-        self.text.append(data)
+from megatron_mmsr1.run import starts
+from megatron_mmsr1.run.directory import open_run
 
 
 @pytest.fixture(scope="module")
@@ -154,17 +29,28 @@ def html(tmp_path_factory: pytest.TempPathFactory) -> str:
     return path.read_text()
 
 
+def numbers(html: str) -> dict:
+    """What the page draws."""
+    return json.loads(re.findall(r'<script type="application/json" id="data">(.*?)</script>', html, re.DOTALL)[0])
+
+
 def test_the_page_is_whole_and_asks_nothing_of_any_network(html: str) -> None:
     page = Page(html)
     assert page.open == []
-    assert not {"script", "link", "iframe", "object", "embed", "base", "form"} & set(page.tags)
+    assert not {"link", "iframe", "object", "embed", "base", "form"} & set(page.tags)
     for tag, name, value in page.attributes:
         assert not name.startswith("on"), (tag, name)
         if name in ("src", "href", "xlink:href"):
             assert value.startswith(("data:image/png;base64,", "#")), (tag, name, value[:80])
     assert ("meta", "http-equiv", "Content-Security-Policy") in page.attributes
-    assert "default-src 'none'" in html
+    assert "default-src 'none'" in unescape(html)
     assert not re.search(r"url\((?!#)|@import", html)
+    # One script, the one whose hash the policy names; the numbers are no script to a browser.
+    assert page.tags.count("script") == 2
+    (script,) = re.findall(r"<script>(.*?)</script>", html, re.DOTALL)
+    assert f"script-src 'sha256-{base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()}'" in unescape(html)
+    assert "connect-src 'none'" in unescape(html)
+    assert "fetch" not in script
 
 
 def test_hostile_text_is_shown_as_text(html: str) -> None:
@@ -174,6 +60,23 @@ def test_hostile_text_is_shown_as_text(html: str) -> None:
     assert "\\u202eevil" in shown
     assert "\u202e" not in html
     assert "tiny <run>" in shown
+    assert "\\u202eevil g0" in shown  # a question, in the list of groups
+    assert html.count("alert(1)") == html.count("&lt;script&gt;alert(1)&lt;/script&gt;") > 10
+    assert '<img src="http' not in html
+
+
+def test_the_numbers_hold_no_markup_whatever_a_run_is_called(tmp_path: Path) -> None:
+    """A category, and so a metric's name, comes from the data; a label from a path."""
+    run, _ = make_run(tmp_path, name="<script>alert(1)<", steps=3)
+    other, _ = make_run(tmp_path, name="b", steps=3)
+    rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    bad = "</script><script>alert(2)</script>\u202e"
+    (run / "metrics.jsonl").write_text("".join(json.dumps(r | {f"kind/{bad}/acc": 0.5}) + "\n" for r in rows))
+    html = report([run, other]).read_text()
+    assert Page(html).open == [] and Page(html).tags.count("script") == 2 and "\u202e" not in html
+    data = numbers(html)
+    assert data["lines"] == ["<script>alert(1)<", "b"]
+    assert "</script><script>alert(2)<" in str(data) and "<" not in re.findall(r'id="data">(.*?)</script>', html, re.DOTALL)[0]
 
 
 def test_ten_conversations_of_every_kind_with_their_pictures(html: str) -> None:
@@ -207,11 +110,39 @@ def test_table_headline_and_plots(html: str) -> None:
     assert "Accuracy on 24 held-out questions: 0.0% before, 79.2% after (+79.2 points)." in shown
     for name in ("before", "after", "oracle", "searching", "calls / allowed", "search-required"):
         assert name in shown
-    assert page.tags.count("svg") == 4  # rewards, searches, loss, seconds: what these metrics hold
-    seconds = html[html.index("Seconds a step") :]
-    assert [seconds.index(f">{part}</text>") > 0 for part in ("rollout", "train", "sync")] == [True] * 3
-    assert "currentColor" in html and "#010203" not in html
-    assert not any("<style" in svg for svg in re.findall(r"<svg.*?</svg>", html, re.DOTALL))
+    data = numbers(html)
+    titles = [p["title"] for p in data["plots"]]
+    for title in ("Reward and accuracy", "Share that calls a tool", "Calls a trajectory", "Loss", "Seconds a step"):
+        assert title in titles
+    (seconds,) = [p for p in data["plots"] if p["title"] == "Seconds a step"]
+    assert {c["label"] for c in seconds["curves"]} == {"rollout", "training", "weight update"}
+    (loss,) = [p for p in data["plots"] if p["title"] == "Loss"]
+    assert data["axes"][loss["curves"][0]["x"]]["step"] == [0, 1, 2, 4, 5, 6, 7, 8, 9]  # step 3 was not finite
+
+
+def test_what_happened_is_told(html: str) -> None:
+    """Alarms, the life of a question, groups, and what training cost."""
+    shown = " ".join(" ".join(Page(html).text).split())
+    assert "logprob_gap , steps 4 to 7" in shown  # over after three steps without
+    assert "worst: mean reward 0.55, step 7" in shown and "best: mean reward" in shown
+    assert 'before ✗ answer "no"; answered; reward 0.1 after ✓ text search → answer "Vélo' in shown
+    assert "calls in training's rollouts; $0.00 by the search server's count" in shown
+    assert "the steps themselves 31 s" in shown  # ten of 2 + 1 + 0.1
+
+
+def test_the_command_and_its_commit_are_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run, cfg = make_run(tmp_path, steps=2)
+    for argv in (["mmsr1", "train", "a b.yaml"], ["mmsr1", "train", "a b.yaml", "train.steps=2"]):
+        monkeypatch.setattr("sys.argv", argv)
+        with open_run(cfg, lambda _: None, "mmsr1 train"):
+            pass
+    found = starts.read(run)
+    assert [s["command"] for s in found] == ["mmsr1 train 'a b.yaml'", "mmsr1 train 'a b.yaml' train.steps=2"]
+    with (run / starts.FILE).open("a") as f:
+        f.write('{"torn')
+    shown = "".join(Page(report(run).read_text()).text)
+    assert "mmsr1 train 'a b.yaml' train.steps=2 (" in shown and "; started 2 times, at first " in shown
+    assert (found[0]["commit"] or "not of a checkout") in shown
 
 
 def test_a_run_that_has_only_begun_says_what_is_missing(tmp_path: Path) -> None:
@@ -233,12 +164,6 @@ def test_without_a_tokenizer_turns_are_shown_whole(tmp_path: Path) -> None:
 def test_what_is_no_run_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=r"no config\.yaml"):
         report(tmp_path)
-
-
-def test_smoothing_keeps_length_and_constants() -> None:
-    assert smoothed([2.0] * 7) == [2.0] * 7
-    assert smoothed([0, 3, 6], 3) == [1.5, 3.0, 4.5]  # the ends average two values
-    assert smoothed([]) == []
 
 
 def test_the_pages_of_a_run_name_one_snapshot(tmp_path: Path) -> None:

@@ -16,6 +16,7 @@ import megatron_mmsr1.cli.bench as bench_verbs
 import megatron_mmsr1.cli.checkpoints as checkpoint_verbs
 import megatron_mmsr1.cli.cluster as cluster_verbs
 import megatron_mmsr1.cli.plugins as plugin_verbs
+import megatron_mmsr1.cli.report as report_verbs
 import megatron_mmsr1.cli.search as search_verbs
 import megatron_mmsr1.cli.serve as serve_verbs
 import megatron_mmsr1.cli.slurm as slurm_verbs
@@ -150,13 +151,6 @@ def _atlas_inspect(args: argparse.Namespace) -> None:
     print(inspect(existing(args.directory)))
 
 
-def _report(args: argparse.Namespace) -> None:
-    from megatron_mmsr1.report import report
-
-    args.output = args.run_directory
-    print(report(existing(args.run_directory)))
-
-
 def _doctor(args: argparse.Namespace) -> None:
     cfg = _load(args) if args.config else None
     from megatron_mmsr1.doctor.show import doctor
@@ -233,8 +227,7 @@ def build_parser() -> argparse.ArgumentParser:
     p = verb(atlas, "inspect", _atlas_inspect, "print what a world holds", "mmsr1 atlas inspect build/atlas")
     p.add_argument("directory", metavar="DIR", help="what atlas build wrote")
 
-    p = verb(verbs, "report", _report, "write a run's report as one HTML file", "mmsr1 report runs/atlas")
-    p.add_argument("run_directory", metavar="RUN", help="a run's output directory")
+    report_verbs.add(verbs)
 
     p = verb(
         verbs,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -49,6 +50,7 @@ def evaluate_with(
     and nothing is saved, if more than `train.eval_max_failed` of them fail still: those that need no search would remain, and
     the accuracy would be theirs.
     """
+    started = time.monotonic()
     done = ask_all(worker, cfg, prompts, weight_version=weight_version, say=say)
     failed = [t for t in done if t.reward is None]
     if len(failed) > cfg.train.eval_max_failed * len(done):
@@ -59,7 +61,7 @@ def evaluate_with(
             "nothing was recorded. Mend what the logs name; the same command evaluates again"
         )
     out = Path(cfg.output)
-    meta = {"weights": weight_version, "key": key, "search": identity(search)}
+    meta = {"weights": weight_version, "key": key, "search": identity(search), "seconds": round(time.monotonic() - started, 1)}
     write_dump(out / "rollouts", f"eval_{name}", done, meta)
     result = EvalResult.from_trajectories(name, done, cfg.protocol, **meta)
     result.save(out / "eval" / f"{name}.json")

@@ -28,6 +28,13 @@ def mean(values: Iterable[float]) -> float:
     return statistics.fmean(values)
 
 
+def wilson(share: float, n: int, z: float = 1.96) -> tuple[float, float]:
+    """Wilson's score interval of a share of `n` > 0 independent yes-or-no answers; 95 % by default."""
+    middle = (share + z * z / (2 * n)) / (1 + z * z / n)
+    half = z / (1 + z * z / n) * (share * (1 - share) / n + z * z / (4 * n * n)) ** 0.5
+    return max(0.0, middle - half), min(1.0, middle + half)
+
+
 def summary(scored: Sequence[Trajectory], protocol: ProtocolConfig) -> dict[str, float]:
     """n, reward, accuracy, format, search share and ratio of at least one scored trajectory; all means in [0, 1] but reward."""
     return {

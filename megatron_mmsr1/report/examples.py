@@ -5,15 +5,16 @@ from __future__ import annotations
 import base64
 import io
 import math
-import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from megatron_mmsr1.data.images import ImageStore
 from megatron_mmsr1.eval.metrics import by_kind, kind
-from megatron_mmsr1.protocol import IMAGE_PAD, Answer, parse_action
+from megatron_mmsr1.protocol import IMAGE_PAD
 from megatron_mmsr1.report.gather import RunData
+from megatron_mmsr1.report.questions import is_right
+from megatron_mmsr1.report.text import in_short, visible
 from megatron_mmsr1.trajectory import ImageRef, Trajectory, Turn
 
 if TYPE_CHECKING:
@@ -21,8 +22,6 @@ if TYPE_CHECKING:
 
 LARGE, SMALL = 360, 120  # pixels of a question's picture, of a search result's
 BATCH = 16  # tokens decoded together where none is marked alone
-# Characters that would change how the rest of a line reads, or that do not show at all.
-UNSEEN = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u00ad\u200b-\u200f\u2028-\u202e\u2060-\u2069\ufeff]")
 
 
 @dataclass(slots=True)
@@ -56,6 +55,8 @@ class Example:
     turns: list[TurnView] = field(default_factory=list)
     earlier: str = ""
     tokens: int = 0
+    tags: str = ""  # right or wrong, searched, changed: what the page filters by
+    run: str = ""
 
 
 def choose(data: RunData, n: int) -> list[Example]:
@@ -76,7 +77,7 @@ def _by_outcome(members: list[Trajectory]) -> list[Trajectory]:
     groups: dict[tuple[object, ...], list[Trajectory]] = {}
     for t in members:
         calls = tuple(c.kind for c in t.tool_calls)
-        groups.setdefault((t.reward_parts.get("acc", 0.0) > 0, calls, t.status), []).append(t)
+        groups.setdefault((is_right(t), calls, t.status), []).append(t)
     ordered = sorted(groups.values(), key=len, reverse=True)
     return [g[i] for i in range(max(map(len, ordered))) for g in ordered if i < len(g)]
 
@@ -102,9 +103,18 @@ def _view(t: Trajectory, data: RunData, store: ImageStore) -> Example:
         reward="not scored" if t.reward is None else f"{t.reward:.3g}",
         parts=[(k, f"{v:.3g}") for k, v in t.reward_parts.items()],
         turns=turns,
-        earlier=_earlier(before) if before else "",
+        earlier=in_short(before) if before else "",
         tokens=len(t),
+        tags=_tags(t, before),
+        run=data.label,
     )
+
+
+def _tags(t: Trajectory, before: Trajectory | None) -> str:
+    tags = ["right" if is_right(t) else "wrong"]
+    tags += ["searched"] if t.searched else []
+    tags += ["changed"] if before is not None and is_right(before) != is_right(t) else []
+    return " ".join(tags)
 
 
 def _label(turn: Turn) -> str:
@@ -115,14 +125,6 @@ def _label(turn: Turn) -> str:
         return f"{c.kind} search{asked}: {found}, {c.seconds:.2f} s{', cached' if c.cached else ''}"
     who = "model" if turn.role == "assistant" else turn.role
     return f"{who}: {turn.action.replace('_', ' ')}" if turn.action else who
-
-
-def _earlier(t: Trajectory) -> str:
-    texts, actions = t.assistant_texts, [u.action.replace("_", " ") for u in t.turns if u.role == "assistant"]
-    if texts and isinstance(action := parse_action(texts[-1]), Answer):
-        actions[-1] = f'answer "{visible(action.text)}"'
-    reward = "not scored" if t.reward is None else f"reward {t.reward:.3g}"
-    return f"{' → '.join(actions) or 'no turn'}; {t.status.value.replace('_', ' ')}; {reward}"
 
 
 class Pictures:
@@ -184,8 +186,3 @@ def _sampled(t: Trajectory, start: int, end: int, tokenizer: Tokenizer) -> Itera
         chance = math.exp(min(0.0, sum(t.logprobs[first : at + 1])))
         yield Piece(visible(text), trained=True, title=f"p {chance:.3f}, weights {t.weight_versions[at]}")
         first = at + 1
-
-
-def visible(text: str) -> str:
-    """Control, zero-width and bidirectional characters written out, so that no text can rearrange the page around it."""
-    return UNSEEN.sub(lambda m: f"\\u{ord(m.group()):04x}", text)

@@ -11,11 +11,16 @@ from megatron_mmsr1 import config
 from megatron_mmsr1.config import RunConfig
 from megatron_mmsr1.errors import UsageError
 from megatron_mmsr1.eval.results import AFTER, EvalResult, load_all, of_model, searched
+from megatron_mmsr1.report.questions import Group, Life, groups, lives, steps_with_rollouts
+from megatron_mmsr1.run import starts
 from megatron_mmsr1.run.logs import read_metrics
 from megatron_mmsr1.trajectory import Trajectory
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
+
+
+CONFIG = "config.yaml"
 
 
 @dataclass(slots=True)
@@ -30,14 +35,19 @@ class RunData:
     environment: dict[str, Any] = field(default_factory=dict)
     tokenizer: Tokenizer | None = None
     searched: str = ""
+    label: str = ""  # which run it is, where a page shows several
+    starts: list[dict[str, str]] = field(default_factory=list[dict[str, str]])
+    lives: list[Life] = field(default_factory=list[Life])
+    worst: list[Group] = field(default_factory=list[Group])
+    best: list[Group] = field(default_factory=list[Group])
     notes: list[str] = field(default_factory=list)
 
 
 def gather(directory: Path) -> RunData:
     """Read RUN. Raises UsageError if there is no config.yaml in it, RunError naming a file that is damaged."""
-    if not (directory / "config.yaml").is_file():
-        raise UsageError(f"{directory} is not a run's directory: it has no config.yaml (mmsr1 train and mmsr1 sft make one)")
-    data = RunData(directory, config.load(directory / "config.yaml"))
+    if not (directory / CONFIG).is_file():
+        raise UsageError(f"{directory} is not a run's directory: it has no {CONFIG} (mmsr1 train and mmsr1 sft make one)")
+    data = RunData(directory, config.load(directory / CONFIG))
     if (directory / "metrics.jsonl").is_file():
         data.metrics = read_metrics(directory / "metrics.jsonl")
     else:
@@ -53,7 +63,20 @@ def gather(directory: Path) -> RunData:
         data.environment = json.loads(environment.read_text())
     data.tokenizer = _tokenizer(data)
     data.searched = _searched(data)
+    data.starts = starts.read(directory)
+    data.lives = lives(directory / "rollouts")
+    data.worst, data.best = groups(directory / "rollouts")
     return data
+
+
+def labels(directories: list[Path]) -> list[str]:
+    """A name for each run: the end of its path, as short as tells them apart."""
+    parts = [d.resolve().parts for d in directories]
+    for n in range(1, max(len(p) for p in parts) + 1):
+        names = ["/".join(p[-n:]) for p in parts]
+        if len(set(names)) == len(names):
+            return names
+    raise UsageError(f"{directories[0]} is named twice: name different runs")
 
 
 def _examples(data: RunData) -> None:
@@ -61,7 +84,7 @@ def _examples(data: RunData) -> None:
     from megatron_mmsr1.rollout.dump import read_dump
 
     rollouts = data.directory / "rollouts"
-    steps = sorted(int(p.name[5:].split(".")[0]) for p in rollouts.glob("step_*"))
+    steps = steps_with_rollouts(rollouts)
     if (rollouts / "eval_after.jsonl.zst").is_file() and any(r.name == AFTER for r in data.results):
         key: str | int | None = "eval_after"
     elif steps:

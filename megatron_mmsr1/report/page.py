@@ -2,23 +2,47 @@
 
 from __future__ import annotations
 
+import base64
+import hashlib
+import json
 import time
 from collections.abc import Sequence
+from dataclasses import replace
+from importlib import resources
+from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from megatron_mmsr1 import __version__, config
-from megatron_mmsr1.config.algorithm import AlgorithmConfig
-from megatron_mmsr1.config.section import Section
+from megatron_mmsr1.config.affects import RESULTS, differing, leaves
 from megatron_mmsr1.eval.results import EvalResult, Measure, compare
 from megatron_mmsr1.report.examples import Example
+from megatron_mmsr1.report.facts import environment, facts
 from megatron_mmsr1.report.gather import RunData
-from megatron_mmsr1.report.plots import Plot
+
+SCRIPTS = ("curves.js", "page.js")
+LIVE = "live.js"
+_SELF, _NOBODY = "'self'", "'none'"
 
 
-def render(data: RunData, plots: Sequence[Plot], examples: Sequence[Example]) -> str:
-    """The whole page. Everything is escaped but the SVG that our own plots drew."""
+def policy(script: str, *, live: bool) -> str:
+    """The page's Content-Security-Policy: this one script, pictures inside the page, and a live page's own server."""
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    return (
+        f"default-src 'none'; script-src 'sha256-{digest}'; style-src 'unsafe-inline'; img-src data:; "
+        f"connect-src {_SELF if live else _NOBODY}; base-uri 'none'; form-action 'none'"
+    )
+
+
+def script(*, live: bool) -> str:
+    """All of the page's script."""
+    here = resources.files("megatron_mmsr1.report")
+    return "\n".join((here / name).read_text(encoding="utf-8") for name in (*SCRIPTS, *([LIVE] if live else [])))
+
+
+def render(runs: Sequence[RunData], data: dict[str, Any], examples: Sequence[Example], *, live: bool = False) -> str:
+    """The whole page. Everything is escaped but our own style, script and the numbers, whose JSON holds no `<`."""
     env = Environment(
         loader=PackageLoader("megatron_mmsr1.report", "."),
         autoescape=True,
@@ -26,21 +50,39 @@ def render(data: RunData, plots: Sequence[Plot], examples: Sequence[Example]) ->
         trim_blocks=True,
         lstrip_blocks=True,
     )
+    results = [replace(r, name=f"{d.label}: {r.name}" if len(runs) > 1 else r.name) for d in runs for r in shown(d, len(runs))]
+    own = script(live=live)
     return env.get_template("template.html").render(
-        cfg=data.cfg,
-        config_text=config.dump(data.cfg),
+        title=" and ".join(d.cfg.name if len(runs) == 1 else d.label for d in runs),
+        runs=[(d, config.dump(d.cfg), facts(d), environment(d)) for d in runs],
+        several=len(runs) > 1,
         version=__version__,
         made=time.strftime("%Y-%m-%d %H:%M"),
-        facts=_facts(data),
-        headline=headline(data.results),
-        results=data.results,
-        sections=_sections(compare(data.results)) if data.results else [],
-        plots=[(p.title, Markup(p.svg)) for p in plots],
+        headlines=[(d.label, headline(d.results)) for d in runs],
+        differences=differences(runs),
+        results=results,
+        sections=_sections(compare(results)) if results else [],
+        data=Markup(json.dumps(data).replace("<", "\\u003c")),
+        alarms=[(data["lines"][a["line"]], a) for a in data["alarms"]],
+        looked=any("alarms" in row for d in runs for row in d.metrics),
         examples=examples,
-        source=data.source,
-        environment=_environment(data),
-        notes=data.notes,
+        live=live,
+        policy=policy(own, live=live),
+        style=Markup((resources.files("megatron_mmsr1.report") / "style.css").read_text(encoding="utf-8")),
+        script=Markup(own),
     )
+
+
+def shown(data: RunData, runs: int) -> list[EvalResult]:
+    """Of several runs only what they began and ended with: a column each must fit."""
+    return [r for r in data.results if runs == 1 or r.name in ("before", "after")]
+
+
+def differences(runs: Sequence[RunData]) -> list[tuple[str, list[str]]]:
+    """(setting, its value in each run) of every setting that decides results and is not the same in all."""
+    keys = sorted({k for d in runs[1:] for k in differing(runs[0].cfg, d.cfg, RESULTS)})
+    values = [{k: v for k, v, _ in leaves(d.cfg)} for d in runs]
+    return [(k, [json.dumps(v[k]) if k in v else "" for v in values]) for k in keys]
 
 
 def headline(results: Sequence[EvalResult]) -> list[str]:
@@ -68,59 +110,3 @@ def _sections(measures: Sequence[Measure]) -> list[tuple[str, list[Measure]]]:
     for m in measures:
         out.setdefault(m.section, []).append(m)
     return list(out.items())
-
-
-def _parts_of(algorithm: AlgorithmConfig) -> str:
-    return ", ".join(f"{seam} {_settings_of(settings)}" for seam, settings in algorithm.parts().items())
-
-
-def _settings_of(part: Section) -> str:
-    """`NAME (key value, ...)`, of a part of the run."""
-    said = part.model_dump(mode="json", serialize_as_any=True)
-    name = said.pop("name", "")
-    return f"{name} ({', '.join(f'{k} {v}' for k, v in said.items())})" if said else str(name)
-
-
-def _facts(data: RunData) -> list[tuple[str, str]]:
-    c = data.cfg
-    m = c.megatron
-    steps = (data.metrics[-1]["step"] + 1) if data.metrics else 0
-    sft = c.algorithm.supervised
-    how, batch = "supervised cold start", f"{c.sft.examples_per_step} demonstrations"
-    if not sft:
-        how = f"{c.algorithm.name}: {_parts_of(c.algorithm)}; KL {c.algorithm.kl_coef:g}"
-        batch = f"{c.data.prompts_per_step} prompts x {c.data.group_size} rollouts"
-    sizes = (m.tensor_parallel, m.pipeline_parallel, m.context_parallel, c.data_parallel)
-    spread = zip(("tensor", "pipeline", "context", "data"), sizes, strict=True)
-    layout = ", ".join(f"{name} {size}" for name, size in spread)
-    facts = [
-        ("algorithm", how),
-        ("model", c.model.path),
-        ("steps", f"{steps} of {c.train.steps}, {batch} each, learning rate {c.optimizer.lr:g}"),
-        ("parallel", f"{layout}; {c.model.dtype}"),
-    ]
-    if sft:
-        return [*facts, ("seed", str(c.seed))]
-    return [
-        *facts,
-        ("reward", _settings_of(c.reward)),
-        ("search", data.searched),
-        ("seed", str(c.seed)),
-    ]
-
-
-def _environment(data: RunData) -> list[tuple[str, str]]:
-    e = data.environment
-    if not e:
-        return []
-    machine, cuda = e["machine"], e["cuda"]
-    devices = ", ".join(d["name"] for d in cuda["devices"]) or "no GPU"
-    packages = ", ".join(f"{name} {version}" for name, version in e["packages"].items() if version)
-    return [
-        ("machine", f"{machine['cores']} cores ({machine['processor']}), {machine['memory_gib']} GiB, {devices}"),
-        ("system", machine["system"]),
-        ("python", e["python"]),
-        ("collectives", cuda["backend"]),
-        ("attention", f"trainer: {e['attention']['trainer']}; engine: {e['attention']['engine']}"),
-        ("packages", f"megatron-mmsr1 {__version__}, {packages}"),
-    ]

@@ -1,114 +1,103 @@
-"""A run's curves as inline SVG that reads on a light page and on a dark one."""
+"""Which curves a report draws, in which plots: chosen ones first, then whatever else the metrics hold."""
 
 from __future__ import annotations
 
-import io
-import math
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from megatron_mmsr1.eval.metrics import ORDER
+from megatron_mmsr1.eval.results import EvalResult
 
-INK = "#010203"  # a colour that nothing else has: every text and axis, replaced by the page's own
-COLOURS = ("#3f7fbf", "#d08327", "#3f9a68", "#c25450", "#8a6fc0", "#7f8a94")
-WINDOW = 5  # steps that a smoothed curve averages
-
-
-@dataclass(slots=True, frozen=True)
-class Plot:
-    title: str
-    svg: str
+Row = dict[str, Any]
 
 
 @dataclass(slots=True, frozen=True)
 class Curve:
     label: str
-    metric: str
+    of: Callable[[Row], float | None]
 
 
-def plots(rows: Sequence[dict[str, Any]]) -> list[Plot]:
-    """The curves that these metrics allow; an empty list for fewer than two steps."""
-    if len(rows) < 2:
-        return []
-    names = {name for row in rows for name in row}
-    kinds = "kind" if any(n.startswith("kind/") for n in names) else "category"
-    rewards = [Curve("reward", "reward/mean"), Curve("accuracy", "reward/acc"), Curve("format", "reward/format")]
-    searches = [*_split(names, kinds, "search_share"), Curve("all", "search/share")]
-    wanted = [
-        (
-            "Reward and accuracy",
-            rewards,
-            True,
-        ),
-        ("Share of responses that search", searches, True),
-        ("Accuracy by kind of question", _split(names, kinds, "acc"), True),
-        ("Loss", [Curve("loss", "loss")], False),
-        ("Trainer and engine: mean |difference| of log-probs", [Curve("difference", "logprob_diff_mean")], False),
-        ("Entropy", [Curve("entropy", "entropy")], False),
-        ("Tokens a second", [Curve("tokens/s", "tokens_per_s")], False),
-        ("Seconds a step", _stages(names), False),
+@dataclass(slots=True, frozen=True)
+class Plot:
+    title: str
+    curves: list[Curve]
+    share: bool = False  # its axis is 0 to 1
+    rare: bool = False  # folded away
+
+
+def wanted(names: Iterable[str]) -> list[Plot]:
+    """The plots that metrics of these names allow."""
+    left = {n for n in names if not n.startswith(("x/", "alarm"))} - {"step", "time"}
+    out: list[Plot] = []
+
+    def plot(title: str, metrics: Sequence[tuple[str, str]], *, share: bool = False, more: Sequence[Curve] = ()) -> None:
+        found = [(label, m) for label, m in metrics if m in left]
+        left.difference_update(m for _, m in found)
+        if curves := [*(Curve(label, _metric(m)) for label, m in found), *more]:
+            out.append(Plot(title, curves, share))
+
+    def matching(pattern: str) -> list[tuple[str, str]]:
+        found = [(m[1], n) for n in left if (m := re.fullmatch(pattern, n))]
+        return sorted(found, key=lambda f: (ORDER.index(f[0]) if f[0] in ORDER else len(ORDER), f[0]))
+
+    kinds = "kind" if any(n.startswith("kind/") for n in left) else "category"
+    calls = [n for n in left if n.startswith("tool/calls_")]
+    plot(
+        "Reward and accuracy", [("reward", "reward/mean"), ("accuracy", "reward/acc"), ("format", "reward/format")], share=True
+    )
+    plot("Spread of the reward", [("standard deviation", "reward/std"), ("groups of one reward", "groups/equal")])
+    plot("Rolled-out groups with variance", [("share", "shaping/live_share")], share=True)
+    plot("Groups carried, and rounds", [(k.replace("_", " "), n) for k, n in matching(r"shaping/((?:carried|rounds|short).*)")])
+    plot("Parts of the reward", matching(r"reward/(.+)"))
+    plot("Accuracy by kind of question", matching(rf"{kinds}/([^/]+)/acc"), share=True)
+    plot("Share that calls a tool", [*matching(rf"{kinds}/([^/]+)/search_share"), ("all", "search/share")], share=True)
+    each = [Curve(n.removeprefix("tool/calls_"), _per_trajectory([n])) for n in sorted(calls)]
+    plot("Calls a trajectory", [], more=[*each, Curve("all", _per_trajectory(calls))] if calls else [])
+    left.difference_update(calls)
+    plot("Share that asks for a tool", matching(r"tool/share_(.+)"), share=True)
+    plot("Seconds a call", [("mean", "tool/seconds")])
+    bad = [
+        (s.replace("_", " "), f"tool/{s}") for s in ("timeout", "rate_limited", "upstream_error", "refused", "budget", "empty")
     ]
-    out = []
-    for title, curves, share in wanted:
-        present = [c for c in curves if c.metric in names]
-        if present:
-            out.append(Plot(title, _draw(rows, present, share, title)))
-    return out
+    plot("Calls that brought nothing", bad)
+    plot("Search: cost in dollars", [("since its server began: " + k, n) for k, n in matching(r"search_server/(.+)/usd")])
+    plot("Loss", [("loss", "loss"), ("policy", "pg_loss")])
+    plot("Gradient norm", [("norm", "grad_norm")])
+    plot("KL", [("to the reference", "kl"), ("coefficient", "kl_coef")])
+    plot("Share of tokens that are clipped", [("policy loss", "clip_fraction"), ("correction", "correction_clipped")])
+    plot("Entropy", [("nats a token", "entropy")])
+    plot("Trainer and engine: mean |difference| of log-probs", [("difference", "logprob_diff_mean")])
+    plot("Learning rate", [("rate", "lr")])
+    plot("Tokens a trajectory", [(n, f"tokens/{n}") for n in ("trajectory", "sampled", "observed")])
+    plot("Turns and pictures a trajectory", [("turns", "turns/mean"), ("pictures", "images/trajectory")])
+    plot("How trajectories end", [(label.replace("_", " "), n) for label, n in matching(r"status/(.+)")])
+    names_of_stages = {"sync": "weight update", "train": "training"}
+    plot("Seconds a step", [(names_of_stages.get(k, k), n) for k, n in matching(r"seconds/(.+)")])
+    plot("Tokens a second", [("trained on", "tokens_per_s"), ("sampled", "rollout/tokens_per_s")])
+    plot("Memory of a rank, GiB", [("highest", "peak_memory_gib")])
+    others: dict[str, list[str]] = {}
+    for n in sorted(left - {"train_seconds"}):
+        others.setdefault(n.rpartition("/")[0] or n, []).append(n)
+    return out + [Plot(k, [Curve(n.rpartition("/")[2], _metric(n)) for n in ms], rare=True) for k, ms in others.items()]
 
 
-def _split(names: Iterable[str], prefix: str, measure: str) -> list[Curve]:
-    found = {n.split("/")[1] for n in names if re.fullmatch(f"{prefix}/[^/]+/{measure}", n)}
-    order = sorted(found, key=lambda k: (ORDER.index(k) if k in ORDER else len(ORDER), k))
-    return [Curve(k, f"{prefix}/{k}/{measure}") for k in order]
+def heldout_kinds(results: Sequence[EvalResult]) -> list[str]:
+    """The kinds of question that every one of these evaluations has."""
+    found = [[r.kind for r in result.rows[:-1]] for result in results]
+    return [k for k in found[0] if k != "all" and all(k in f for f in found)] if found else []
 
 
-def _stages(names: Iterable[str]) -> list[Curve]:
-    return [Curve(n.removeprefix("seconds/"), n) for n in sorted(names) if n.startswith("seconds/")]
+def _metric(name: str) -> Callable[[Row], float | None]:
+    return lambda row: row.get(name)
 
 
-def _series(rows: Sequence[dict[str, Any]], metric: str) -> tuple[list[int], list[float]]:
-    points = [(row["step"], float(row[metric])) for row in rows if row.get(metric) is not None]
-    return [p[0] for p in points], [p[1] for p in points]
+def _per_trajectory(metrics: Sequence[str]) -> Callable[[Row], float | None]:
+    """Counts that are left out of a row are 0."""
 
+    def of(row: Row) -> float | None:
+        made = row.get("trajectories")
+        return sum(row.get(m) or 0 for m in metrics) / made if made else None
 
-def smoothed(values: Sequence[float], window: int = WINDOW) -> list[float]:
-    """The mean of each value and those around it, `window` at most; the ends average fewer."""
-    half = window // 2
-    parts = (values[max(0, i - half) : i + half + 1] for i in range(len(values)))
-    return [math.fsum(p) / len(p) for p in parts]
-
-
-def _draw(rows: Sequence[dict[str, Any]], curves: Sequence[Curve], share: bool, title: str) -> str:
-    from matplotlib import rc, rc_context
-    from matplotlib.figure import Figure
-
-    with rc_context():
-        rc("svg", fonttype="none", hashsalt=title)  # ids differ between figures, not between two reports of a run
-        rc("font", family="sans-serif", size=9)
-        rc("axes", edgecolor=INK, labelcolor=INK, titlecolor=INK)
-        rc("axes.spines", top=False, right=False)
-        for group in ("text", "xtick", "ytick"):
-            rc(group, color=INK)
-        figure = Figure(figsize=(4.6, 2.7), layout="constrained")
-        axes = figure.subplots()
-        for i, curve in enumerate(curves):
-            steps, values = _series(rows, curve.metric)
-            colour = COLOURS[i % len(COLOURS)]
-            axes.plot(steps, values, color=colour, alpha=0.3, linewidth=0.8)
-            axes.plot(steps, smoothed(values), color=colour, linewidth=1.8, label=curve.label)
-        axes.set_xlabel("step")
-        if share:
-            axes.set_ylim(-0.03, 1.03)
-        axes.grid(alpha=0.15, color=INK)
-        if len(curves) > 1:
-            figure.legend(loc="outside lower center", ncols=min(len(curves), 4), frameon=False)
-        out = io.StringIO()
-        nothing = dict.fromkeys(("Date", "Creator", "Format", "Type"))
-        figure.savefig(out, format="svg", transparent=True, metadata=nothing)
-    svg = out.getvalue()
-    svg = svg[svg.index("<svg") :].replace(INK, "currentColor")
-    # The style sheet that matplotlib puts in would hold for the whole page; its two rules go on the figure itself.
-    svg = re.sub(r"<defs>\s*<style.*?</style>\s*</defs>", "", svg, count=1, flags=re.DOTALL)
-    return svg.replace("<svg ", '<svg class="plot" role="img" stroke-linejoin="round" stroke-linecap="butt" ', 1)
+    return of

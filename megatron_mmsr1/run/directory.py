@@ -11,6 +11,7 @@ from megatron_mmsr1.config import RunConfig
 from megatron_mmsr1.config.affects import differing
 from megatron_mmsr1.data.files import write_text
 from megatron_mmsr1.errors import UsageError
+from megatron_mmsr1.run import starts
 from megatron_mmsr1.run.lock import RunLock
 from megatron_mmsr1.run.logs import read_metrics
 from megatron_mmsr1.run.stop import Stop
@@ -37,6 +38,7 @@ def open_run(cfg: RunConfig, check: Callable[[RunConfig], None], command: str) -
             lock = stack.enter_context(RunLock(out, command))
             write_text(kept, config.dump(cfg))
             Stop(out).withdraw()  # of an earlier life
+            starts.note(out)
         except OSError as e:
             raise UsageError(f"output={out} cannot be written ({e.strerror}): name another output=") from None
         yield lock
