@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -12,8 +13,11 @@ from contracts.engine import EngineUnderTest
 from contracts.transport import CONTRACT, TransportUnderTest, tensors_of
 from engine_fixtures import tested, transformers_engine  # noqa: F401
 
+from megatron_mmsr1.config import RunConfig
 from megatron_mmsr1.errors import RunError, UsageError
-from megatron_mmsr1.rollout.engines.base import Served
+from megatron_mmsr1.rollout import engines as kinds
+from megatron_mmsr1.rollout.engines.base import Served, Unreachable
+from megatron_mmsr1.run.weights import Weights
 from megatron_mmsr1.sync import published, transports
 from megatron_mmsr1.sync.transports.tensors import buckets
 from megatron_mmsr1.sync.update import Good, everywhere, update
@@ -165,6 +169,61 @@ def test_an_engine_that_cannot_even_be_paused_changes_nothing():
     with pytest.raises(RunError, match="http://b broke in pause"):
         change([a, b], 2, good)
     assert [(e.weights, e.paused) for e in (a, b)] == [("v1", False)] * 2
+
+
+# --------------------------------------------------------------------------------------------------- the run's publication
+def weights_of_a_run(
+    engines: list[Scripted], checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, **more: Any
+) -> Weights:
+    """A run's own, on a single rank; only the engines are scripted, since no real one dies at a moment that is chosen."""
+    by_url = {e.url: e for e in engines}
+    monkeypatch.setattr(kinds, "get", lambda name: SimpleNamespace(control=by_url.__getitem__))
+    alone = SimpleNamespace(rank=0, broadcast_object=lambda value: value)
+    actor = SimpleNamespace(parallel=alone, weights=lambda: iter(list(tensors_of(checkpoint))))
+    cfg = RunConfig.model_validate({"model": {"path": str(checkpoint)}, "output": str(tmp_path / "run"), "engine": more})
+    return Weights(cfg, actor, list(by_url))  # type: ignore[arg-type]
+
+
+@dataclass
+class Dying(Scripted):
+    """Nothing answers at its address once it has been given weights, `gone` times."""
+
+    gone: int = 10**6
+
+    def load(self, directory: Path, version: int) -> None:
+        if self.gone:
+            raise Unreachable(f"{self.url}: Connection refused")
+        super().load(directory, version)
+
+    def served(self) -> Served:
+        if self.gone and "pause" in self.calls:
+            self.gone -= 1
+            raise Unreachable(f"{self.url}: Connection refused")
+        return super().served()
+
+
+def test_an_engine_that_dies_in_an_update_has_no_part_in_it_and_the_others_do(checkpoints, tmp_path, monkeypatch):
+    a, b = Scripted("http://a"), Dying("http://b")
+    weights = weights_of_a_run([a, b], checkpoints["random"], tmp_path, monkeypatch)
+    weights.publish(1)
+    assert (a.held, a.paused, weights.absent) == (1, False, ["http://b"])
+    assert "http://b: Connection refused" in weights.failed_first
+    weights.publish(2)
+    assert (a.held, weights.absent, weights.failed_first) == (2, ["http://b"], "")
+
+
+def test_the_only_engine_is_waited_for_after_it_died_in_an_update(checkpoints, tmp_path, monkeypatch):
+    only = Dying("http://b", gone=1)
+    weights = weights_of_a_run([only], checkpoints["random"], tmp_path, monkeypatch)
+    weights.publish(1)
+    assert (only.held, only.paused, weights.absent) == (1, False, []) and weights.failed_first
+
+
+def test_an_update_that_fails_twice_ends_the_run(checkpoints, tmp_path, monkeypatch):
+    a, b = Scripted("http://a"), Scripted("http://b", breaks={"load": 10})
+    weights = weights_of_a_run([a, b], checkpoints["random"], tmp_path, monkeypatch, outage_s=0)
+    with pytest.raises(RunError, match="http://b broke in load"):
+        weights.publish(1)
 
 
 # ------------------------------------------------------------------------------------------------------------- the pieces

@@ -6,6 +6,7 @@ from __future__ import annotations
 import contextlib
 import json
 import re
+import signal
 import subprocess
 import sys
 import time
@@ -35,12 +36,20 @@ def rank(head: int) -> psutil.Process:
     raise AssertionError("no rank runs")
 
 
+def steps_more(out: Path, run: subprocess.Popen[bytes], n: int = 2) -> int:
+    """Waits for so many further checkpoints; the last one's step."""
+    end = checkpointed_step(out) + n
+    while checkpointed_step(out) < end and run.poll() is None:
+        time.sleep(0.2)
+    return checkpointed_step(out)
+
+
 def test_a_run_goes_on_without_an_engine_that_is_lost(atlas_world: Path, tmp_path: Path) -> None:
     out = tmp_path / "run"
     more = [
         "placement={engines: {count: 2}, restarts: 1}",
         "train.save_interval=1",
-        "train.steps=4",
+        "train.steps=500",  # it is stopped
         "train.eval_limit=2",
         "data.heldout=[]",
     ]
@@ -56,19 +65,22 @@ def test_a_run_goes_on_without_an_engine_that_is_lost(atlas_world: Path, tmp_pat
                     with contextlib.suppress(psutil.NoSuchProcess):  # the death of one may end the next
                         process.kill()
                 time.sleep(0.2)
-            while checkpointed_step(out) < 2 and run.poll() is None:
-                time.sleep(0.2)
+            without = steps_more(out, run)
             rank(run.pid).kill()
-            assert run.wait() == 0, (tmp_path / "said").read_text()
+            while "the ranks are started again" not in (tmp_path / "said").read_text() and run.poll() is None:
+                time.sleep(0.2)
+            steps_more(out, run)
+            run.send_signal(signal.SIGUSR1)
+            assert run.wait() == 75, (tmp_path / "said").read_text()
         finally:
             run.kill()
             run.wait()
     text = (tmp_path / "said").read_text()
     assert re.search(r"nothing answers at the engine http://\S+: it has no part in weights \d", text)
     rows = metrics(out)
-    assert [r["step"] for r in rows] == [0, 1, 2, 3]
+    assert [r["step"] for r in rows] == list(range(len(rows)))
     assert "the ranks are started again (0 restarts left)" in text and text.count("starting 2 engines") == 1
-    (life,) = [json.loads(line) for line in (out / "lives.jsonl").read_text().splitlines()]
-    assert life["to"] >= 2
+    life, stopped = [json.loads(line) for line in (out / "lives.jsonl").read_text().splitlines()]
+    assert life["to"] >= without and "stopped after step" in stopped["how"]
     assert rows[0]["engines/absent"] == 0 and rows[-1]["engines/absent"] == 1
     assert all(r["rollout/engine_errors"] == 0 for r in rows if "rollout/engine_errors" in r)  # its turns moved

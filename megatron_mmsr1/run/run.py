@@ -131,6 +131,8 @@ class Run:
             self.phases.enter("weight update", self.step)
             before = self.weights.absent
             self.weights.publish(version)
+            if self.weights.failed_first:
+                self._warn(f"weights {version} took a second try. The first: {self.weights.failed_first}")
             for url in set(self.weights.absent) - set(before):
                 self._warn(
                     f"nothing answers at the engine {url}: it has no part in weights {version}; the run goes on without it"

@@ -15,6 +15,7 @@ from megatron_mmsr1.sync import transports
 from megatron_mmsr1.sync.transports.base import Transport
 from megatron_mmsr1.sync.update import everywhere
 
+POLL_S = 1.0
 MEMORY: tuple[Literal["weights", "kv_cache"], ...] = ("weights", "kv_cache")
 
 if TYPE_CHECKING:
@@ -24,13 +25,15 @@ if TYPE_CHECKING:
 
 class Weights:
     """`seconds`: how long the last publication took. `absent`: the engines that had no part in it, since nothing answered at
-    their addresses while another engine did; known on rank 0. One that comes back has a part in the next."""
+    their addresses while another engine did, known on rank 0. `failed_first`: why it took a second try, if it did. An engine
+    that comes back has a part in the next publication."""
 
     def __init__(self, cfg: RunConfig, actor: MegatronActor, engines: list[str]) -> None:
         self.cfg, self.actor = cfg, actor
         self.directory = Path(cfg.output) / "weights"
         self.seconds = 0.0
         self.absent: list[str] = []
+        self.failed_first = ""
         self.transport: Transport | None = None
         self._all: list[Control] = []
         self._present: list[Control] = []  # the list that the transport reads
@@ -47,9 +50,19 @@ class Weights:
         self._agree("; ".join(f"{url} did not give its memory back: {why}" for url, why in failed.items()))
 
     def publish(self, version: int) -> None:
-        """Collective. The weights into every engine under this version; the engines confirm it. Raises RunError on every rank
-        as the transport does."""
+        """Collective. The weights into every engine under this version; the engines confirm it. An engine that dies meanwhile
+        does not end the run: after a failure there is a second try, with those that answer then, once one does. Raises RunError
+        on every rank as the transport does."""
         started = time.monotonic()
+        broadcast = self.actor.parallel.broadcast_object
+        self.failed_first = broadcast(self._try(version))
+        if self.failed_first:
+            self._await_an_engine()
+            self._agree(self._try(version))
+        self.seconds = time.monotonic() - started
+
+    def _try(self, version: int) -> str:
+        """Collective. Why it failed, on rank 0; "" elsewhere."""
         weights = self.actor.weights()
         failed = ""
         if self.transport is not None:
@@ -63,8 +76,13 @@ class Weights:
                 failed = str(e)
         for _ in weights:  # gathering them is collective: to the end, whoever uses them
             pass
-        self._agree(failed)
-        self.seconds = time.monotonic() - started
+        return failed
+
+    def _await_an_engine(self) -> None:
+        """On rank 0: as long as a turn waits for one."""
+        end = time.monotonic() + self.cfg.engine.outage_s
+        while self._all and len(everywhere(self._all, _reach)) == len(self._all) and time.monotonic() < end:
+            time.sleep(POLL_S)
 
     def _agree(self, failed: str) -> None:
         """Raises on every rank what rank 0 says."""
