@@ -45,6 +45,7 @@ MINUTES: dict[str, tuple[str, str]] = {
     "mmsr1 eval configs/atlas.yaml --policies": (FEW, "oracle"),
     "mmsr1 checkpoints verify runs/atlas": ("", "the run resumes from step_000003, which is whole"),
     "mmsr1 report runs/atlas": ("", "runs/atlas/report.html"),
+    "mmsr1 data difficulty runs/atlas build/graded": ("", "wrote build/graded/train.parquet"),
     "mmsr1 export runs/atlas my-model": ("", ""),
     "mmsr1 sft configs/atlas-sft.yaml model.path=build/atlas/model": ("train.steps=2 sft.examples_per_step=4", ""),
     "mmsr1 serve my-model": ("gateway.port=0", "API"),

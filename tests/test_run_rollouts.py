@@ -86,7 +86,7 @@ class Worker:
 def rollouts(out: Path, worker: Worker, *, dp_rank: int = 0, sent: list[list[Any]] | None = None, **train: Any) -> Rollouts:
     cfg = config.parse({"model": {"path": "m"}, "output": str(out), "train": train})
     sampler, watch = (
-        SimpleNamespace(take=lambda n: [0, 1, 2, 3]),
+        SimpleNamespace(take=lambda n, step: [0, 1, 2, 3]),
         SimpleNamespace(identity=dict, heard=None, paused_s=0.0, pauses_of_all=lambda _: None),
     )
     ranks = Leader(dp_rank, sent if sent is not None else [[]])

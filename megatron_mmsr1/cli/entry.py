@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import megatron_mmsr1.cli.bench as bench_verbs
 import megatron_mmsr1.cli.checkpoints as checkpoint_verbs
 import megatron_mmsr1.cli.cluster as cluster_verbs
+import megatron_mmsr1.cli.data as data_verbs
 import megatron_mmsr1.cli.plugins as plugin_verbs
 import megatron_mmsr1.cli.report as report_verbs
 import megatron_mmsr1.cli.search as search_verbs
@@ -205,6 +206,7 @@ def build_parser() -> argparse.ArgumentParser:
     p.add_argument("out", metavar="OUT", help="directory to write")
 
     checkpoint_verbs.add(verbs)
+    data_verbs.add(verbs)
     serve_verbs.add(verbs)
     search_verbs.add(verbs)
     plugin_verbs.add(verbs)

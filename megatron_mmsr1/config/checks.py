@@ -79,6 +79,8 @@ def _training(cfg: RunConfig) -> Iterator[str]:
 def _shaping(cfg: RunConfig) -> Iterator[str]:
     if cfg.shaping.refill.rounds and cfg.train.mode == "rollout-only":
         yield "shaping.refill is about what a step trains on: leave it out with train.mode=rollout-only"
+    if (cfg.shaping.curriculum.column is None) != (cfg.shaping.curriculum.steps == 0):
+        yield "shaping.curriculum needs both column and steps: by which numbers the rows are sorted, and for how long"
     buffer, most = cfg.shaping.overlong.buffer, cfg.protocol.sampled_limit
     if buffer > most:
         yield (

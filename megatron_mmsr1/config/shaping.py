@@ -20,6 +20,18 @@ class RefillConfig(Section):
     )
 
 
+class CurriculumConfig(Section):
+    """Easy questions first."""
+
+    AFFECTS = Affects.ROLLOUT
+
+    column: str | None = Field(
+        default=None, description="numeric column of data.train: the higher, the harder. mmsr1 data difficulty makes one"
+    )
+    start: float = Field(default=0.2, gt=0, le=1, description="the easiest share of the rows, which step 0 draws from")
+    steps: int = Field(default=0, ge=0, description="steps until all rows are drawn from; 0: no curriculum")
+
+
 class OverlongConfig(Section):
     """Long responses. The rewards of dumps and metrics stay as they were scored."""
 
@@ -37,6 +49,7 @@ class OverlongConfig(Section):
 class ShapingConfig(Section):
     refill: RefillConfig = RefillConfig()
     overlong: OverlongConfig = OverlongConfig()
+    curriculum: CurriculumConfig = CurriculumConfig()
 
     @property
     def off_policy(self) -> bool:

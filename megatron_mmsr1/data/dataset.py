@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from bisect import bisect_right
 from collections import OrderedDict
 from collections.abc import Sequence
@@ -10,6 +11,7 @@ from typing import Any, Literal
 
 from megatron_mmsr1.data import parquet
 from megatron_mmsr1.data.rows import BadRow, Layout, Prompt, layout_of
+from megatron_mmsr1.errors import UsageError
 
 __all__ = ["Prompt", "PromptDataset"]
 
@@ -52,6 +54,20 @@ class PromptDataset:
         if not 0 <= i < len(self):
             raise IndexError(f"row {i} of {len(self)}")
         return self._read(i if self._good is None else self._good[i])
+
+    def numbers(self, column: str) -> list[float]:
+        """A column of numbers, one for each row of `self`. UsageError naming file, column and row where there is none."""
+        found: list[float] = []
+        for path in self.paths:
+            if column not in parquet.outline(path)[0]:
+                raise UsageError(f"{path} has no column {column}, which shaping.curriculum.column names")
+        for number, in_file, first in self._groups:
+            rows = parquet.row_group(self.paths[number], in_file, [column]).to_pylist()
+            for row, value in enumerate((r[column] for r in rows), start=first):
+                if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+                    raise BadRow(self.paths[number], row, column, f"must be a number, not {value!r:.40}")
+                found.append(float(value))
+        return found if self._good is None else [found[i] for i in self._good]
 
     def _index_files(self) -> None:
         for number, path in enumerate(self.paths):

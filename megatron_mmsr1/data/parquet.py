@@ -11,6 +11,7 @@ from typing import Any, Protocol
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from megatron_mmsr1.data.files import unfinished
 from megatron_mmsr1.errors import UsageError
 
 
@@ -42,3 +43,17 @@ def row_group(path: Path, group: int, columns: Sequence[str]) -> Table:
             return file.read_row_group(group, columns=columns)
     except (pa.ArrowInvalid, OSError) as e:
         raise UsageError(f"{path}: row group {group} cannot be read: {e}") from e
+
+
+def write_with_column(path: Path, target: Path, name: str, values: Sequence[float]) -> None:
+    """A copy of `path` at `target` with one more column of floats, or another one of that name, a row group at a time."""
+    at = 0
+    with pq.ParquetFile(path) as file, unfinished(target) as part:
+        kept = [c for c in file.schema_arrow.names if c != name]
+        schema = pa.schema([file.schema_arrow.field(c) for c in kept] + [pa.field(name, pa.float64())])
+        with pq.ParquetWriter(part, schema) as writer:
+            for group in range(file.num_row_groups):
+                table = file.read_row_group(group, columns=kept)
+                column = pa.array(values[at : at + table.num_rows], pa.float64())
+                writer.write_table(table.append_column(name, column).cast(schema))
+                at += table.num_rows

@@ -51,6 +51,11 @@ def layout_of(path: Path, columns: Sequence[str]) -> Layout:
     )
 
 
+def prompt_id(data_id: Any, path: Path, number: int) -> str:
+    """What row `number` of `path` is called: its `data_id`, where it has one."""
+    return _text(data_id) or f"{path.stem}:{number}"
+
+
 class Layout:
     """How rows of one set of columns become prompts."""
 
@@ -90,7 +95,7 @@ class VerlLayout(Layout):
         if row.get("image_urls"):
             extra["image_urls"] = row["image_urls"]
         return Prompt(
-            prompt_id=_text(row.get("data_id")) or f"{path.stem}:{number}",
+            prompt_id=prompt_id(row.get("data_id"), path, number),
             question=question,
             images=_images(row.get("images"), "images", path, number),
             golden_answers=golds,
@@ -115,7 +120,7 @@ class OpenR1Layout(Layout):
         if not golds:
             raise BadRow(path, number, "solution", "holds no answer")
         return Prompt(
-            prompt_id=_text(row.get("data_id")) or f"{path.stem}:{number}",
+            prompt_id=prompt_id(row.get("data_id"), path, number),
             question=question,
             images=_images([row["image"]] if row["image"] else [], "image", path, number),
             golden_answers=golds,

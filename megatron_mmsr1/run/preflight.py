@@ -38,11 +38,20 @@ def train(cfg: RunConfig) -> None:
     else:
         local_services(cfg)
     layout(cfg)
+    if cfg.shaping.curriculum.column is not None:
+        curriculum(cfg, cfg.shaping.curriculum.column)
     if not resumes:  # a run that is resumed was checked when it began
         length = prompt_length(cfg)
         check_rows(cfg, cfg.data.train, "data.train", length)
         if cfg.train.mode == "full":
             check_rows(cfg, cfg.data.heldout, "data.heldout", length)
+
+
+def curriculum(cfg: RunConfig, column: str) -> None:
+    """Every row of the training data has its difficulty."""
+    from megatron_mmsr1.data.dataset import PromptDataset
+
+    PromptDataset(cfg.data.train).numbers(column)
 
 
 def sft(cfg: RunConfig) -> None:

@@ -7,13 +7,13 @@ from pathlib import Path
 
 from megatron_mmsr1.config import RunConfig
 from megatron_mmsr1.data.dataset import PromptDataset
-from megatron_mmsr1.data.sampler import ResumableSampler
 from megatron_mmsr1.errors import RunError
 from megatron_mmsr1.eval.metrics import rollout_metrics, throughput
 from megatron_mmsr1.procs.progress import progress
 from megatron_mmsr1.rollout.dump import dump_files, read_dump, write_dump
 from megatron_mmsr1.rollout.worker import RolloutWorker
 from megatron_mmsr1.run.logs import RunLog
+from megatron_mmsr1.run.order import sampler_of
 from megatron_mmsr1.run.search_watch import SearchWatch, budget_reached
 
 
@@ -22,7 +22,7 @@ def rollout_only(cfg: RunConfig, engines: list[str], search: str | None, version
     output directory are kept."""
     out = Path(cfg.output)
     data = PromptDataset(cfg.data.train, bad_rows=cfg.data.bad_rows)
-    sampler = ResumableSampler(len(data), seed=cfg.seed, shuffle=cfg.data.shuffle)
+    sampler = sampler_of(cfg, data)
     worker = RolloutWorker(cfg, engines, search, out / "images")
     done = {step for step in range(cfg.train.steps) if dump_files(out / "rollouts", step)}
     first = next((step for step in range(cfg.train.steps) if step not in done), cfg.train.steps)
@@ -31,7 +31,7 @@ def rollout_only(cfg: RunConfig, engines: list[str], search: str | None, version
     try:
         with progress("Rollout", cfg.train.steps) as shown:
             for step in range(cfg.train.steps):
-                indices = sampler.take(cfg.data.prompts_per_step)
+                indices = sampler.take(cfg.data.prompts_per_step, step)
                 if step in done:
                     if step not in log.logged:  # killed between the dump and its line
                         log.write(step, rollout_metrics(read_dump(out / "rollouts", step)[0], cfg.protocol))

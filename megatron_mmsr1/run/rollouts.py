@@ -68,9 +68,9 @@ class Rollouts:
         ranks, leads = self.ranks, self.ranks.is_leader
         rounds = self._found(step)
         self.generated = not rounds
-        indices = self.sampler.take(sum(rounds)) if rounds else []
+        indices = self.sampler.take(sum(rounds), step) if rounds else []
         while more := self._wanted(step, rounds, indices):
-            drawn = self.sampler.take(more)
+            drawn = self.sampler.take(more, step)
             self.local = [*self.local, *self._generate(drawn, step, before=indices)]
             rounds, indices = [*rounds, more], [*indices, *drawn]
             self._outline()

@@ -16,7 +16,6 @@ from megatron_mmsr1.algorithm.corrections.none import NoCorrection
 from megatron_mmsr1.config import RunConfig
 from megatron_mmsr1.data.dataset import PromptDataset
 from megatron_mmsr1.data.images import ImageStore
-from megatron_mmsr1.data.sampler import ResumableSampler
 from megatron_mmsr1.data.usable_rows import usable_rows
 from megatron_mmsr1.errors import Interrupted, RunError, UsageError
 from megatron_mmsr1.megatron.actor import MegatronActor
@@ -30,6 +29,7 @@ from megatron_mmsr1.run.facts import facts
 from megatron_mmsr1.run.kept import Kept
 from megatron_mmsr1.run.lock import RunLock
 from megatron_mmsr1.run.logs import RunLog
+from megatron_mmsr1.run.order import sampler_of
 from megatron_mmsr1.run.phases import Phases
 from megatron_mmsr1.run.resume import Checkpoints
 from megatron_mmsr1.run.rollouts import Rollouts
@@ -60,8 +60,7 @@ class Run:
         self.spent = ""  # which budget of the search is used up
         self.source: Source | None = None
         dataset = self._dataset() if grpo else None
-        shuffle = cfg.data.shuffle
-        sampler = ResumableSampler(len(dataset), seed=cfg.seed, shuffle=shuffle) if dataset is not None else None
+        sampler = sampler_of(cfg, dataset) if dataset is not None else None
         kept = Kept(cfg, self.parallel, home / "images")
         self.checkpoints = Checkpoints(cfg, self.actor, sampler, kept)
         self.step = self.checkpoints.restore()
