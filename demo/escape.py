@@ -9,7 +9,7 @@ from __future__ import annotations
 import html
 from urllib.parse import urlsplit
 
-from megatron_mmsr1.report.examples import visible
+from megatron_mmsr1.report.text import visible
 
 
 def esc(text: str) -> str:

@@ -61,6 +61,18 @@ def test_counts_become_calls_a_trajectory_and_no_metric_is_lost() -> None:
     assert [p["rare"] for p in data["plots"] if p["title"] == "mine"] == [True]
 
 
+def test_a_count_that_a_row_leaves_out_is_0_and_a_mean_is_nothing() -> None:
+    made = rows(0.1, 0.2, 0.3)
+    made[0] |= {"tool/timeout": 2, "tool/seconds": 0.5, "kind/text/acc": 1.0, "kind/text/crop_share": 0.5}
+    made[2] |= {"tool/timeout": 1, "tool/seconds": 0.7, "kind/text/acc": 1.0}
+    data = page_data([Line("a", [made])])
+    assert curve(data, "Calls that brought nothing", "timeout")[0]["y"] == [2, 0, 1]
+    found, axes = curve(data, "Seconds a call", "mean")
+    assert (found["y"], axes["step"]) == ([0.5, 0.7], [0, 2])
+    found, axes = curve(data, "kind/text", "crop_share")
+    assert (found["y"], axes["step"]) == ([0.5, 0.0], [0, 2])  # step 1 asked no such question
+
+
 def test_held_out_points_have_their_interval_and_the_oracle_its_level() -> None:
     def result(name: str, accuracy: float, **meta: int) -> EvalResult:
         row = Row("overall", 10, accuracy, 0.5, 1.0, 0.5, 0.5)

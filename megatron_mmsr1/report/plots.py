@@ -11,6 +11,7 @@ from megatron_mmsr1.eval.metrics import ORDER
 from megatron_mmsr1.eval.results import EvalResult
 
 Row = dict[str, Any]
+MEANS = ("tool/seconds", "tool/cached", "turns/mean")  # are not 0 where they are left out: there was nothing to average
 
 
 @dataclass(slots=True, frozen=True)
@@ -90,7 +91,11 @@ def heldout_kinds(results: Sequence[EvalResult]) -> list[str]:
 
 
 def _metric(name: str) -> Callable[[Row], float | None]:
-    return lambda row: row.get(name)
+    """Its value; of a count or a tool's share, which rows leave out where it is 0, that 0."""
+    of_kind = re.fullmatch(r"((?:kind|category)/[^/]+)/\w+_share", name)
+    counted = name.startswith(("status/", "tool/", "turns/")) and name not in MEANS
+    there = f"{of_kind[1]}/acc" if of_kind else "trajectories" if counted else name
+    return lambda row: row.get(name, 0.0) if row.get(there) is not None else None
 
 
 def _per_trajectory(metrics: Sequence[str]) -> Callable[[Row], float | None]:
