@@ -37,6 +37,14 @@ def test_a_step_s_place_on_each_axis() -> None:
     assert axes == {"step": [0, 2], "tokens": [1000, 3000], "hours": [0, 2]}
 
 
+def test_a_step_is_never_rounded() -> None:
+    """Other numbers have five digits on the page."""
+    made = [{"step": 1234567 + i, "loss": 0.12345678} for i in range(2)]
+    for runs in ([made], [made, made]):
+        found, axes = curve(page_data([Line("a", runs)]), "Loss", "loss")
+        assert axes["step"] == [1234567, 1234568] and found["y"] == [0.12346, 0.12346]
+
+
 def test_seeds_make_a_band_over_the_steps_that_all_have() -> None:
     data = page_data([Line("3 seeds", [rows(0.0, 0.3), rows(0.3, 0.3), rows(0.6, 0.3, 0.9)])])
     found, axes = curve(data, "Reward and accuracy", "reward")

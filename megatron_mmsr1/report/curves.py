@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import json
 import math
 import statistics
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import accumulate
 from typing import Any
@@ -52,10 +51,10 @@ def page_data(lines: Sequence[Line]) -> dict[str, Any]:
 
 def _shared(plots: Sequence[dict[str, Any]]) -> list[dict[str, list[float]]]:
     """The different "x" of all curves; each curve's becomes its place in them. Most curves have a point at every step."""
-    places = dict[str, int]()
+    places = dict[tuple[tuple[float, ...], ...], int]()
     found: list[dict[str, list[float]]] = []
     for curve in (c for plot in plots for c in plot["curves"]):
-        key = json.dumps(curve["x"])
+        key = tuple(tuple(values) for values in curve["x"].values())
         if key not in places:
             places[key] = len(found)
             found.append(curve["x"])
@@ -89,28 +88,27 @@ def _with_axes(rows: Sequence[Row]) -> list[Row]:
     )
     start = next((r["time"] for r in rows if "time" in r), 0.0)
     return [
-        {**r, "x/step": r["step"], "x/tokens": t, "x/hours": max(0.0, r.get("time", start) - start) / 3600}
+        {**r, "x/step": r["step"], "x/tokens": _short(t), "x/hours": _short(max(0.0, r.get("time", start) - start) / 3600)}
         for r, t in zip(rows, sampled, strict=True)
     ]
 
 
 def _curve(line: int, curve: Curve, runs: Sequence[Sequence[Row]]) -> dict[str, Any] | None:
-    by_step: dict[int, list[tuple[Row, float]]] = {}
-    for rows in runs:
-        for row in rows:
-            value = curve.of(row)
-            if value is not None and math.isfinite(value):
-                by_step.setdefault(row["step"], []).append((row, value))
-    points = [by_step[s] for s in sorted(by_step) if len(by_step[s]) == len(runs)]  # steps that all of them have
-    if not points:
+    found = [{row["step"]: (row, v) for row in rows if (v := curve.of(row)) is not None and math.isfinite(v)} for rows in runs]
+    steps = [s for s in found[0] if all(s in f for f in found)]  # that all of them have
+    if not steps:
         return None
-    means = [statistics.fmean(v for _, v in p) for p in points]
-    out: dict[str, Any] = {"label": visible(curve.label), "line": line, "y": _short(means)}
-    out["x"] = {axis: _short(statistics.fmean(r[f"x/{axis}"] for r, _ in p) for p in points) for axis in AXES}
-    if len(runs) > 1:
-        spread = [statistics.pstdev([v for _, v in p]) for p in points]
-        out["lo"] = _short(m - s for m, s in zip(means, spread, strict=True))
-        out["hi"] = _short(m + s for m, s in zip(means, spread, strict=True))
+    out: dict[str, Any] = {"label": visible(curve.label), "line": line}
+    if len(runs) == 1:
+        out["y"] = [_short(found[0][s][1]) for s in steps]
+        return out | {"x": {axis: [found[0][s][0][f"x/{axis}"] for s in steps] for axis in AXES}}
+    means = [statistics.fmean(f[s][1] for f in found) for s in steps]
+    spread = [statistics.pstdev(f[s][1] for f in found) for s in steps]
+    out |= {"y": [_short(m) for m in means], "x": {"step": steps}}
+    out["lo"] = [_short(m - s) for m, s in zip(means, spread, strict=True)]
+    out["hi"] = [_short(m + s) for m, s in zip(means, spread, strict=True)]
+    for axis in AXES[1:]:
+        out["x"][axis] = [_short(statistics.fmean(f[s][0][f"x/{axis}"] for f in found)) for s in steps]
     return out
 
 
@@ -127,19 +125,19 @@ def _heldout(line: int, it: Line, runs: Sequence[Sequence[Row]]) -> list[dict[st
             found = [(p, row) for p, (_, r) in zip(places, own, strict=True) if (row := r.row(kind or "overall"))]
             bounds = [wilson(row.accuracy, row.n) for _, row in found]
             curve: dict[str, Any] = {
-                "label": kind or label,
+                "label": visible(kind) or label,
                 "line": line,
                 "points": True,
-                "y": _short(r.accuracy for _, r in found),
+                "y": [_short(r.accuracy) for _, r in found],
             }
-            curve["x"] = {axis: _short(p[axis] for p, _ in found) for axis in AXES}
+            curve["x"] = {axis: [p[axis] for p, _ in found] for axis in AXES}
             if not kind:
-                curve |= {"lo": _short(low for low, _ in bounds), "hi": _short(high for _, high in bounds)}
+                curve |= {"lo": [_short(low) for low, _ in bounds], "hi": [_short(high) for _, high in bounds]}
             out.append(curve)
         oracle = next((r for r in results if r.name == "oracle"), None)
         if oracle:
-            x = {axis: _short([0.0, places[-1][axis]]) for axis in AXES}
-            out.append({"label": "oracle", "line": line, "level": True, "x": x, "y": _short([oracle.overall.accuracy] * 2)})
+            x = {axis: [0, places[-1][axis]] for axis in AXES}
+            out.append({"label": "oracle", "line": line, "level": True, "x": x, "y": [_short(oracle.overall.accuracy)] * 2})
     return out
 
 
@@ -157,5 +155,5 @@ def _place(step: int, rows: Sequence[Row]) -> dict[str, float]:
     return {"step": step, "tokens": last.get("x/tokens", 0.0), "hours": last.get("x/hours", 0.0)}
 
 
-def _short(values: Iterable[float]) -> list[float]:
-    return [float(f"{v:.{DIGITS}g}") for v in values]
+def _short(value: float) -> float:
+    return float(f"{value:.{DIGITS}g}")
