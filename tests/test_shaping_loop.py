@@ -22,6 +22,7 @@ MORE = (
     "data.group_size=2",  # so that many groups have no variance
     "shaping.refill.rounds=3",
     "shaping.overlong.filter=true",
+    "shaping.replay={threshold: 0.5, max_age: 20}",
 )
 SHAPING = ("rounds", "prompts", "live_share", "carried_in", "carried_out", "short", "staleness", "filtered")
 
@@ -36,7 +37,7 @@ def test_a_run_with_refill_that_is_killed_repeats_itself(tmp_path: Path) -> None
     assert [r["step"] for r in rows] == list(range(STEPS))
     assert any(r["shaping/rounds"] > 1 for r in rows), "the case refills"
     assert any(r["shaping/carried_out"] for r in rows), "the case carries"
-    assert list((whole / "checkpoints").glob("step_*/carried*"))
+    assert list((whole / "checkpoints").glob("step_*/carried*")) and list((whole / "checkpoints").glob("step_*/successes*"))
 
     command = [sys.executable, "-m", "megatron_mmsr1.cli", "train", "configs/atlas.yaml", *settings(world, out, *MORE)]
     process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)

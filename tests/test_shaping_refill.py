@@ -195,7 +195,7 @@ def test_pictures_of_carried_groups_that_are_gone_are_named(home: Path) -> None:
     t = Trajectory("p", "0/1", 0, "q", ["a"], images=[ImageRef("0" * 64, (1, 4, 4))], reward=1.0)
     kept.keep(["0/1"], [t])
     kept.write(home)
-    with pytest.raises(RunError, match=r"1 pictures of the rollouts that it carries are missing from .*images: copy them back"):
+    with pytest.raises(RunError, match=r"1 pictures of the rollouts that it keeps are missing from .*images: copy them back"):
         kept.restore(home, kept.state())
 
 

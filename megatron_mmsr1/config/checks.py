@@ -81,6 +81,8 @@ def _shaping(cfg: RunConfig) -> Iterator[str]:
         yield "shaping.refill is about what a step trains on: leave it out with train.mode=rollout-only"
     if (cfg.shaping.curriculum.column is None) != (cfg.shaping.curriculum.steps == 0):
         yield "shaping.curriculum needs both column and steps: by which numbers the rows are sorted, and for how long"
+    if (cfg.shaping.replay.threshold > 0) != (cfg.shaping.replay.max_age > 0):
+        yield "shaping.replay needs both threshold and max_age: which successes are kept, and for how many steps"
     buffer, most = cfg.shaping.overlong.buffer, cfg.protocol.sampled_limit
     if buffer > most:
         yield (

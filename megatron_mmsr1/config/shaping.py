@@ -32,6 +32,23 @@ class CurriculumConfig(Section):
     steps: int = Field(default=0, ge=0, description="steps until all rows are drawn from; 0: no curriculum")
 
 
+class ReplayConfig(Section):
+    """Rare successes are kept, and join later groups of their question that have none."""
+
+    AFFECTS = Affects.TRAINING
+
+    threshold: float = Field(
+        default=0.0, ge=0, lt=1, description="of a group with at most this share of successes the best one is kept; 0: off"
+    )
+    max_age: int = Field(
+        default=0, ge=0, description="steps for which it is kept; an epoch's at least, as rows come once in it"
+    )
+
+    @property
+    def on(self) -> bool:
+        return self.threshold > 0 and self.max_age > 0
+
+
 class OverlongConfig(Section):
     """Long responses. The rewards of dumps and metrics stay as they were scored."""
 
@@ -50,8 +67,9 @@ class ShapingConfig(Section):
     refill: RefillConfig = RefillConfig()
     overlong: OverlongConfig = OverlongConfig()
     curriculum: CurriculumConfig = CurriculumConfig()
+    replay: ReplayConfig = ReplayConfig()
 
     @property
     def off_policy(self) -> bool:
         """Whether a step may train on what older weights sampled."""
-        return bool(self.refill.rounds)
+        return bool(self.refill.rounds) or self.replay.on

@@ -1,4 +1,5 @@
-"""Groups that were rolled out and not yet trained on: each leader holds its trajectories of them, a checkpoint all of them.
+"""What earlier steps left for later ones: groups not yet trained on, and rare successes. Each leader holds its part of them, a
+checkpoint all of them.
 
 A checkpoint's part of it is a dump beside the shards, written with the place in the data, so that the two belong together.
 """
@@ -14,18 +15,20 @@ from megatron_mmsr1.data.store import ImageStore
 from megatron_mmsr1.errors import RunError
 from megatron_mmsr1.rollout.dump import read_share, write_dump
 from megatron_mmsr1.run.ranks import Ranks
+from megatron_mmsr1.run.successes import Successes
 from megatron_mmsr1.trajectory import Trajectory
 
-CARRIED = "carried"
+CARRIED, SUCCESSES = "carried", "successes"
 
 
 class Kept:
     """`groups`: the ids of all carried groups in the order in which they were rolled out, the same on every rank. `carried`:
-    this leader's trajectories of them, whole; empty on other ranks."""
+    this leader's trajectories of them, whole; empty on other ranks. `successes`: see there."""
 
     def __init__(self, cfg: RunConfig, ranks: Ranks, images: Path) -> None:
         self.cfg, self.ranks, self.images = cfg, ranks, images
-        self.on = bool(cfg.shaping.refill.rounds)
+        self.on = cfg.shaping.off_policy
+        self.successes = Successes(cfg, ranks)
         self.groups: list[str] = []
         self.carried: list[Trajectory] = []
 
@@ -42,7 +45,8 @@ class Kept:
     def write(self, directory: Path) -> None:
         """This leader's part, into a checkpoint that is being written."""
         if self.on and self.ranks.is_leader:
-            write_dump(directory, CARRIED, self.carried, {}, part=self.ranks.dp_rank, parts=self.ranks.dp_size)
+            for name, held in ((CARRIED, self.carried), (SUCCESSES, self.successes.held)):
+                write_dump(directory, name, held, {}, part=self.ranks.dp_rank, parts=self.ranks.dp_size)
 
     def restore(self, directory: Path, state: dict[str, Any] | None) -> None:
         """Collective. As the checkpoint at `directory` has it, which any number of leaders may have written. RunError where
@@ -51,12 +55,14 @@ class Kept:
             return
         self.groups = list(state["groups"])
         if self.ranks.is_leader:
-            self.carried = read_share(directory, CARRIED, self.ranks.dp_rank, self.ranks.dp_size)
+            me, leaders = self.ranks.dp_rank, self.ranks.dp_size
+            self.carried = read_share(directory, CARRIED, me, leaders)
+            self.successes.held = read_share(directory, SUCCESSES, me, leaders)
         images = ImageStore(self.images)
-        wanted = {i.sha256 for t in self.carried for i in t.images}
+        wanted = {i.sha256 for t in [*self.carried, *self.successes.held] for i in t.images}
         gone = int(self.ranks.max([float(sum(sha not in images for sha in wanted))])[0])
         if gone:
             raise RunError(
-                f"{directory}: {gone} pictures of the rollouts that it carries are missing from {self.images}: copy them back, "
+                f"{directory}: {gone} pictures of the rollouts that it keeps are missing from {self.images}: copy them back, "
                 "or resume from an older checkpoint"
             )

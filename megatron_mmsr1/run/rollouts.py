@@ -24,6 +24,7 @@ from megatron_mmsr1.run.kept import Kept
 from megatron_mmsr1.run.ranks import Ranks
 from megatron_mmsr1.run.rounds import ROUNDS, read_rounds, rounds_found
 from megatron_mmsr1.run.search_watch import SearchWatch, budget_reached
+from megatron_mmsr1.run.successes import REPLAYED
 from megatron_mmsr1.run.trainable import scored
 from megatron_mmsr1.shaping.refill import first_round, next_round
 from megatron_mmsr1.trajectory import Trajectory, group_name
@@ -73,7 +74,7 @@ class Rollouts:
             drawn = self.sampler.take(more, step)
             self.local = [*self.local, *self._generate(drawn, step, before=indices)]
             rounds, indices = [*rounds, more], [*indices, *drawn]
-            self._outline()
+            self._outline(step)
             if leads and self.cfg.logging.dump_rollouts:
                 meta = {"weights": step, "config": fingerprint(self.cfg), "search": self.watch.identity(), ROUNDS: rounds}
                 write_dump(self.directory, step, self.local, meta, part=ranks.dp_rank, parts=ranks.dp_size)
@@ -109,7 +110,7 @@ class Rollouts:
         rounds = self.ranks.broadcast_object(rounds)
         if self.ranks.is_leader:
             self.local = read_rounds(source, step, rounds, self.ranks.dp_rank, self.ranks.dp_size)
-        self._outline()
+        self._outline(step)
         # No reward at all is an outage's or a used-up budget's: roll out again, where there is somebody to.
         unscored = self.cfg.train.mode != "train-only" and all(t.reward is None for t in self._fresh())
         if self._pictures_gone(source, step) or unscored:
@@ -138,33 +139,39 @@ class Rollouts:
 
     def _choose(self, step: int, rounds: list[int], indices: list[int]) -> None:
         """What the step trains on, and what is kept for the next."""
-        if not self.cfg.shaping.refill.rounds:
-            self.trainable = scored(self._outlines)
+        replay, refill, wanted = self.kept.successes, self.cfg.shaping.refill, self.cfg.data.prompts_per_step
+        choice = self._choice(step, indices) if refill.rounds else None
+        self.trainable = members_of(choice.chosen, self._outlines) if choice else scored(self._outlines)
+        self.metrics = {}
+        if replay.on:
+            joined = [t for t in self._outlines if REPLAYED in t.extra and t.group_id not in self.kept.groups]
+            self.metrics["shaping/replayed"] = len(joined)
+            replay.learn(step, self._fresh(), self.local)
+        if self.kept.on:
+            ages = [float(step - t.step) for t in self.trainable if t.step is not None]
+            self.metrics["shaping/staleness"] = sum(ages) / max(len(ages), 1)
+        if choice is None:
             return
-        choice, wanted = self._choice(step, indices), self.cfg.data.prompts_per_step
-        self.trainable = members_of(choice.chosen, self._outlines)
-        ages = [float(step - t.step) for t in self.trainable if t.step is not None]
-        self.metrics = {
+        self.metrics |= {
             "shaping/rounds": len(rounds),
             "shaping/prompts": sum(rounds),
             "shaping/live_share": choice.live / max(sum(rounds), 1),
             "shaping/carried_in": len(self.kept.groups),
             "shaping/carried_out": len(choice.left),
             "shaping/short": wanted - len(choice.chosen),
-            "shaping/staleness": sum(ages) / max(len(ages), 1),
         }
         self.kept.keep(choice.left, scored(self._held))
         if len(choice.chosen) < wanted and not self._short and self.ranks.rank == 0:
             self._short = True
             self.warn(
                 f"step {step}: {len(choice.chosen)} of {wanted} groups have variance after {len(rounds)} rounds "
-                f"(shaping.refill.rounds={self.cfg.shaping.refill.rounds}): it trains on those. Said once; shaping/short counts"
+                f"(shaping.refill.rounds={refill.rounds}): it trains on those. Said once; shaping/short counts"
             )
 
     def _fresh(self) -> list[Trajectory]:
         """Of the outlines, the step's own."""
         carried = set(self.kept.groups)
-        return [t for t in self._outlines if t.group_id not in carried] if carried else self._outlines
+        return [t for t in self._outlines if t.group_id not in carried and REPLAYED not in t.extra]
 
     def _pictures_gone(self, source: Path, step: int) -> bool:
         """Collective. Whether pictures of the rollouts just read are missing beside them, so that the step must be rolled out
@@ -181,8 +188,14 @@ class Rollouts:
             self.warn(f"{what}: the step is rolled out again")
         return True
 
-    def _outline(self) -> None:
-        self._held = [*self.kept.carried, *self.local]
+    def _outline(self, step: int) -> None:
+        """Collective. What there is to choose from, with the kept successes that join the step's groups."""
+        self._gather([*self.kept.carried, *self.local])
+        if self.kept.successes.on:
+            self._gather([*self._held, *self.kept.successes.joining(step, self._fresh())])
+
+    def _gather(self, held: list[Trajectory]) -> None:
+        self._held = held
         per_leader = self.ranks.gather_from_leaders([[t.outline() for t in self._held]])
         self._counts = [len(part) for part in per_leader]
         self._outlines = [t for part in per_leader for t in part]

@@ -76,7 +76,7 @@ class Run:
             self.rollouts = Rollouts(cfg, self.parallel, dataset, sampler, self.worker, self.watch, self._warn, kept)
         if cfg.shaping.off_policy and isinstance(self.actor.algorithm.correction, NoCorrection) and self.lead:
             self._warn(
-                "shaping.refill carries rollouts of older weights, and algorithm.correction is none: tis, icepop or mis "
+                "shaping trains on rollouts of older weights too, and algorithm.correction is none: tis, icepop or mis "
                 "accounts for what the policy has moved since"
             )
         self.weights = Weights(cfg, self.actor, engines)
