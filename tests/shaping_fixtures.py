@@ -16,7 +16,7 @@ from megatron_mmsr1 import config
 from megatron_mmsr1.data.sampler import ResumableSampler
 from megatron_mmsr1.run.kept import Kept
 from megatron_mmsr1.run.rollouts import Rollouts
-from megatron_mmsr1.trajectory import Status, Trajectory, group_name
+from megatron_mmsr1.trajectory import Status, ToolCall, ToolStatus, Trajectory, group_name
 
 Reward = Callable[[int, int, int], float | None]  # row, step, sample -> reward
 ROWS = 40
@@ -67,6 +67,7 @@ class Worker:
     asked: list[tuple[int, int, int]] = field(default_factory=list)
     dies_at: int | None = None
     calls: int = 0
+    refused: bool = False  # a search of each trajectory, by the budget
 
     def generate(
         self, prompts: Any, *, step: int, indices: list[int], copies: list[int], weight_version: int, group_size: int, **_: Any
@@ -83,6 +84,7 @@ class Worker:
                 t.append("assistant", [3], "a", logprobs=[-1.0], weight_versions=[weight_version])
                 t.reward = self.reward(row, step, sample)
                 t.reward_parts = {"acc": float((t.reward or 0.0) > 0.5)}
+                t.unobserved = [ToolCall("text", "q", ToolStatus.BUDGET)] * self.refused
                 out.append(t)
         return out
 
@@ -120,6 +122,7 @@ def live(
     dies_at: int | None = None,
     prompts: int = 4,
     group_size: int = 2,
+    refused: bool = False,
     **train: Any,
 ) -> Life:
     """From the newest checkpoint in `out` on, to `steps` or until the worker of the last leader dies at its call `dies_at`."""
@@ -136,7 +139,7 @@ def live(
 
     def lead(rank: int) -> None:
         ranks = Threads(rank, leaders, shared, barrier)
-        worker = Worker(reward, dies_at=dies_at if rank == leaders - 1 else None)
+        worker = Worker(reward, dies_at=dies_at if rank == leaders - 1 else None, refused=refused)
         kept = Kept(cfg, ranks, out / "images")
         sampler = ResumableSampler(ROWS, seed=0, shuffle=True)
         watch = SimpleNamespace(identity=dict, heard=None, paused_s=0.0, pauses_of_all=lambda _: None)

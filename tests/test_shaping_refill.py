@@ -189,6 +189,13 @@ def test_no_further_round_where_nothing_has_a_reward(home: Path) -> None:
     assert len(life.asked) == 4 and life.steps[0] == []
 
 
+def test_no_further_round_once_a_budget_refuses_searches(home: Path) -> None:
+    """More would only find questions that need no search, and teach from those."""
+    for refused, rounds in ((True, 1), (False, 4)):
+        life = live(home / str(refused), lambda *_: 0.0, REFILL, steps=1, refused=refused)
+        assert life.metrics[0]["shaping/rounds"] == rounds and life.metrics[0]["shaping/short"] == 4
+
+
 def test_pictures_of_carried_groups_that_are_gone_are_named(home: Path) -> None:
     cfg = parse({"model": {"path": "m"}, "shaping": REFILL})
     kept = Kept(cfg, Threads(0, 1, [None], threading.Barrier(1)), home / "images")

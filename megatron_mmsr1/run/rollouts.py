@@ -23,11 +23,11 @@ from megatron_mmsr1.run.choice import Choice, choose, members_of
 from megatron_mmsr1.run.kept import Kept
 from megatron_mmsr1.run.ranks import Ranks
 from megatron_mmsr1.run.rounds import ROUNDS, read_rounds, rounds_found
-from megatron_mmsr1.run.search_watch import SearchWatch, budget_reached
+from megatron_mmsr1.run.search_watch import SearchWatch
 from megatron_mmsr1.run.successes import REPLAYED
 from megatron_mmsr1.run.trainable import scored
 from megatron_mmsr1.shaping.refill import first_round, next_round
-from megatron_mmsr1.trajectory import Trajectory, group_name
+from megatron_mmsr1.trajectory import ToolStatus, Trajectory, group_name
 
 
 class Rollouts:
@@ -124,8 +124,10 @@ class Rollouts:
         if not rounds:
             return first_round(wanted, len(self.kept.groups), size) if shaping.refill.rounds else wanted
         fresh = self._fresh()
-        # Where nothing has a reward, or no search may be paid any more, the step ends the run.
-        stop = self.cfg.train.mode == "train-only" or not scored(fresh) or budget_reached(fresh)
+        # Where nothing has a reward, further rounds would have none; where a budget refuses searches, the step's own cap too,
+        # only questions that need none would be answered.
+        refused = any(c.status is ToolStatus.BUDGET for t in fresh for c in t.tool_calls)
+        stop = self.cfg.train.mode == "train-only" or not scored(fresh) or refused
         if len(rounds) > shaping.refill.rounds or stop:
             return 0
         live = self._choice(step, indices).live
