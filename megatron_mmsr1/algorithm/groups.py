@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Hashable, Sequence
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -32,7 +33,7 @@ class Groups:
         """Of the values of the group's members."""
         return self.rewards.new_zeros(self.count).index_add_(0, self.index, values)[self.index]
 
-    @property
+    @cached_property
     def centred(self) -> Tensor:
         """The reward less its group's mean; exactly 0 in a group of one and in one of equal rewards, whose mean may differ from
         them in the last bit."""
@@ -40,7 +41,7 @@ class Groups:
         high = self.rewards.new_full((self.count,), -torch.inf).scatter_reduce_(0, self.index, self.rewards, "amax")
         return torch.where((low == high)[self.index], 0.0, self.rewards - self.mean)
 
-    @property
+    @cached_property
     def std(self) -> Tensor:
         """The sample's deviation (divisor n - 1), as in verl and TRL; 0 in a group of one."""
         return (self.sum(self.centred**2) / (self.size - 1).clamp(min=1)).sqrt()
