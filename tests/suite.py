@@ -18,7 +18,7 @@ import pytest
 HERE = Path(__file__).parent
 # How a function says that it starts a process.
 STARTS = re.compile(
-    r"\bsubprocess\.|\bSupervisor\(|\bService\(|\blaunch\w*\(|\bmmsr1\(|\bplaywright\b|\bmultiprocessing\b|\btorchrun\b|\bfork\("
+    r"\bsubprocess\.|\bSupervisor\(|\bService\(|\blaunch\w*\(|\bmmsr1\(|playwright\b|\bmultiprocessing\b|\btorchrun\b|\bfork\("
     r"|\bRolloutWorker\("
 )
 LIMIT_S = {"plain": 600, "process": 1800, "slow": 3600}  # generous: the machine may be busy with other work
@@ -57,10 +57,12 @@ def starting(file: str) -> frozenset[str]:
 
 def starts_processes(item: Any) -> bool:
     """Whether a test, or a fixture that it uses, starts a process."""
-    definitions = item._fixtureinfo.name2fixturedefs.values()
+    definitions = list(item._fixtureinfo.name2fixturedefs.values())
     functions: list[Callable[..., Any]] = [item.function, *(d.func for found in definitions for d in found)]
     codes = ((f.__name__, getattr(f, "__code__", None)) for f in functions)
-    return any(code is not None and name in starting(code.co_filename) for name, code in codes)
+    if any(code is not None and name in starting(code.co_filename) for name, code in codes):
+        return True
+    return any(asks_for(d.func) for found in definitions for d in found if Path(d.func.__code__.co_filename).parent == HERE)
 
 
 @functools.cache
