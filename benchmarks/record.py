@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import json
-import subprocess
 import time
 from pathlib import Path
 from typing import Any
 
 from megatron_mmsr1.procs.facts import collect
+from megatron_mmsr1.run.starts import git
 
 ROOT = Path(__file__).parent.parent
 # What numbers depend on: a commit of results or of pages measures nothing anew.
@@ -25,19 +25,11 @@ def provenance() -> dict[str, Any]:
 def commit(root: Path = ROOT) -> str:
     """The last commit that changed what is measured, with "+changes" where the working tree differs from it; "unknown" outside
     a checkout."""
-    last = _git(root, "log", "-1", "--format=%H", "--", *MEASURED)
-    return last + ("+changes" if _git(root, "status", "--porcelain", "--", *MEASURED) else "") if last else "unknown"
+    last = git(root, "log", "-1", "--format=%H", "--", *MEASURED)
+    return last + ("+changes" if git(root, "status", "--porcelain", "--", *MEASURED) else "") if last else "unknown"
 
 
 def record(out: Path, rows: list[dict[str, Any]]) -> None:
     out.parent.mkdir(parents=True, exist_ok=True)
     out.write_text(json.dumps({**provenance(), "rows": rows}, indent=1) + "\n")
     print(f"wrote {out}")
-
-
-def _git(root: Path, *args: str) -> str:
-    try:
-        done = subprocess.run(["git", "-C", str(root), *args], capture_output=True, text=True, check=False)
-    except FileNotFoundError:
-        return ""
-    return done.stdout.strip() if done.returncode == 0 else ""

@@ -271,6 +271,14 @@ class Trajectory:
         return cls(**d)
 
 
+def by_group(trajectories: Iterable[Trajectory]) -> dict[str, list[Trajectory]]:
+    """Groups by their id, and members within a group, in the order in which they come."""
+    groups: dict[str, list[Trajectory]] = {}
+    for t in trajectories:
+        groups.setdefault(t.group_id, []).append(t)
+    return groups
+
+
 def buffer(name: str, values: Iterable[float]) -> array[Any]:
     """The values of the field `name` in a buffer of its own type; one that is a buffer of that type already, as it is."""
     if isinstance(values, array) and values.typecode == BUFFERS[name]:

@@ -15,7 +15,8 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 
 from megatron_mmsr1.config import ProtocolConfig
-from megatron_mmsr1.trajectory import Trajectory
+from megatron_mmsr1.shaping.refill import varied
+from megatron_mmsr1.trajectory import Trajectory, by_group
 
 
 def calls_allowed(protocol: ProtocolConfig) -> int:
@@ -118,11 +119,8 @@ def throughput(trajectories: Sequence[Trajectory], seconds: float) -> dict[str, 
 
 def _equal_groups(scored: Sequence[Trajectory]) -> dict[str, float]:
     """groups/equal, of the groups with two scored rollouts or more; {} without any."""
-    groups: dict[str, list[float]] = {}
-    for t in scored:
-        groups.setdefault(t.group_id, []).append(t.reward or 0.0)
-    several = [g for g in groups.values() if len(g) > 1]
-    return {"groups/equal": mean(float(min(g) == max(g)) for g in several)} if several else {}
+    several = [[t.reward or 0.0 for t in g] for g in by_group(scored).values() if len(g) > 1]
+    return {"groups/equal": mean(float(not varied(g)) for g in several)} if several else {}
 
 
 def _parts(prefix: str, groups: dict[str, list[Trajectory]], protocol: ProtocolConfig) -> dict[str, float]:

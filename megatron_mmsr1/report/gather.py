@@ -45,8 +45,7 @@ class RunData:
 
 def gather(directory: Path) -> RunData:
     """Read RUN. Raises UsageError if there is no config.yaml in it, RunError naming a file that is damaged."""
-    if not (directory / CONFIG).is_file():
-        raise UsageError(f"{directory} is not a run's directory: it has no {CONFIG} (mmsr1 train and mmsr1 sft make one)")
+    require_run(directory)
     data = RunData(directory, config.load(directory / CONFIG))
     if (directory / "metrics.jsonl").is_file():
         data.metrics = read_metrics(directory / "metrics.jsonl")
@@ -67,6 +66,12 @@ def gather(directory: Path) -> RunData:
     data.lives = lives(directory / "rollouts")
     data.worst, data.best = groups(directory / "rollouts")
     return data
+
+
+def require_run(directory: Path) -> None:
+    """UsageError for what is no run's directory."""
+    if not (directory / CONFIG).is_file():
+        raise UsageError(f"{directory} is not a run's directory: it has no {CONFIG} (mmsr1 train and mmsr1 sft make one)")
 
 
 def labels(directories: list[Path]) -> list[str]:

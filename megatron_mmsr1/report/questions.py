@@ -8,7 +8,7 @@ from pathlib import Path
 
 from megatron_mmsr1.report.text import in_short, visible
 from megatron_mmsr1.rollout.dump import dump_files, read_dump
-from megatron_mmsr1.trajectory import Trajectory
+from megatron_mmsr1.trajectory import Trajectory, by_group
 
 LIVES, GROUPS, ROLLOUTS = 8, 3, 8  # questions followed; groups of each sort; rollouts of a group that are shown
 LAST_STEPS = 3
@@ -80,10 +80,7 @@ def groups(rollouts: Path) -> tuple[list[Group], list[Group]]:
     """(the worst, the best) by mean reward, of the last steps; no group is in both."""
     found: list[Group] = []
     for step in steps_with_rollouts(rollouts)[-LAST_STEPS:]:
-        members: dict[str, list[Trajectory]] = {}
-        for t in read_dump(rollouts, step)[0]:
-            if t.reward is not None:
-                members.setdefault(t.group_id, []).append(t)
+        members = by_group(t for t in read_dump(rollouts, step)[0] if t.reward is not None)
         found += [_group(step, ts) for ts in members.values()]
     found.sort(key=lambda g: g.mean)
     n = min(GROUPS, len(found) // 2)

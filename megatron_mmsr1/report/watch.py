@@ -21,7 +21,7 @@ from megatron_mmsr1.errors import RunError, UsageError
 from megatron_mmsr1.eval.results import load_all
 from megatron_mmsr1.report import build
 from megatron_mmsr1.report.curves import Line, page_data
-from megatron_mmsr1.report.gather import CONFIG, labels
+from megatron_mmsr1.report.gather import CONFIG, labels, require_run
 from megatron_mmsr1.report.page import policy, script
 from megatron_mmsr1.run.logs import read_metrics
 
@@ -45,8 +45,7 @@ class Watched:
 
     def __init__(self, directories: Sequence[Path]) -> None:
         for d in directories:
-            if not (d / CONFIG).is_file():
-                raise UsageError(f"{d} is not a run's directory: it has no {CONFIG} (mmsr1 train and mmsr1 sft make one)")
+            require_run(d)
         self.directories = list(directories)
         self.labels = labels(self.directories)
         self._lock = Lock()

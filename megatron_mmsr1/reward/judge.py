@@ -8,23 +8,14 @@ wrong, and nobody is asked.
 
 from __future__ import annotations
 
-from pydantic import Field
-
 from megatron_mmsr1.reward._judge import JudgeSettings, Judging, last_line
 from megatron_mmsr1.reward.base import bodies
-from megatron_mmsr1.reward.mmsearch import answer_of, priced, warmed
+from megatron_mmsr1.reward.mmsearch import Prices, answer_of, priced
 from megatron_mmsr1.trajectory import Trajectory
 
 
-class Settings(JudgeSettings):
+class Settings(Prices, JudgeSettings):
     name: str = "judge"
-    search_penalty: float = Field(default=0.1, ge=0, le=1, description="what a right answer loses for having searched")
-    format_penalty: float = Field(default=0.1, ge=0, le=1, description="the share of the reward that is for the form")
-    count_penalty: bool = Field(default=False, description="the penalties are paid once a call")
-    crop_penalty: float = Field(default=0.0, ge=0, le=1, description="what a right answer loses for having cropped")
-    penalty_warmup: int = Field(
-        default=0, ge=0, description="steps over which search_penalty and crop_penalty grow from 0; evaluations pay them whole"
-    )
 
 
 def read(raw: str) -> float:
@@ -47,15 +38,7 @@ class Judge(Judging):
         turns = bodies(trajectory)
         answer = answer_of(turns[-1]) if turns else None
         acc = await self.value(trajectory, answer) if answer and answer.strip() else 0.0
-        s, share = self.settings, warmed(trajectory.step, self.settings.penalty_warmup)
-        return priced(
-            turns,
-            acc,
-            search_penalty=s.search_penalty * share,
-            format_penalty=s.format_penalty,
-            count_penalty=s.count_penalty,
-            crop_penalty=s.crop_penalty * share,
-        )
+        return priced(turns, acc, **self.settings.prices(trajectory.step))
 
 
 REWARD = Judge

@@ -8,7 +8,7 @@ from __future__ import annotations
 import re
 import string
 from collections.abc import Sequence
-from typing import Literal
+from typing import Literal, TypedDict
 
 from pydantic import Field
 
@@ -28,16 +28,40 @@ _ARTICLES = re.compile(r"\b(?:a|an|the)\b")
 SHAPES = (("answer",), ("image", "answer"), ("text", "answer"), ("image", "text", "answer"))
 
 
-class Settings(Section):
-    name: str = "mmsearch"
+class Price(TypedDict):
+    """What `priced` takes of calls and of the form."""
+
+    search_penalty: float
+    format_penalty: float
+    count_penalty: bool
+    crop_penalty: float
+
+
+class Prices(Section):
+    """What is paid for calls, and for the form; also by a reward in which somebody else says what is right."""
+
     search_penalty: float = Field(default=0.1, ge=0, le=1, description="what a right answer loses for having searched")
     format_penalty: float = Field(default=0.1, ge=0, le=1, description="the share of the reward that is for the form")
-    reward_mode: Literal["EM", "SubEM"] = Field(default="EM", description="the answer equals a golden one, or contains one")
     count_penalty: bool = Field(default=False, description="the penalties are paid once a call")
     crop_penalty: float = Field(default=0.0, ge=0, le=1, description="what a right answer loses for having cropped")
     penalty_warmup: int = Field(
         default=0, ge=0, description="steps over which search_penalty and crop_penalty grow from 0; evaluations pay them whole"
     )
+
+    def prices(self, step: int | None) -> Price:
+        """In a step of the run; None outside of training."""
+        share = warmed(step, self.penalty_warmup)
+        return {
+            "search_penalty": self.search_penalty * share,
+            "format_penalty": self.format_penalty,
+            "count_penalty": self.count_penalty,
+            "crop_penalty": self.crop_penalty * share,
+        }
+
+
+class Settings(Prices):
+    name: str = "mmsearch"
+    reward_mode: Literal["EM", "SubEM"] = Field(default="EM", description="the answer equals a golden one, or contains one")
 
 
 class MMSearch(Reward):
@@ -47,16 +71,8 @@ class MMSearch(Reward):
     in_process = True
 
     def parts(self, trajectory: Trajectory) -> dict[str, float]:
-        s, share = self.settings, warmed(trajectory.step, self.settings.penalty_warmup)
-        return parts(
-            bodies(trajectory),
-            trajectory.golden_answers,
-            search_penalty=s.search_penalty * share,
-            format_penalty=s.format_penalty,
-            reward_mode=s.reward_mode,
-            count_penalty=s.count_penalty,
-            crop_penalty=s.crop_penalty * share,
-        )
+        s, turns = self.settings, bodies(trajectory)
+        return parts(turns, trajectory.golden_answers, reward_mode=s.reward_mode, **s.prices(trajectory.step))
 
 
 REWARD = MMSearch

@@ -9,7 +9,7 @@ from megatron_mmsr1.config import RunConfig
 from megatron_mmsr1.run.trainable import scored
 from megatron_mmsr1.shaping.overlong import shaped_reward
 from megatron_mmsr1.shaping.refill import varied
-from megatron_mmsr1.trajectory import Trajectory
+from megatron_mmsr1.trajectory import Trajectory, by_group
 
 
 @dataclass(frozen=True)
@@ -24,10 +24,8 @@ class Choice:
 
 def choose(cfg: RunConfig, carried: Sequence[str], own: Iterable[str], outlines: Sequence[Trajectory], wanted: int) -> Choice:
     """Of the `carried` groups and the step's `own` ones, ids in order, whose members are among `outlines`."""
-    members: dict[str, list[float]] = {}
-    for t in scored(outlines):
-        members.setdefault(t.group_id, []).append(shaped_reward(t, cfg))
-    live = [g for g in own if varied(members.get(g, []))]
+    members = by_group(scored(outlines))
+    live = [g for g in own if varied([shaped_reward(t, cfg) for t in members.get(g, ())])]
     every = [*carried, *live]
     return Choice(every[:wanted], every[wanted:], len(live))
 

@@ -38,9 +38,9 @@ def train(cfg: RunConfig) -> None:
     else:
         local_services(cfg)
     layout(cfg)
-    if cfg.shaping.curriculum.column is not None:
-        curriculum(cfg, cfg.shaping.curriculum.column)
     if not resumes:  # a run that is resumed was checked when it began
+        if cfg.shaping.curriculum.column is not None:
+            curriculum(cfg, cfg.shaping.curriculum.column)
         length = prompt_length(cfg)
         check_rows(cfg, cfg.data.train, "data.train", length)
         if cfg.train.mode == "full":

@@ -30,11 +30,12 @@ def commit(root: Path = ROOT) -> str:
     """Of the checkout that this package lies in, with "+changes" where tracked files differ from it; "" outside of one."""
     if not (root / ".git").exists():
         return ""
-    head = _git(root, "rev-parse", "HEAD")
-    return head + ("+changes" if head and _git(root, "status", "--porcelain", "--untracked-files=no") else "")
+    head = git(root, "rev-parse", "HEAD")
+    return head + ("+changes" if head and git(root, "status", "--porcelain", "--untracked-files=no") else "")
 
 
-def _git(root: Path, *args: str) -> str:
+def git(root: Path, *args: str) -> str:
+    """What `git ARGS` prints about the checkout; "" where it fails or is not there."""
     try:
         done = subprocess.run(["git", "-C", str(root), *args], capture_output=True, text=True, check=False, timeout=20)
     except (OSError, subprocess.TimeoutExpired):

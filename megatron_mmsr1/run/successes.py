@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 
 from megatron_mmsr1.config import RunConfig
@@ -11,7 +11,7 @@ from megatron_mmsr1.run.trainable import scored
 from megatron_mmsr1.shaping.overlong import shaped_reward
 from megatron_mmsr1.shaping.replay import rare, wants
 from megatron_mmsr1.shaping.success import succeeded
-from megatron_mmsr1.trajectory import Trajectory
+from megatron_mmsr1.trajectory import Trajectory, by_group
 
 REPLAYED = "replayed"  # the key of a replayed trajectory's `extra`: the group that it was rolled out in
 
@@ -33,7 +33,7 @@ class Successes:
         oldest = step - self.cfg.shaping.replay.max_age
         held = [t for t in self.held if t.step is not None and t.step >= oldest]
         out: list[Trajectory] = []
-        for group, members in _groups(fresh):
+        for group, members in by_group(scored(fresh)).items():
             rewards = [shaped_reward(t, self.cfg) for t in members]
             for t in held:
                 if t.prompt_id == members[0].prompt_id and wants(rewards, shaped_reward(t, self.cfg)):
@@ -47,7 +47,7 @@ class Successes:
         if not self.on:
             return
         best: dict[str, tuple[str, int] | None] = {}
-        for group, members in sorted(_groups(fresh), key=lambda g: g[0]):
+        for group, members in sorted(by_group(scored(fresh)).items(), key=lambda g: g[0]):
             right = [succeeded(t) for t in members]
             if any(right):
                 top = max(members, key=lambda t: (succeeded(t), shaped_reward(t, self.cfg), -t.sample_index))
@@ -56,11 +56,3 @@ class Successes:
         oldest = step + 1 - self.cfg.shaping.replay.max_age
         older = [t for t in self.held if t.prompt_id not in best and t.step is not None and t.step >= oldest]
         self.held = older + [t for t in local if best.get(t.prompt_id) == (t.group_id, t.sample_index)]
-
-
-def _groups(fresh: Sequence[Trajectory]) -> Iterator[tuple[str, list[Trajectory]]]:
-    """The groups of what has a reward, in a step that may hold a question twice."""
-    found: dict[str, list[Trajectory]] = {}
-    for t in scored(fresh):
-        found.setdefault(t.group_id, []).append(t)
-    yield from found.items()

@@ -150,9 +150,11 @@ def _updates(url: str) -> Lock:
     return _lock(address)
 
 
-@cache
 def _lock(key: object) -> Lock:
-    return Lock()
+    return _LOCKS.setdefault(key, Lock())  # in one step: two threads that ask first get the same one
+
+
+_LOCKS: dict[object, Lock] = {}
 
 
 def _shared(tensors: Sequence[tuple[str, torch.Tensor]]) -> str:
