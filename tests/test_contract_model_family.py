@@ -33,8 +33,8 @@ def test_every_family_keeps_the_contract(name: str) -> None:
     assert models.get(name).name == name
 
 
-def test_there_are_two() -> None:
-    assert {"qwen2_5_vl", "qwen2_vl"} <= set(models.REGISTRY.names())
+def test_there_are_three() -> None:
+    assert {"qwen2_5_vl", "qwen2_vl", "qwen3_vl"} <= set(models.REGISTRY.names())
 
 
 @dataclass(frozen=True)
@@ -76,7 +76,7 @@ def _checkpoint(directory: Path, **config: Any) -> Path:
     return directory
 
 
-@pytest.mark.parametrize("name", ["qwen2_5_vl", "qwen2_vl"])
+@pytest.mark.parametrize("name", ["qwen2_5_vl", "qwen2_vl", "qwen3_vl"])
 def test_the_architecture_finds_the_family_and_its_patch_sizes(name: str, tmp_path: Path) -> None:
     vision = {"patch_size": 16, "spatial_merge_size": 4, "temporal_patch_size": 1}
     path = _checkpoint(tmp_path / "m", architectures=list(models.get(name).architectures), vision_config=vision)
@@ -126,6 +126,17 @@ def test_a_processor_that_makes_other_numbers_of_a_picture_is_refused(key: str, 
         (path / "preprocessor_config.json").write_text(json.dumps({"image_processor": said} if wrapped else said))
         with pytest.raises(UsageError, match=f"preprocessor_config.json has {key}"):
             files.check_processor()
+
+
+def test_layers_that_take_the_tower_s_features_must_stand_with_it(tmp_path: Path) -> None:
+    """Qwen3-VL-8B's 36 layers: the first three do."""
+    vision = {"deepstack_visual_indexes": [8, 16, 24]}
+    path = _checkpoint(tmp_path / "m", architectures=["Qwen3VLForConditionalGeneration"], vision_config=vision)
+    files = models.of_checkpoint(path)
+    files.check_first_stage(3, 12)
+    with pytest.raises(UsageError, match=r"pipeline_parallel=18: the first stage has 2 layers, but the first 3 of this model"):
+        files.check_first_stage(2, 18)
+    models.of_checkpoint(_checkpoint(path, architectures=["Qwen2VLForConditionalGeneration"])).check_first_stage(1, 28)
 
 
 def test_a_group_that_the_family_does_not_have_is_named_with_those_it_has(tmp_path: Path) -> None:

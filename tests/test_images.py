@@ -113,15 +113,21 @@ def test_bytes_behind_the_image_do_not_survive() -> None:
 
 
 @pytest.mark.parametrize("size", [(56, 56), (140, 84), (280, 308)])
-@pytest.mark.parametrize("grid", [{}, {"patch": 16}, {"temporal": 1}])
+@pytest.mark.parametrize("grid", [{}, {"patch": 16, "mean": (0.5,) * 3, "deviation": (0.5,) * 3}, {"temporal": 1}])
 def test_pixel_values_equal_transformers(size: tuple[int, int], grid: dict[str, Any]) -> None:
     patch = grid.get("patch", 14)
     width, height = size[0] // 14 * patch, size[1] // 14 * patch
     png = picture(width, height)
+    rule = PictureRule(**grid)
     theirs = Qwen2VLImageProcessor(
-        do_resize=False, patch_size=patch, temporal_patch_size=grid.get("temporal", 2), merge_size=2
+        do_resize=False,
+        patch_size=patch,
+        temporal_patch_size=rule.temporal,
+        merge_size=2,
+        image_mean=list(rule.mean),
+        image_std=list(rule.deviation),
     )(images=[Image.open(io.BytesIO(png))], return_tensors="pt")
-    ours = pixel_values(png, PictureRule(**grid))
+    ours = pixel_values(png, rule)
     assert ours.dtype == np.float32
     assert ours.shape == tuple(theirs["pixel_values"].shape)
     assert theirs["image_grid_thw"].tolist() == [[1, height // patch, width // patch]]

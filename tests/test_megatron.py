@@ -16,7 +16,7 @@ HERE = Path(__file__).parent
 
 @pytest.fixture(scope="module")
 def root(tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest) -> Path:
-    """Tiny checkpoints (one of each model family, one with tied embeddings), and what became of each case: results_<world>.json
+    """Tiny checkpoints (one of each model family, two with tied embeddings), and what became of each case: results_<world>.json
     holds "" or what went wrong. Worlds smaller than one that is asked for run first."""
     from megatron_cases import tiny
 
@@ -24,6 +24,8 @@ def root(tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureReques
     tiny.make_checkpoint(path / "tiny")
     tiny.make_checkpoint(path / "tied", tied=True)
     tiny.make_checkpoint(path / "qwen2_vl", family="qwen2_vl")
+    tiny.make_checkpoint(path / "qwen3_vl", family="qwen3_vl")
+    tiny.make_checkpoint(path / "qwen3_vl_tied", family="qwen3_vl", tied=True)
     asked = [item.callspec.params["world"] for item in request.session.items if item.path == request.path]  # type: ignore[attr-defined]
     worlds = [str(world) for world in CASES if world <= max(asked)]
     with (path / "log.txt").open("w") as log:

@@ -10,7 +10,7 @@ import numpy as np
 def mrope_positions(
     token_ids: Sequence[int] | np.ndarray, image_pad_id: int, grids: Sequence[tuple[int, int, int]], merge: int = 2
 ) -> np.ndarray:
-    """Positions int64 [3, T] of Qwen2-VL and Qwen2.5-VL (arXiv 2409.12191, section 2.1).
+    """Positions int64 [3, T] of Qwen2-VL, Qwen2.5-VL and Qwen3-VL (arXiv 2409.12191, section 2.1).
 
     Text counts up alike in all rows. An image of `grid` (t, h, w) patches stands as t*h*w/merge**2 pads; they take a
     time, a row and a column offset from the position where the image begins, and text goes on after the larger of its

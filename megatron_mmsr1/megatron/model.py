@@ -10,6 +10,7 @@ from typing import Any
 
 from megatron.bridge import AutoBridge
 from megatron.core.distributed import DistributedDataParallelConfig, finalize_model_grads
+from megatron.core.transformer.transformer_block import get_num_layers_to_build
 from transformers import AutoConfig
 
 from megatron_mmsr1.config import RunConfig
@@ -75,7 +76,8 @@ def build(cfg: RunConfig, path: Path, *, trainable: bool, key: str = "model.path
 
 def described(cfg: RunConfig, files: ModelFiles, path: str | Path, *, config_only: bool) -> tuple[AutoBridge, Any]:
     """The bridge of a checkpoint, and its description ("provider") of the model as this config wants it built. `config_only`:
-    nothing but config.json is read. Raises UsageError as `provider.configure`."""
+    nothing but config.json is read. Raises UsageError as `provider.configure` and
+    `ModelFiles.check_first_stage`."""
     kind = files.family.provider()  # first: a family that megatron-bridge does not know is made known to it here
     if config_only:
         bridge = AutoBridge.from_hf_config(AutoConfig.from_pretrained(path))
@@ -84,7 +86,15 @@ def described(cfg: RunConfig, files: ModelFiles, path: str | Path, *, config_onl
     base: Any = bridge.to_megatron_provider(load_weights=False)
     provider = kind(**{f.name: getattr(base, f.name) for f in dataclasses.fields(base) if f.init})
     configure(provider, cfg, files.config)
+    files.check_first_stage(_layers_of_first_stage(provider), provider.pipeline_model_parallel_size)
     return bridge, provider
+
+
+def _layers_of_first_stage(provider: Any) -> int:
+    layout = provider.pipeline_model_parallel_layout
+    if layout is not None:
+        return layout.get_num_layers_to_build(vp_stage=0, pp_rank=0)
+    return get_num_layers_to_build(provider, vp_stage=0, pp_rank=0)
 
 
 def _load(bridge: AutoBridge, chunks: list[Any], names: set[str], path: Path) -> list[Any]:

@@ -24,7 +24,7 @@ class PolicyModel(MegatronModule):
     """One pipeline stage (or the whole) of a policy. The first stage holds the tower, whole on every tensor rank. Positions and
     image features come from the caller, so that no stage works them out again.
 
-    A family overrides `build_tower`, and `encode` and `freeze_groups` where its tower is another.
+    A family overrides `build_tower`, and `encode`, `decoder_arguments` and `freeze_groups` where its tower is another.
     """
 
     visual: Any
@@ -53,13 +53,18 @@ class PolicyModel(MegatronModule):
         """Features [N, H], a token a row, of pixels [patches, values] of pictures with grids int64 [pictures, 3]."""
         return self.visual(pixels, grid_thw=grids).pooler_output
 
+    def decoder_arguments(self, features: Tensor, positions: Tensor, tokens: int) -> dict[str, Tensor]:
+        """Further arguments of the decoder, in a family whose features [N, more than H] enter at deeper layers too. They stand
+        at positions int64 [N] of a pack of `tokens`; the first H values of a feature are its embedding."""
+        return {}
+
     def freeze_groups(self) -> dict[str, list[nn.Module]]:
         """What `model.freeze` names, as far as this stage holds it. Tied embeddings are one weight at both ends."""
         core = self.language_model
         groups: dict[str, list[nn.Module]] = {"tower": [], "merger": [], "language": [core.decoder], "embeddings": []}
         if self.pre_process:
             for name, child in self.visual.named_children():
-                groups["merger" if name == "merger" else "tower"].append(child)
+                groups["merger" if "merger" in name else "tower"].append(child)
             groups["embeddings"].append(core.embedding)
         if self.post_process:
             groups["embeddings" if self.share_embeddings_and_output_weights else "language"].append(core.output_layer)
@@ -90,16 +95,19 @@ class PolicyModel(MegatronModule):
         feature_positions: Tensor | None = None,
         head: Head | None = None,
     ) -> Tensor:
-        """input_ids int64 [1, T], position_ids int64 [3, 1, T]; features [N, H] stand at tokens feature_positions int64 [N].
+        """input_ids int64 [1, T], position_ids int64 [3, 1, T]; features [N, H] (or more: `decoder_arguments`) stand at tokens
+        feature_positions int64 [N].
 
         Returns `head(hidden [T, 1, H] (T / tp under sequence parallelism), output weight)` on the last stage, the stage's
         hidden states on the others.
         """
         embeddings = None
+        deeper: dict[str, Tensor] = {}
         if self.pre_process:
             embeddings = self.language_model.embedding(input_ids=input_ids, position_ids=None)  # [T, 1, H]
             if features is not None and feature_positions is not None:
-                values = features.to(embeddings.dtype).unsqueeze(1)
+                values = features[:, : self.config.hidden_size].to(embeddings.dtype).unsqueeze(1)
+                deeper = self.decoder_arguments(features, feature_positions, len(embeddings))
                 embeddings = embeddings.index_copy(0, feature_positions, values)
             if self.config.sequence_parallel:
                 embeddings = scatter_to_sequence_parallel_region(embeddings, group=get_tensor_model_parallel_group())
@@ -109,6 +117,7 @@ class PolicyModel(MegatronModule):
             attention_mask=None,
             decoder_input=embeddings,
             packed_seq_params=packed,
+            extra_block_kwargs=deeper,
             output_processor=_with_head,
             output_processor_context=head,
         )

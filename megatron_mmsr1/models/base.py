@@ -115,6 +115,11 @@ class Family:
             temporal=int(vision.get("temporal_patch_size", self.pictures.temporal)),
         )
 
+    def layers_beside_tower(self, config: dict[str, Any]) -> int:
+        """How many of the first decoder layers must stand on the tower's pipeline stage, in a checkpoint whose config.json is
+        `config`: those that take features of the tower."""
+        return 0
+
     def positions(
         self, token_ids: Sequence[int] | np.ndarray, pad_id: int, grids: Sequence[tuple[int, int, int]], merge: int
     ) -> np.ndarray:

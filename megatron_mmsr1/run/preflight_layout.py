@@ -4,7 +4,6 @@ engine has started. megatron/provider.py checks again what it builds."""
 from __future__ import annotations
 
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 from megatron_mmsr1.config import RunConfig
@@ -21,9 +20,10 @@ SPLIT = {
 
 def layout(cfg: RunConfig) -> None:
     """Raises UsageError that names the setting and the number that it does not divide."""
-    from megatron_mmsr1.models import read_config
+    from megatron_mmsr1.models import of_checkpoint
 
-    raw = read_config(Path(cfg.model.path))
+    files = of_checkpoint(cfg.model.path, cfg.model.family)
+    raw = files.config
     text: Mapping[str, Any] = {**raw, **(raw.get("text_config") or {})}
     tp, pp = cfg.megatron.tensor_parallel, cfg.megatron.pipeline_parallel
     for what, key in SPLIT.items():
@@ -31,5 +31,7 @@ def layout(cfg: RunConfig) -> None:
         if isinstance(n, int) and n % tp:
             raise UsageError(f"megatron.tensor_parallel={tp}: the model's {n} {what} do not divide over {tp} ranks")
     layers = text.get("num_hidden_layers")
-    if isinstance(layers, int) and layers % pp and not cfg.megatron.provider:  # native fields may split unevenly
-        raise UsageError(f"megatron.pipeline_parallel={pp}: the model's {layers} layers do not divide over {pp} stages")
+    if isinstance(layers, int) and not cfg.megatron.provider:  # native fields may split unevenly
+        if layers % pp:
+            raise UsageError(f"megatron.pipeline_parallel={pp}: the model's {layers} layers do not divide over {pp} stages")
+        files.check_first_stage(layers // pp, pp)

@@ -11,9 +11,13 @@ from megatron_cases.harness import Lab
 Case = Callable[[Lab], None]
 
 
-def second(case: Callable[..., None], **options: object) -> Case:
-    """The case over the second model family's checkpoint."""
-    return lambda lab: case(lab.of("qwen2_vl"), **options)
+def over(model: str, case: Callable[..., None], **options: object) -> Case:
+    """The case over another checkpoint."""
+    return lambda lab: case(lab.of(model), **options)
+
+
+second = partial(over, "qwen2_vl")
+third = partial(over, "qwen3_vl")
 
 
 CASES: dict[int, dict[str, Case]] = {
@@ -32,6 +36,15 @@ CASES: dict[int, dict[str, Case]] = {
         "qwen2_vl_gradients_equal_transformers": second(layouts.gradients_equal_transformers),
         "qwen2_vl_baseline_gradients": second(layouts.baseline),
         "qwen2_vl_export_every_weight": second(persistence.export_every_weight),
+        "qwen3_vl_logits_equal_transformers": third(layouts.logits_equal_transformers),
+        "qwen3_vl_log_probs_equal_transformers": third(layouts.log_probs_equal_transformers),
+        "qwen3_vl_gradients_equal_transformers": third(layouts.gradients_equal_transformers),
+        "qwen3_vl_baseline_gradients": third(layouts.baseline),
+        "qwen3_vl_recompute_full": third(layouts.recompute, mode="full"),
+        "qwen3_vl_export_every_weight": third(persistence.export_every_weight),
+        "qwen3_vl_freeze_groups": third(persistence.freeze_groups),
+        "qwen3_vl_tied_logits_equal_transformers": over("qwen3_vl_tied", layouts.logits_equal_transformers),
+        "qwen3_vl_tied_baseline_gradients": over("qwen3_vl_tied", layouts.baseline_gradients),
         "packed_equals_unpacked": layouts.packed_equals_unpacked,
         "recompute_full": partial(layouts.recompute, mode="full"),
         "recompute_selective": partial(layouts.recompute, mode="selective"),
@@ -71,6 +84,12 @@ CASES: dict[int, dict[str, Case]] = {
         },
         "qwen2_vl_export_every_weight_tp2": second(persistence.export_every_weight, layout="tp2"),
         "qwen2_vl_export_every_weight_pp2": second(persistence.export_every_weight, layout="pp2"),
+        **{
+            f"qwen3_vl_{name}_logits_and_gradients": third(layouts.logits_and_gradients, layout=name)
+            for name in ("tp2", "tp2_sp", "pp2")
+        },
+        "qwen3_vl_tied_pp2_logits_and_gradients": over("qwen3_vl_tied", layouts.logits_and_gradients, layout="pp2"),
+        "qwen3_vl_tied_export_every_weight_pp2": over("qwen3_vl_tied", persistence.export_every_weight, layout="pp2"),
         "dp2_shares": partial(layouts.shares, layout="dp2"),
         "plain_optimizer_tp2_sp": partial(layouts.plain_optimizer, layout="tp2_sp"),
         "plain_optimizer_dp2": partial(layouts.plain_optimizer, layout="dp2"),
@@ -99,6 +118,10 @@ CASES: dict[int, dict[str, Case]] = {
             for what in ("logits_and_gradients", "steps")
         },
         "qwen2_vl_export_every_weight_tp2_pp2": second(persistence.export_every_weight, layout="tp2_pp2"),
+        "qwen3_vl_tp2_pp2_logits_and_gradients": third(layouts.logits_and_gradients, layout="tp2_pp2"),
+        "qwen3_vl_tp2_pp2_sp_steps": third(layouts.steps, layout="tp2_pp2_sp"),
+        "qwen3_vl_export_every_weight_tp2_pp2": third(persistence.export_every_weight, layout="tp2_pp2"),
+        "qwen3_vl_layout_refused": third(errors.deepstack_layout),
         "fewer_sequences_than_ranks": partial(layouts.one_sequence, layout="tp2_dp2_sp"),
         "tp2_dp2_sp_shares": partial(layouts.shares, layout="tp2_dp2_sp"),
         "export_every_weight_tp2_pp2": partial(persistence.export_every_weight, layout="tp2_pp2"),

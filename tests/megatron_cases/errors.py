@@ -133,3 +133,9 @@ def layout(lab: Lab) -> None:
         lab.actor(megatron={"tensor_parallel": 4})
     with raises(UsageError, "context_parallel=2"):
         lab.actor(megatron={"context_parallel": 2})
+
+
+def deepstack_layout(lab: Lab) -> None:
+    """Four layers over four stages leave the tower's stage one of the two that take its inner features."""
+    with raises(UsageError, "pipeline_parallel=4", "first stage has 1 layers", "first 2 of this model", "num_layers_in_first"):
+        lab.actor(megatron={"pipeline_parallel": 4})

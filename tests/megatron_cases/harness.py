@@ -12,6 +12,7 @@ import torch
 from megatron_cases import tiny
 from megatron_mmsr1.config import RunConfig, parse
 from megatron_mmsr1.data.images import ImageStore
+from megatron_mmsr1.models import of_checkpoint
 from megatron_mmsr1.trajectory import Trajectory
 
 
@@ -21,7 +22,8 @@ class Lab:
     def __init__(self, root: Path, world: int, rank: int, model: str = "tiny") -> None:
         self.root, self.world, self.rank, self.model = root, world, rank, model
         self.store = ImageStore(None)
-        self.trajectories = tiny.conversations(self.store)
+        self.rule = of_checkpoint(root / model).pictures
+        self.trajectories = tiny.conversations(self.store, rule=self.rule)
         self.advantages = [1.0, -1.0, 0.5, -0.5, 2.0, -2.0]
 
     def of(self, model: str) -> Lab:

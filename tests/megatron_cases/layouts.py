@@ -9,7 +9,7 @@ from safetensors.torch import load_file
 
 from megatron_cases import tiny
 from megatron_cases.harness import LAYOUTS, READABLE, Lab, close, same_gradients
-from megatron_mmsr1.data.images import DEFAULT_RULE, pixel_values
+from megatron_mmsr1.data.images import pixel_values
 from megatron_mmsr1.models import PictureRule
 from megatron_mmsr1.trajectory import Trajectory
 
@@ -38,7 +38,8 @@ def gradients_equal_transformers(lab: Lab) -> None:
     same_gradients(found, wanted)
 
 
-def transformers_logits(lab: Lab, t: Trajectory, model: Any, rule: PictureRule = DEFAULT_RULE) -> torch.Tensor:
+def transformers_logits(lab: Lab, t: Trajectory, model: Any, rule: PictureRule | None = None) -> torch.Tensor:
+    rule = rule or lab.rule
     ids = torch.tensor([t.token_ids])
     images: dict[str, Any] = {}
     if t.images:
@@ -96,12 +97,17 @@ def log_probs_equal_transformers(lab: Lab) -> None:
         close(torch.tensor(values[1:]), wanted, 1e-4, "log-probs")
 
 
-def baseline(lab: Lab) -> None:
-    """One rank's gradients (the vision tower's too) and metrics of three real steps, for the other layouts."""
+def baseline_gradients(lab: Lab) -> None:
+    """One rank's gradients, the vision tower's too."""
     actor = lab.actor(model={"freeze_vision": False}, optimizer=READABLE)
     found = lab.gradients(actor)
     assert all(g.abs().max() > 0 for n, g in found.items() if "visual" in n or "layers" in n)
     lab.keep("gradients", found)
+
+
+def baseline(lab: Lab) -> None:
+    """One rank's gradients and metrics of three real steps, for the other layouts."""
+    baseline_gradients(lab)
     lab.keep("steps", _steps(lab, {}))
     lab.keep("selected", _selected(lab, {}))
 

@@ -9,7 +9,8 @@ import numpy as np
 import torch
 from PIL import Image
 
-from megatron_mmsr1.data.images import ImageStore, canonicalize
+from megatron_mmsr1.data.images import DEFAULT_RULE, ImageStore, canonicalize
+from megatron_mmsr1.models import PictureRule, get
 from megatron_mmsr1.trajectory import ImageRef, Trajectory
 
 SPECIAL = [
@@ -39,6 +40,8 @@ def make_checkpoint(
         Qwen2VLConfig,
         Qwen2VLForConditionalGeneration,
         Qwen2VLImageProcessor,
+        Qwen3VLConfig,
+        Qwen3VLForConditionalGeneration,
     )
 
     vocab = {f"w{i}": i for i in range(WORDS)} | ID
@@ -47,7 +50,14 @@ def make_checkpoint(
     PreTrainedTokenizerFast(
         tokenizer_object=tokenizer, eos_token="<|im_end|>", pad_token="<|endoftext|>", additional_special_tokens=SPECIAL
     ).save_pretrained(path)
-    Qwen2VLImageProcessor(min_pixels=56 * 56, max_pixels=28 * 28 * 64).save_pretrained(path)
+    rule = get(family).pictures
+    Qwen2VLImageProcessor(
+        min_pixels=4 * rule.factor**2,
+        max_pixels=64 * rule.factor**2,
+        patch_size=rule.patch,
+        image_mean=list(rule.mean),
+        image_std=list(rule.deviation),
+    ).save_pretrained(path)
     head = hidden // 4
     text = {
         "vocab_size": VOCAB,
@@ -80,6 +90,13 @@ def make_checkpoint(
     if family == "qwen2_vl":  # its vision config calls the tower's own width embed_dim, the language model's hidden_size
         Config, Model = Qwen2VLConfig, Qwen2VLForConditionalGeneration
         vision = {"depth": 2, "embed_dim": 32, "mlp_ratio": 2, "num_heads": 2, "hidden_size": hidden}
+    if family == "qwen3_vl":
+        Config, Model = Qwen3VLConfig, Qwen3VLForConditionalGeneration
+        # A head size that does not follow from the width; a grid of 5 x 5 positions, so that every picture's are interpolated.
+        rope = text["rope_parameters"] | {"mrope_section": [6, 3, 3], "mrope_interleaved": True}
+        text |= {"head_dim": 24, "rope_parameters": rope}
+        vision = {"depth": 3, "hidden_size": 32, "intermediate_size": 64, "num_heads": 2, "out_hidden_size": hidden}
+        vision |= {"num_position_embeddings": 25, "deepstack_visual_indexes": [0, 2]}
     config = Config(
         text_config=text,
         vision_config=vision,
@@ -105,17 +122,17 @@ def picture(seed: int, width: int = 56, height: int = 56) -> bytes:
     return out.getvalue()
 
 
-def conversations(store: ImageStore, n: int = 6, *, seed: int = 0) -> list[Trajectory]:
+def conversations(store: ImageStore, n: int = 6, *, seed: int = 0, rule: PictureRule = DEFAULT_RULE) -> list[Trajectory]:
     """Multi-turn trajectories: a prompt with a picture, answers, an observation with further pictures. Lengths and sizes
-    differ, some pictures are shared, one conversation has none."""
+    differ, some pictures are shared, one conversation has none. A token of a picture has the same place by every rule."""
     rng = np.random.default_rng(seed)
     out = []
     for i in range(n):
         t = Trajectory(f"p{i // 2}", f"g{i // 2}", i % 2, "q", ["a"])
-        _context(t, store, rng, "prompt", [] if i == 2 else [(i // 2, 56, 56)], 4 + i)
+        _context(t, store, rng, rule, "prompt", [] if i == 2 else [(i // 2, 2, 2)], 4 + i)
         _say(t, rng, 5 + 2 * i)
         if i % 3 != 1:
-            _context(t, store, rng, "tool", [(10 + i, 56, 84), (i // 2, 56, 56)] if i % 3 == 0 else [(20, 112, 56)], 3)
+            _context(t, store, rng, rule, "tool", [(10 + i, 2, 3), (i // 2, 2, 2)] if i % 3 == 0 else [(20, 4, 2)], 3)
             _say(t, rng, 7)
         t.reward = float(rng.random())
         t.check(ID["<|image_pad|>"])
@@ -124,11 +141,19 @@ def conversations(store: ImageStore, n: int = 6, *, seed: int = 0) -> list[Traje
 
 
 def _context(
-    t: Trajectory, store: ImageStore, rng: np.random.Generator, role: str, pictures: list[tuple[int, int, int]], n: int
+    t: Trajectory,
+    store: ImageStore,
+    rng: np.random.Generator,
+    rule: PictureRule,
+    role: str,
+    pictures: list[tuple[int, int, int]],
+    n: int,
 ) -> None:
-    ids, refs = [ID["<|im_start|>"]], []
+    """`pictures`: seed, width and height in tokens."""
+    ids, refs, f = [ID["<|im_start|>"]], [], rule.factor
     for seed, width, height in pictures:
-        image = canonicalize(picture(seed, width, height), min_pixels=56 * 56, max_pixels=28 * 28 * 64)
+        source = picture(seed, width * f, height * f)
+        image = canonicalize(source, min_pixels=4 * f * f, max_pixels=64 * f * f, rule=rule)
         refs.append(ImageRef(store.put(image), image.grid_thw))
         ids += [ID["<|vision_start|>"], *[ID["<|image_pad|>"]] * refs[-1].tokens(), ID["<|vision_end|>"]]
     ids += rng.integers(0, WORDS, n).tolist()
