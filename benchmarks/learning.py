@@ -1,5 +1,5 @@
 """Does the loop learn when to search, and when to crop? `python benchmarks/learning.py [--seeds 0 1 2] [--ablations]
-[--algorithms] [--table]`
+[--algorithms] [--maths] [--table]`
 
 For each seed: a fresh Atlas world of that seed, GRPO from the shipped cold start (configs/atlas.yaml), held-out questions
 before and after, the oracle beside them. One JSON a run in benchmarks/results/, which names the commit, the day and the
@@ -8,7 +8,8 @@ only if the code has changed since. Ablations: no search penalty; a cold start w
 random to the end ("untilted"); and both cold starts where 60 % or 84 % of the questions are search-free and the learning
 rate is three times as high ("mostly-free-fast", "rarely-required-fast"). Algorithms: the other recipes with their own
 settings; and GRPO with an engine that is not the trainer's model, which computes in bfloat16 or has the weights of the step
-before (one_step_old.py), each without and with a correction.
+before (one_step_old.py), each without and with a correction. Maths: instead, problems in pictures without tools
+(configs/maths.yaml), in a table of their own.
 """
 
 from __future__ import annotations
@@ -51,6 +52,8 @@ ALGORITHMS: dict[str, list[str]] = {
     "one-step-old-tis": [STALE, TIS],
 }
 VARIANTS |= {name: ([], own) for name, own in ALGORITHMS.items()}
+MATHS = "maths"
+VARIANTS[MATHS] = ([], [])
 FREE, REQUIRED, CROP = ("known", "picture"), ("image", "text", "both"), ("crop",)
 
 
@@ -63,25 +66,26 @@ def run(variant: str, seed: int, extra: list[str]) -> Path:
     knobs, own = VARIANTS[variant]
     base = variant.removesuffix("-untilted") if knobs else "even"
     code = commit()[:12].replace("+", "-")  # worlds and runs of other code are not this one's
-    world, out = ROOT / "build" / f"atlas-{base}-seed{seed}-{code}", ROOT / "runs" / f"{name}-{code}"
+    kind = MATHS if variant == MATHS else "atlas"
+    world, out = ROOT / "build" / f"{kind}-{base}-seed{seed}-{code}", ROOT / "runs" / f"{name}-{code}"
     if not (world / "heldout.parquet").exists():
-        _mmsr1("atlas", "build", str(world), f"seed={seed}", *knobs)
+        _mmsr1(kind, "build", str(world), f"seed={seed}", *knobs)
     settings = [
         f"seed={seed}",
         f"output={out}",
         f"data.train=[{world}/train.parquet]",
         f"data.heldout=[{world}/heldout.parquet]",
-        f"search.corpus={world}",
+        *([] if kind == MATHS else [f"search.corpus={world}"]),
         *own,
         *extra,
     ]
     started = time.monotonic()
-    _mmsr1("train", "configs/atlas.yaml", *settings)
+    _mmsr1("train", f"configs/{kind}.yaml", *settings)
     seconds = time.monotonic() - started
-    if not (out / "eval" / "policies.json").exists():
+    if kind != MATHS and not (out / "eval" / "policies.json").exists():
         _mmsr1("eval", "configs/atlas.yaml", *settings, "--policies")
     evals = {n: json.loads((out / "eval" / f"{n}.json").read_text()) for n in ("before", "after")}
-    policies = json.loads((out / "eval" / "policies.json").read_text())["results"]
+    policies = [] if kind == MATHS else json.loads((out / "eval" / "policies.json").read_text())["results"]
     result = {
         "benchmark": "learning",
         **provenance(),
@@ -136,8 +140,7 @@ def table(paths: list[Path]) -> str:
         "target | commit | day |",
         "| --- |" + " ---: |" * 14 + " --- |" * 3,
     ]
-    for path in sorted(paths):
-        r = json.loads(path.read_text())
+    for r in results(paths, maths=False):
         before, after = r["before"], r["after"]
         b, a, oracle = before[-1], after[-1], r["policies"]["oracle"][-1]
         free = [tools_share(rows, FREE) for rows in (before, after)]
@@ -164,12 +167,36 @@ def table(paths: list[Path]) -> str:
             *needed,
             *elsewhere,
         ]
-        line = " | ".join("" if c is None else f"{c:.2f}" for c in cells)
-        out.append(
-            f"| {r['variant']}, seed {r['seed']} | {line} | {r['train_seconds'] / 60:.1f} | {'met' if met else 'missed'} | "
-            f"{r.get('commit', 'not named')[:12]} | {r.get('date', 'not named')} |"
-        )
+        out.append(table_row(r, cells, met))
     return "\n".join(out)
+
+
+def maths_table(paths: list[Path]) -> str:
+    """One line a run of maths: accuracy, share of well-formed answers and reward (0 to 2), before and after, and the target."""
+    out = [
+        "| run | accuracy before | after | format before | after | reward before | after | minutes | target | commit | day |",
+        "| --- |" + " ---: |" * 7 + " --- |" * 3,
+    ]
+    for r in results(paths, maths=True):
+        b, a = r["before"][-1], r["after"][-1]
+        cells = [row[key] for key in ("accuracy", "format", "reward") for row in (b, a)]
+        met = 0.30 <= b["accuracy"] <= 0.60 and a["accuracy"] - b["accuracy"] >= 0.25 and a["format"] >= 0.95
+        out.append(table_row(r, cells, met))
+    return "\n".join(out)
+
+
+def results(paths: list[Path], *, maths: bool) -> list[dict[str, Any]]:
+    """What the files hold, in the order of their names: of maths, or of the Atlas."""
+    read = [json.loads(path.read_text()) for path in sorted(paths)]
+    return [r for r in read if (r["variant"] == MATHS) == maths]
+
+
+def table_row(r: dict[str, Any], cells: list[float | None], met: bool) -> str:
+    line = " | ".join("" if c is None else f"{c:.2f}" for c in cells)
+    return (
+        f"| {r['variant']}, seed {r['seed']} | {line} | {r['train_seconds'] / 60:.1f} | {'met' if met else 'missed'} | "
+        f"{r.get('commit', 'not named')[:12]} | {r.get('date', 'not named')} |"
+    )
 
 
 def _mmsr1(*args: str) -> None:
@@ -183,15 +210,16 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--ablations", action="store_true", help="run the ablations too, with the first seed")
     parser.add_argument("--algorithms", action="store_true", help="run the other algorithms too, with the first seed")
+    parser.add_argument("--maths", action="store_true", help="run maths, instead of the Atlas")
     parser.add_argument("--table", action="store_true", help="only print the table of the results that are there")
     parser.add_argument("settings", nargs="*", help="key=value, as for mmsr1 train")
     args = parser.parse_args()
     if not args.table:
         for seed in args.seeds:
-            run("grpo", seed, args.settings)
+            run(MATHS if args.maths else "grpo", seed, args.settings)
         for variant in [*(ABLATIONS if args.ablations else ()), *(ALGORITHMS if args.algorithms else ())]:
             run(variant, args.seeds[0], args.settings)
-    print(table(list(RESULTS.glob("learning-*.json"))))
+    print((maths_table if args.maths else table)(list(RESULTS.glob("learning-*.json"))))
 
 
 if __name__ == "__main__":

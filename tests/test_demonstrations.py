@@ -13,7 +13,7 @@ from loop_fixtures import COLD_START, ROOT
 from megatron_mmsr1 import config
 from megatron_mmsr1.data.images import ImageStore
 from megatron_mmsr1.errors import UsageError
-from megatron_mmsr1.run.demonstrations import AtlasSource, FileSource, open_source
+from megatron_mmsr1.run.demonstrations import DrawnSource, FileSource, open_source
 from megatron_mmsr1.trajectory import Trajectory
 
 
@@ -63,7 +63,7 @@ def test_atlas_draws_the_same_for_a_step_at_every_start(tmp_path: Path) -> None:
     overrides = [f"model.path={COLD_START}", "sft.examples_per_step=4", "train.steps=3"]
     cfg = config.load(ROOT / "configs" / "atlas-sft.yaml", overrides)
     sources = [open_source(cfg, ImageStore(tmp_path / str(n) / "images")) for n in range(2)]
-    assert all(isinstance(s, AtlasSource) for s in sources)
+    assert all(isinstance(s, DrawnSource) for s in sources)
     first = [sources[0].batch(step, 4) for step in range(3)]
     resumed = sources[1].batch(2, 4)
     assert [t.to_dict() for t in resumed] == [t.to_dict() for t in first[2]]

@@ -36,8 +36,13 @@ class DemoOptions(BaseModel):
 
 def parse_options(raw: Mapping[str, Any]) -> DemoOptions:
     """Raises UsageError that names each wrong option and lists the known ones."""
+    return parse_as(DemoOptions, raw)
+
+
+def parse_as[Options: BaseModel](kind: type[Options], raw: Mapping[str, Any]) -> Options:
+    """As `parse_options`, for the options of another world."""
     try:
-        return DemoOptions.model_validate(dict(raw))
+        return kind.model_validate(dict(raw))
     except ValidationError as e:
         lines = [f"  sft.options.{'.'.join(map(str, err['loc']))}: {err['msg']}" for err in e.errors()]
-        raise UsageError("\n".join([*lines, f"  known options: {', '.join(DemoOptions.model_fields)}"])) from None
+        raise UsageError("\n".join([*lines, f"  known options: {', '.join(kind.model_fields)}"])) from None

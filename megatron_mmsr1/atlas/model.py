@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -120,14 +121,15 @@ def _see_colours(model: Qwen2_5_VLForConditionalGeneration, shape: ModelShape) -
                 row += 1
 
 
-def save_model(out: Path, *, seed: int = 0, shape: ModelShape | None = None) -> None:
-    """Write a Hugging Face checkpoint directory: weights, tokenizer, image and video processor, chat template."""
+def save_model(out: Path, *, seed: int = 0, shape: ModelShape | None = None, tokens: Sequence[str] = ()) -> None:
+    """Write a Hugging Face checkpoint directory: weights, tokenizer (`tokens`: `more` of `build_tokenizer`), image and video
+    processor, chat template."""
     from transformers import GenerationConfig, Qwen2_5_VLProcessor, Qwen2VLImageProcessor
     from transformers.models.qwen2_vl.video_processing_qwen2_vl import Qwen2VLVideoProcessor
     from transformers.utils.logging import disable_progress_bar
 
     disable_progress_bar()  # one file of a few megabytes
-    model, tokenizer = new_model(shape or ModelShape(), seed), build_tokenizer()
+    model, tokenizer = new_model(shape or ModelShape(), seed), build_tokenizer(tokens)
     out.mkdir(parents=True, exist_ok=True)
     eos, pad = (tokenizer.convert_tokens_to_ids(t) for t in ("<|im_end|>", "<|endoftext|>"))
     model.generation_config = GenerationConfig(bos_token_id=pad, eos_token_id=[eos, pad], pad_token_id=pad)

@@ -75,20 +75,31 @@ def random_view(rng: random.Random, views: Views) -> View:
 
 def draw(emblem: Emblem, view: View = View(), size: int = 56) -> np.ndarray:
     """The picture: uint8 [size, size, 3]."""
-    at = (np.arange(size, dtype=np.float64) + 0.5) * (56 / size) - 28
-    px, py = (at[None, :] - view.dx) / view.zoom, (at[:, None] - view.dy) / view.zoom
-    cos, sin = math.cos(math.radians(view.rotation)), math.sin(math.radians(view.rotation))
-    x, y = cos * px + sin * py, cos * py - sin * px
+    x, y = coordinates(view, size)
     out = np.empty((size, size, 3), np.uint8)
     out[:] = COLOURS[emblem.field]
     out[_charge(emblem, np.abs(x - emblem.x), np.abs(y - emblem.y))] = COLOURS[emblem.charge]
     for colour, (cx, cy) in zip(emblem.dots, ((-21, -21), (21, -21), (-21, 21), (21, 21)), strict=True):
         out[(np.abs(x - cx) < 3.5) & (np.abs(y - cy) < 3.5)] = COLOURS[colour]
+    speckle(out, view)
+    return out
+
+
+def coordinates(view: View, size: int) -> tuple[np.ndarray, np.ndarray]:
+    """x and y, float64 [size, size]: where each pixel lies on what is looked at, from its middle, in pixels of a 56-pixel
+    picture."""
+    at = (np.arange(size, dtype=np.float64) + 0.5) * (56 / size) - 28
+    px, py = (at[None, :] - view.dx) / view.zoom, (at[:, None] - view.dy) / view.zoom
+    cos, sin = math.cos(math.radians(view.rotation)), math.sin(math.radians(view.rotation))
+    return cos * px + sin * py, cos * py - sin * px
+
+
+def speckle(picture: np.ndarray, view: View) -> None:
+    """Put the view's speckles on a picture, uint8 [size, size, 3], in place."""
     if view.noise:
         rng = np.random.default_rng(view.noise_seed)
-        speckled = rng.random((size, size)) < view.noise
-        out[speckled] = rng.integers(0, 256, (int(speckled.sum()), 3), dtype=np.uint8)
-    return out
+        speckled = rng.random(picture.shape[:2]) < view.noise
+        picture[speckled] = rng.integers(0, 256, (int(speckled.sum()), 3), dtype=np.uint8)
 
 
 def _charge(emblem: Emblem, dx: np.ndarray, dy: np.ndarray) -> np.ndarray:

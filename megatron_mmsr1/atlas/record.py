@@ -23,11 +23,18 @@ PATCH = 14
 class Recorder:
     """One trajectory in the making. Its log-probs are 0 and its weight versions UNSAMPLED: nothing sampled it."""
 
-    def __init__(self, tokenizer: Any, images: ImageStore, prompt_id: str, answer_weight: float) -> None:
+    def __init__(
+        self,
+        tokenizer: Any,
+        images: ImageStore,
+        prompt_id: str,
+        answer_weight: float,
+        data_source: str = "mmsearch_r1/atlas_demo",
+    ) -> None:
         self._tokenizer, self._images, self._answer_weight = tokenizer, images, answer_weight
         self._pad = tokenizer.convert_tokens_to_ids(protocol.IMAGE_PAD)
         self._weights: list[float] = []
-        self._t = Trajectory(prompt_id, prompt_id, 0, "", [], data_source="mmsearch_r1/atlas_demo")
+        self._t = Trajectory(prompt_id, prompt_id, 0, "", [], data_source=data_source)
 
     def context(self, role: str, message: Sequence[Segment], pngs: Sequence[bytes] = (), tool: ToolCall | None = None) -> None:
         """A message that is not trained on, with its canonical pictures."""

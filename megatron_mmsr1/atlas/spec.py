@@ -82,9 +82,14 @@ def load_spec(path: str | Path | None = None, **knobs: Any) -> AtlasSpec:
             raise UsageError(f"{path}: cannot be read as YAML: {e}") from e
         if not isinstance(raw, dict):
             raise UsageError(f"{path}: must be a mapping of knobs")
+    return parse_knobs(AtlasSpec, {**raw, **knobs}, where)
+
+
+def parse_knobs[Spec: BaseModel](kind: type[Spec], knobs: dict[str, Any], where: str) -> Spec:
+    """Raises UsageError that names each wrong knob and lists the known ones."""
     try:
-        return AtlasSpec.model_validate({**raw, **knobs})
+        return kind.model_validate(knobs)
     except ValidationError as e:
         lines = [f"  {'.'.join(map(str, err['loc'])) or 'spec'}: {err['msg']} (got {err.get('input')!r})" for err in e.errors()]
-        known = ", ".join(AtlasSpec.model_fields)
+        known = ", ".join(kind.model_fields)
         raise UsageError(f"{where}:\n" + "\n".join(lines) + f"\n  known knobs: {known}") from None

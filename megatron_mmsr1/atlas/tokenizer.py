@@ -9,6 +9,7 @@ bytes and syllables.
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from megatron_mmsr1 import protocol
@@ -97,8 +98,9 @@ def words() -> list[str]:
     return sorted(found)
 
 
-def build_tokenizer() -> PreTrainedTokenizerFast:
-    """The tokenizer of every Atlas model, whatever the world's seed: exactly VOCAB_SIZE tokens."""
+def build_tokenizer(more: Sequence[str] = ()) -> PreTrainedTokenizerFast:
+    """The tokenizer of every Atlas model, whatever the world's seed: exactly VOCAB_SIZE tokens. `more`: tokens of another
+    world's, in place of spare ones, so that every other id stays."""
     from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
 
@@ -117,7 +119,7 @@ def build_tokenizer() -> PreTrainedTokenizerFast:
     )
     tok.decoder = decoders.ByteLevel()
     tok.add_special_tokens([AddedToken(t, special=True, normalized=False) for t in SPECIAL])
-    tok.add_tokens([AddedToken(t, special=False, normalized=False) for t in TAGS + PHRASES + CROP])
+    tok.add_tokens([AddedToken(t, special=False, normalized=False) for t in (*TAGS, *PHRASES, *CROP, *more)])
     # The model's embedding has VOCAB_SIZE rows; naming the spare ones keeps every id that it may sample decodable.
     spare = VOCAB_SIZE - tok.get_vocab_size()
     if spare < 0:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -33,11 +34,36 @@ def labels(e: Emblem) -> dict[str, int]:
     return seen | {corner: colours.index(dot) for corner, dot in zip(CORNERS, e.dots, strict=True)}
 
 
+@dataclass(frozen=True)
+class Sight:
+    """What a tower is to see: for each label the number of its classes, and how to draw a 56-pixel PNG with its labels."""
+
+    classes: dict[str, int]
+    shown: Callable[[random.Random], tuple[bytes, dict[str, int]]]
+
+
+def shown(rng: random.Random) -> tuple[bytes, dict[str, int]]:
+    """A fresh emblem in a random view."""
+    e = random_emblem(rng)
+    return png(draw(e, random_view(rng, Views()))), labels(e)
+
+
+EMBLEMS = Sight(
+    {"field": len(COLOURS), "charge": len(COLOURS), "shape": len(SHAPES), **dict.fromkeys(CORNERS, len(COLOURS))}, shown
+)
+
+
 def pretrain(
-    checkpoint: Path, *, steps: int = 400, batch: int = 64, seed: int = 0, report: Callable[[int, float], None] | None = None
+    checkpoint: Path,
+    sight: Sight = EMBLEMS,
+    *,
+    steps: int = 400,
+    batch: int = 64,
+    seed: int = 0,
+    report: Callable[[int, float], None] | None = None,
 ) -> dict[str, float]:
     """Train the vision tower of the checkpoint in place, all other weights untouched. Returns the share of 256 fresh
-    emblems that the heads read right, for each label. `report(step, loss)` is called as it goes.
+    pictures that the heads read right, for each label. `report(step, loss)` is called as it goes.
     """
     import torch
     from transformers import Qwen2_5_VLForConditionalGeneration
@@ -47,9 +73,8 @@ def pretrain(
     tower = model.model.visual
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        sizes = {name: len(SHAPES) if name == "shape" else len(COLOURS) for name in labels(random_emblem(rng))}
         width = GRID[1] * GRID[2] // 4 * tower.config.out_hidden_size
-        heads = torch.nn.ModuleDict({name: torch.nn.Linear(width, n) for name, n in sizes.items()})
+        heads = torch.nn.ModuleDict({name: torch.nn.Linear(width, n) for name, n in sight.classes.items()})
     patches = [p for n, p in tower.named_parameters() if "patch_embed" in n]
     others = [p for n, p in tower.named_parameters() if "patch_embed" not in n] + list(heads.parameters())
     groups = [{"params": patches, "lr": LR_PATCHES}, {"params": others, "lr": LR}]
@@ -60,8 +85,8 @@ def pretrain(
 
     rates = torch.optim.lr_scheduler.LambdaLR(optimizer, schedule)
     for step in range(steps):
-        scores, wanted = _read(tower, heads, rng, batch)
-        loss = torch.stack([torch.nn.functional.cross_entropy(scores[n], wanted[n]) for n in sizes]).sum()
+        scores, wanted = _read(tower, heads, sight, rng, batch)
+        loss = torch.stack([torch.nn.functional.cross_entropy(scores[n], wanted[n]) for n in sight.classes]).sum()
         optimizer.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_([*patches, *others], 1.0)
@@ -70,26 +95,24 @@ def pretrain(
         if report:
             report(step, float(loss.detach()))
     with torch.no_grad():
-        scores, wanted = _read(tower, heads, rng, 256)
-        right = {n: float((scores[n].argmax(-1) == wanted[n]).float().mean()) for n in sizes}
+        scores, wanted = _read(tower, heads, sight, rng, 256)
+        right = {n: float((scores[n].argmax(-1) == wanted[n]).float().mean()) for n in sight.classes}
         for p in tower.merger.mlp[-1].parameters():
             p.mul_(SCALE)
     _replace_tower(checkpoint, tower.state_dict())
     return right
 
 
-def _read(tower: Any, heads: Any, rng: random.Random, n: int) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Scores [n, classes] and labels [n] of n fresh emblems, each in a random view."""
+def _read(tower: Any, heads: Any, sight: Sight, rng: random.Random, n: int) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Scores [n, classes] and labels [n] of n fresh pictures."""
     import numpy as np
     import torch
 
-    emblems = [random_emblem(rng) for _ in range(n)]
-    pixels = np.concatenate([pixel_values(png(draw(e, random_view(rng, Views())))) for e in emblems])
+    pictures = [sight.shown(rng) for _ in range(n)]
+    pixels = np.concatenate([pixel_values(picture) for picture, _ in pictures])
     features = tower(torch.from_numpy(pixels), grid_thw=torch.tensor([GRID] * n)).pooler_output.reshape(n, -1)
-    seen = [labels(e) for e in emblems]
-    return {name: head(features) for name, head in heads.items()}, {
-        name: torch.tensor([s[name] for s in seen]) for name in seen[0]
-    }
+    wanted = {name: torch.tensor([seen[name] for _, seen in pictures]) for name in sight.classes}
+    return {name: head(features) for name, head in heads.items()}, wanted
 
 
 def _replace_tower(checkpoint: Path, weights: dict[str, Any]) -> None:
@@ -104,20 +127,20 @@ def _replace_tower(checkpoint: Path, weights: dict[str, Any]) -> None:
         save_file(kept, part, metadata={"format": "pt"})
 
 
-def main() -> None:
+def pretrain_command(world: str, sight: Sight, steps: int) -> None:
     import sys
 
     from megatron_mmsr1.errors import UsageError
     from megatron_mmsr1.procs.progress import progress
 
     if len(sys.argv) != 2:
-        raise UsageError("usage: python -m megatron_mmsr1.atlas.vision CHECKPOINT")
-    with progress("Vision tower", 400, every_s=2.0) as shown:
-        right = pretrain(Path(sys.argv[1]), steps=400, report=lambda _, loss: shown.step(loss=loss))
-    print("read right of 256 fresh emblems: " + ", ".join(f"{name} {share:.0%}" for name, share in right.items()))
+        raise UsageError(f"usage: python -m megatron_mmsr1.{world}.vision CHECKPOINT")
+    with progress("Vision tower", steps, every_s=2.0) as bar:
+        right = pretrain(Path(sys.argv[1]), sight, steps=steps, report=lambda _, loss: bar.step(loss=loss))
+    print("read right of 256 fresh pictures: " + ", ".join(f"{name} {share:.0%}" for name, share in right.items()))
 
 
 if __name__ == "__main__":
     from megatron_mmsr1.errors import exit_with_message
 
-    exit_with_message(main)
+    exit_with_message(lambda: pretrain_command("atlas", EMBLEMS, steps=400))

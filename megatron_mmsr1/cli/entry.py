@@ -10,7 +10,7 @@ import time
 import traceback
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import megatron_mmsr1.cli.bench as bench_verbs
 import megatron_mmsr1.cli.checkpoints as checkpoint_verbs
@@ -21,6 +21,7 @@ import megatron_mmsr1.cli.report as report_verbs
 import megatron_mmsr1.cli.search as search_verbs
 import megatron_mmsr1.cli.serve as serve_verbs
 import megatron_mmsr1.cli.slurm as slurm_verbs
+import megatron_mmsr1.cli.worlds as world_verbs
 from megatron_mmsr1.cli.parts import KEY_VALUE, Format, existing, group, verb, with_config
 from megatron_mmsr1.doctor.checks import NAMES as CHECKS
 from megatron_mmsr1.errors import AGAIN, Interrupted, RunError, UsageError, of_a_file
@@ -126,32 +127,6 @@ def _export(args: argparse.Namespace) -> None:
     export(source, Path(args.out))
 
 
-def _atlas_build(args: argparse.Namespace) -> None:
-    from megatron_mmsr1 import config
-    from megatron_mmsr1.atlas.build import build
-    from megatron_mmsr1.atlas.spec import load_spec
-
-    knobs: dict[str, Any] = {}
-    for item in args.override:
-        config.override(knobs, item)
-    spec, out = load_spec(None, **knobs), Path(args.out)
-    if out.exists() and not out.is_dir():
-        raise UsageError(f"{out} is a file: name a directory to build the world in")
-    print(
-        f"building a world of {spec.entities} entities in {out}: pictures, questions, pages, model ...",
-        file=sys.stderr,
-        flush=True,
-    )
-    build(spec, out)
-    print(f"wrote {args.out}; look at it: mmsr1 atlas inspect {args.out}")
-
-
-def _atlas_inspect(args: argparse.Namespace) -> None:
-    from megatron_mmsr1.atlas.inspect import inspect
-
-    print(inspect(existing(args.directory)))
-
-
 def _doctor(args: argparse.Namespace) -> None:
     cfg = _load(args) if args.config else None
     from megatron_mmsr1.doctor.show import doctor
@@ -214,21 +189,7 @@ def build_parser() -> argparse.ArgumentParser:
     cluster_verbs.add(verbs)
     slurm_verbs.add(verbs)
 
-    atlas = group(verbs, "atlas", "build or look at an Atlas world")
-    p = verb(
-        atlas,
-        "build",
-        _atlas_build,
-        "draw a world, its questions and its model",
-        "mmsr1 atlas build data/atlas entities=300 seed=1",
-    )
-    p.add_argument("out", metavar="OUT", help="directory to write")
-    p.add_argument(
-        "override", metavar="key=value", nargs="*", default=[], help="knobs of the world, e.g. entities=300 homonyms=0.1"
-    )
-    p = verb(atlas, "inspect", _atlas_inspect, "print what a world holds", "mmsr1 atlas inspect build/atlas")
-    p.add_argument("directory", metavar="DIR", help="what atlas build wrote")
-
+    world_verbs.add(verbs)
     report_verbs.add(verbs)
 
     p = verb(

@@ -229,10 +229,15 @@ class SftConfig(Section):
     AFFECTS = Affects.TRAINING
 
     source: str = Field(
-        default="atlas", description="atlas: demonstrations drawn as they are needed; else a JSONL of trajectories"
+        default="atlas", description="atlas, maths: demonstrations drawn as they are needed; else a JSONL of trajectories"
     )
     examples_per_step: int = Field(default=32, gt=0)
     options: dict[str, Any] = Field(default_factory=dict, description="arguments of the source")
+
+    @property
+    def drawn(self) -> bool:
+        """Whether the demonstrations are a made world's, and no file's."""
+        return self.source in ("atlas", "maths")
 
 
 class RunConfig(Section):

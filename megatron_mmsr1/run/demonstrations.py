@@ -1,4 +1,4 @@
-"""Where a cold start's demonstrations come from: the Atlas generator, or a JSONL file of trajectories.
+"""Where a cold start's demonstrations come from: the generator of a made world (Atlas, maths), or a JSONL file of trajectories.
 
 A source answers `batch(step, n)` the same for the same step on every rank and after a resume, so that nothing but the step
 number need be saved.
@@ -52,14 +52,17 @@ class FileSource:
         return self._orders[epoch]
 
 
-class AtlasSource:
+class DrawnSource:
     """Demonstrations drawn as they are needed: number i of a schedule is a pure function of the seed and i."""
 
     def __init__(self, cfg: RunConfig, images: ImageStore) -> None:
         from transformers import AutoTokenizer
 
-        from megatron_mmsr1.atlas.demo_options import parse_options
-        from megatron_mmsr1.atlas.demos import Demonstrations
+        if cfg.sft.source == "maths":
+            from megatron_mmsr1.maths.demos import Demonstrations, parse_options
+        else:
+            from megatron_mmsr1.atlas.demo_options import parse_options
+            from megatron_mmsr1.atlas.demos import Demonstrations
 
         options = parse_options({"examples": cfg.train.steps * cfg.sft.examples_per_step, **cfg.sft.options})
         self.demonstrations = Demonstrations(options, AutoTokenizer.from_pretrained(cfg.model.path), images, cfg.seed)
@@ -70,6 +73,6 @@ class AtlasSource:
 
 def open_source(cfg: RunConfig, images: ImageStore) -> Source:
     """The source that `sft.source` names. Raises UsageError for a missing file or an unknown option."""
-    if cfg.sft.source == "atlas":
-        return AtlasSource(cfg, images)
+    if cfg.sft.drawn:
+        return DrawnSource(cfg, images)
     return FileSource(Path(cfg.sft.source), cfg.seed)

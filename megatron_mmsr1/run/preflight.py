@@ -63,7 +63,7 @@ def sft(cfg: RunConfig) -> None:
     model(cfg.model.path, "model.path", cfg.model.family)
     layout(cfg)
     checkpoint(Path(cfg.output))
-    if cfg.sft.source != "atlas" and not Path(cfg.sft.source).is_file():
+    if not cfg.sft.drawn and not Path(cfg.sft.source).is_file():
         raise UsageError(f"sft.source: no file of demonstrations at {cfg.sft.source}")
 
 

@@ -96,7 +96,7 @@ def missing_inputs(verb: str, cfg: RunConfig) -> list[str]:
     have may hold it."""
     found = [("model.path", f"{cfg.output}/model" if verb == "eval" else cfg.model.path)]
     if verb == "sft":
-        found += [] if cfg.sft.source == "atlas" else [("sft.source", cfg.sft.source)]
+        found += [] if cfg.sft.drawn else [("sft.source", cfg.sft.source)]
     else:
         found += [("data.train", p) for p in cfg.data.train] if verb == "train" else []
         found += [("data.heldout", p) for p in cfg.data.heldout]
