@@ -23,6 +23,7 @@ FEW = "data.prompts_per_step=6 data.group_size=4 train.eval_limit=6 train.save_i
 # Run by test_docs_commands.py: command -> (what is added, what it must say on stdout). `{url}`: of the search server.
 SECONDS: dict[str, tuple[str, str]] = {
     "mmsr1 atlas build build/atlas entities=300": (f"entities=24 {WORLD}", "mmsr1 atlas inspect build/atlas"),
+    "mmsr1 maths build build/maths": ("train_questions=64 heldout_questions=16", "wrote build/maths"),
     "mmsr1 plugins": ("", "mmsearch"),
     "mmsr1 doctor": ("", "megatron"),
     "mmsr1 doctor configs/atlas.yaml": ("output=runs/looked-at --only disk --only search", "small files"),
@@ -37,11 +38,13 @@ SECONDS: dict[str, tuple[str, str]] = {
     "mmsr1 search convert cache.pkl --rows fvqa_train.parquet --out recorded": ("", "picture"),
     "mmsr1 search estimate configs/qwen2.5-vl-7b-fvqa.yaml": ("data.train=[build/atlas/train.parquet]", "calls"),
     "python benchmarks/learning.py --seeds 0 1 2 --ablations": ("--table", "grpo, seed 0"),  # trains for hours without --table
+    "python benchmarks/learning.py --maths": ("--table", "format before"),
 }
 # Run by test_docs_story.py, which is slow: an engine, ranks, or both. `{engine}`: the URL of one that runs already.
 MINUTES: dict[str, tuple[str, str]] = {
     "./scripts/quickstart.sh": (f"train.steps=2 {FEW}", ""),
     "mmsr1 train configs/atlas.yaml train.steps=40": (f"train.steps=3 {FEW}", ""),
+    "mmsr1 train configs/maths.yaml": (f"train.steps=2 {FEW}", ""),
     "mmsr1 eval configs/atlas.yaml --policies": (FEW, "oracle"),
     "mmsr1 checkpoints verify runs/atlas": ("", "the run resumes from step_000003, which is whole"),
     "mmsr1 report runs/atlas": ("", "runs/atlas/report.html"),

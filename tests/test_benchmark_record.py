@@ -71,3 +71,13 @@ def test_a_learning_result_of_other_code_is_not_this_ones(tmp_path: Path) -> Non
     assert learning.measured_by(result) != record.commit()
     result.write_text(json.dumps(record.provenance()))
     assert learning.measured_by(result) == record.commit()
+
+
+def test_maths_has_a_table_of_its_own(tmp_path: Path) -> None:
+    """Its rows have no tools and no oracle; the Atlas's have no column for the form."""
+    rows = [[{"accuracy": acc, "format": form, "reward": acc + form}] for acc, form in ((0.5, 0.75), (0.875, 1.0))]
+    path = tmp_path / "learning-maths-seed0.json"
+    path.write_text(json.dumps({"variant": "maths", "seed": 0, "before": rows[0], "after": rows[1], "train_seconds": 90}))
+    line = learning.maths_table([path]).splitlines()[2]
+    assert line.startswith("| maths, seed 0 | 0.50 | 0.88 | 0.75 | 1.00 | 1.25 | 1.88 | 1.5 | met |")
+    assert len(learning.table([path]).splitlines()) == 2

@@ -11,11 +11,11 @@ from pathlib import Path
 import pytest
 from doc_commands import ELSEWHERE, MINUTES, ROOT, SECONDS, SERVERS, shown
 from doc_place import Place
-from loop_fixtures import COLD_START
 from test_search_recorded import IDS, QUESTIONS, entry, pickled, rows
 
 import megatron_mmsr1.cli.entry as cli
 from megatron_mmsr1 import config
+from megatron_mmsr1.maths.build import MathsSpec, build
 from megatron_mmsr1.run import preflight
 
 SHOWN = shown()
@@ -54,7 +54,10 @@ def test_a_run_that_is_shown_passes_preflight_in_a_fresh_clone(text: str, atlas_
     args = cli.parse(shlex.split(text)[1:])
     raw = config.dump(config.load(ROOT / args.config, [*args.override, f"output={tmp_path}/run"]))
     raw = raw.replace("build/atlas", str(atlas_world))
-    raw = raw.replace("path: megatron_mmsr1/atlas/checkpoints/tilted", f"path: {COLD_START}")
+    if "build/maths" in raw:
+        build(MathsSpec(train_questions=8, heldout_questions=4), tmp_path / "maths", model=False)
+        raw = raw.replace("build/maths", str(tmp_path / "maths"))
+    raw = raw.replace("path: megatron_mmsr1/", f"path: {ROOT}/megatron_mmsr1/")
     (tmp_path / "run.yaml").write_text(raw)
     cfg = config.load(tmp_path / "run.yaml")
     if args.run.__name__ == "_eval":

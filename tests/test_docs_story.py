@@ -23,6 +23,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Place:
     assert Path(sys.prefix, ".mmsr1-lock").is_file(), "this environment was not made by scripts/env.sh"
     found = Place(tmp_path_factory.mktemp("place"))
     found.run(f"mmsr1 atlas build build/atlas entities=24 {WORLD}", "", "wrote build/atlas")
+    found.run("mmsr1 maths build build/maths train_questions=64 heldout_questions=16", "", "wrote build/maths")
     return found
 
 
