@@ -20,8 +20,8 @@ def pack(source: Path, target: Path) -> None:
         raise UsageError(f"{source} holds no *.safetensors")
     weights = {k: w for shard in shards for k, w in load_file(shard).items()}
     shutil.rmtree(target, ignore_errors=True)
-    # The card and the serving settings speak of the run that made it.
-    ignore = shutil.ignore_patterns("*.safetensors", "*.index.json", "README.md", "serving.yaml")
+    # The card and the serving settings speak of the run that made it, the manifest of weights that were not rounded.
+    ignore = shutil.ignore_patterns("*.safetensors", "*.index.json", "README.md", "serving.yaml", "manifest.json")
     shutil.copytree(source, target, ignore=ignore)
     packed = {k: w.to(torch.bfloat16) if w.is_floating_point() else w for k, w in weights.items()}
     # transformers finds the processor of a checkpoint by this name, which not every writer keeps.

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import random
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Protocol
 
@@ -55,24 +55,26 @@ class FileSource:
 class DrawnSource:
     """Demonstrations drawn as they are needed: number i of a schedule is a pure function of the seed and i."""
 
-    def __init__(self, cfg: RunConfig, images: ImageStore) -> None:
-        from transformers import AutoTokenizer
-
-        if cfg.sft.source == "maths":
-            from megatron_mmsr1.maths.demos import Demonstrations, parse_options
-        else:
-            from megatron_mmsr1.atlas.demo_options import parse_options
-            from megatron_mmsr1.atlas.demos import Demonstrations
-
-        options = parse_options({"examples": cfg.train.steps * cfg.sft.examples_per_step, **cfg.sft.options})
-        self.demonstrations = Demonstrations(options, AutoTokenizer.from_pretrained(cfg.model.path), images, cfg.seed)
+    def __init__(self, draw: Callable[[int], Trajectory]) -> None:
+        self._draw = draw
 
     def batch(self, step: int, n: int) -> list[Trajectory]:
-        return [self.demonstrations[i] for i in range(step * n, step * n + n)]
+        return [self._draw(i) for i in range(step * n, step * n + n)]
 
 
 def open_source(cfg: RunConfig, images: ImageStore) -> Source:
     """The source that `sft.source` names. Raises UsageError for a missing file or an unknown option."""
-    if cfg.sft.drawn:
-        return DrawnSource(cfg, images)
-    return FileSource(Path(cfg.sft.source), cfg.seed)
+    if not cfg.sft.drawn:
+        return FileSource(Path(cfg.sft.source), cfg.seed)
+    from transformers import AutoTokenizer
+
+    raw = {"examples": cfg.train.steps * cfg.sft.examples_per_step, **cfg.sft.options}
+    tokenizer = AutoTokenizer.from_pretrained(cfg.model.path)
+    if cfg.sft.source == "maths":
+        from megatron_mmsr1.maths import demos as maths
+
+        return DrawnSource(maths.Demonstrations(maths.parse_options(raw), tokenizer, images, cfg.seed).__getitem__)
+    from megatron_mmsr1.atlas.demo_options import parse_options
+    from megatron_mmsr1.atlas.demos import Demonstrations
+
+    return DrawnSource(Demonstrations(parse_options(raw), tokenizer, images, cfg.seed).__getitem__)
