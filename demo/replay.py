@@ -5,12 +5,23 @@ from __future__ import annotations
 import statistics
 from collections import Counter
 from collections.abc import Sequence
+from pathlib import Path
 
+from demo import runs
 from demo.escape import esc
 from demo.runs import Point, Row
 
 Index = list[tuple[Point, tuple[Row, ...]]]
 PROMPTS = 12  # shown of a point, unless one is followed
+
+
+def index_of(root: str | Path | None, name: str | None) -> Index:
+    """The points of a run below `root` with their rollouts in short; empty for a name that is none of a run."""
+    directory = runs.find(root).get(name or "")
+    if directory is None:
+        return []
+    found = [(p, runs.rows(p)) for p in runs.points(directory)]
+    return [(p, r) for p, r in found if r]
 
 
 def reward(rows: Sequence[Row]) -> float | None:

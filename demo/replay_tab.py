@@ -45,19 +45,19 @@ def draw(cfg: ServeConfig, context: Context, tab: gr.Tab) -> None:
         return gr.update(choices=list(found), value=name if name in found else next(iter(found))), gr.skip()
 
     async def chosen(name: str | None, how: str) -> Any:
-        index = await asyncio.to_thread(_index, cfg, name)
+        index = await asyncio.to_thread(replay.index_of, cfg.runs, name)
         choices = [(ALL, ""), *runs.follow(index)]
         return gr.update(choices=choices, value=""), *await begin(name, index, "", how)
 
     async def followed(name: str | None, whose: str | None, how: str) -> Any:
-        index = replay.of(await asyncio.to_thread(_index, cfg, name), whose or "")
+        index = replay.of(await asyncio.to_thread(replay.index_of, cfg.runs, name), whose or "")
         return await begin(name, index, whose or "", how)
 
     async def begin(name: str | None, index: replay.Index, whose: str, how: str) -> tuple[Any, ...]:
         return gr.update(maximum=max(len(index) - 1, 1), value=0), *await place(name, index, whose, 0, how)
 
     async def moved(name: str | None, whose: str | None, number: float, how: str) -> Any:
-        index = replay.of(await asyncio.to_thread(_index, cfg, name), whose or "")
+        index = replay.of(await asyncio.to_thread(replay.index_of, cfg.runs, name), whose or "")
         return await place(name, index, whose or "", number, how)
 
     async def place(name: str | None, index: replay.Index, whose: str, number: float, how: str) -> tuple[Any, ...]:
@@ -72,7 +72,7 @@ def draw(cfg: ServeConfig, context: Context, tab: gr.Tab) -> None:
         return block(overview), block(here), first, await by_tokens(name, p, rows, listed[0][1], how)
 
     async def shown(name: str | None, whose: str | None, number: float, rollout: int | None, how: str) -> str:
-        index = replay.of(await asyncio.to_thread(_index, cfg, name), whose or "")
+        index = replay.of(await asyncio.to_thread(replay.index_of, cfg.runs, name), whose or "")
         if not index or rollout is None:
             return block("")
         return await by_tokens(name, *index[_within(number, len(index))], rollout, how)
@@ -98,22 +98,13 @@ def draw(cfg: ServeConfig, context: Context, tab: gr.Tab) -> None:
 
     def step(by: int) -> Any:
         async def go(name: str | None, whose: str | None, number: float) -> int:
-            index = replay.of(await asyncio.to_thread(_index, cfg, name), whose or "")
+            index = replay.of(await asyncio.to_thread(replay.index_of, cfg.runs, name), whose or "")
             return _within(number + by, max(len(index), 1))
 
         return go
 
     back.click(step(-1), [run, prompt, at], at, **QUIET)
     forth.click(step(1), [run, prompt, at], at, **QUIET)
-
-
-def _index(cfg: ServeConfig, name: str | None) -> replay.Index:
-    """A run's points with their rollouts in short; empty for a name that is none of a run."""
-    directory = runs.find(cfg.runs).get(name or "")
-    if directory is None:
-        return []
-    found = [(p, runs.rows(p)) for p in runs.points(directory)]
-    return [(p, r) for p, r in found if r]
 
 
 def _within(place: float, n: int) -> int:

@@ -9,11 +9,9 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import httpx
-from openai import OpenAI
-from openai.types.chat import ChatCompletionContentPartParam, ChatCompletionMessageParam
 
 from megatron_mmsr1.data.dataset import Prompt
 from megatron_mmsr1.procs.ports import bind
@@ -23,6 +21,10 @@ from serving.gateway.gateway import Gateway
 from serving.gateway.server import serve
 from serving.settings import ServeConfig
 from serving.stack import open_stack
+
+if TYPE_CHECKING:  # a second or two to import, which the tests without a gateway need not pay
+    from openai import OpenAI
+    from openai.types.chat import ChatCompletionContentPartParam, ChatCompletionMessageParam
 
 
 @dataclass(slots=True)
@@ -36,6 +38,8 @@ class Served:
     listening: threading.Event = field(default_factory=threading.Event)
 
     def client(self, key: str = "any", **options: Any) -> OpenAI:
+        from openai import OpenAI
+
         settings: dict[str, Any] = {"max_retries": 0, "timeout": 60} | options
         return OpenAI(base_url=f"{self.url}/v1", api_key=key, **settings)
 

@@ -3,23 +3,23 @@ each file took."""
 
 from __future__ import annotations
 
-import ast
 import functools
 import inspect
 import re
 import resource
+import sys
 from collections import defaultdict
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
+from types import CodeType, ModuleType
 from typing import Any
 
 import pytest
 
 HERE = Path(__file__).parent
-# How a function says that it starts a process.
+# What a function names that starts a process.
 STARTS = re.compile(
-    r"\bsubprocess\.|\bSupervisor\(|\bService\(|\blaunch\w*\(|\bmmsr1\(|playwright\b|\bmultiprocessing\b|\btorchrun\b|\bfork\("
-    r"|\bRolloutWorker\("
+    r"\w*subprocess\w*|Supervisor|Service|launch\w*|mmsr1|(sync_)?playwright.*|multiprocessing|torchrun|fork|RolloutWorker"
 )
 LIMIT_S = {"plain": 600, "process": 1800, "slow": 3600}  # generous: the machine may be busy with other work
 SHARED = ("engine", "atlas_engine")  # fixtures of a session that every worker would start for itself
@@ -36,49 +36,75 @@ def pytest_make_parametrize_id(val: object, argname: str) -> str | None:
     return None
 
 
+def fixtures(item: Any) -> list[Callable[..., Any]]:
+    """Our fixtures that a test uses, those of its fixtures included."""
+    found = (d.func for definitions in item._fixtureinfo.name2fixturedefs.values() for d in definitions)
+    return [f for f in found if ours(f)]
+
+
+def ours(value: Any) -> bool:
+    """Whether a function, a class or a module is one of this folder's."""
+    module = value if isinstance(value, ModuleType) else sys.modules.get(getattr(value, "__module__", None) or "")
+    return Path(getattr(module, "__file__", None) or "/").parent == HERE
+
+
+def codes(value: Any) -> Iterator[CodeType]:
+    """The code of a function, with that of the functions in it; of a class, that of its methods."""
+    pending = [f for f in vars(value).values() if callable(f)] if isinstance(value, type) else [value]
+    found = [c for f in pending if isinstance(c := getattr(inspect.unwrap(f), "__code__", None), CodeType)]
+    while found:
+        yield (code := found.pop())
+        found += [c for c in code.co_consts if isinstance(c, CodeType)]
+
+
 @functools.cache
-def starting(file: str) -> frozenset[str]:
-    """The functions of one of our files that start a process, themselves or by another function of the file."""
-    if Path(file).parent != HERE:
-        return frozenset()
-    text = Path(file).read_text(encoding="utf-8")
-    lines = text.splitlines()
-    defined = {
-        node.name: "\n".join(lines[node.lineno - 1 : node.end_lineno])
-        for node in ast.walk(ast.parse(text))
-        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef)
-    }
-    calls = {name: set(re.findall(r"\b(\w+)\(", source.partition(":\n")[2])) for name, source in defined.items()}
-    found = {name for name, source in defined.items() if STARTS.search(source)}
-    while more := {name for name in defined.keys() - found if calls[name] & found}:
-        found |= more
-    return frozenset(found)
+def names(value: Any) -> frozenset[str]:
+    """What a function or a class names: globals, attributes, imports."""
+    return frozenset(name for code in codes(value) for name in code.co_names)
+
+
+@functools.cache
+def used(value: Any) -> frozenset[Any]:
+    """Functions and classes of ours that a function or a class of ours names, from other files of ours too."""
+    scope = vars(sys.modules[value.__module__])
+    found = [scope[name] for name in names(value) if name in scope]
+    found += [
+        getattr(m, name) for m in found if isinstance(m, ModuleType) and ours(m) for name in names(value) if hasattr(m, name)
+    ]
+    return frozenset(f for f in found if isinstance(f, type | Callable) and hasattr(f, "__qualname__") and ours(f))
+
+
+@functools.cache
+def starts(function: Callable[..., Any]) -> bool:
+    """Whether a function starts a process, itself or by others of ours."""
+    seen: set[Any] = set()
+    pending = {function}
+    while pending:
+        if any(STARTS.fullmatch(name) for f in pending for name in names(f)):
+            return True
+        seen |= pending
+        pending = {f for p in pending for f in used(p)} - seen
+    return False
 
 
 def starts_processes(item: Any) -> bool:
     """Whether a test, or a fixture that it uses, starts a process."""
-    definitions = list(item._fixtureinfo.name2fixturedefs.values())
-    functions: list[Callable[..., Any]] = [item.function, *(d.func for found in definitions for d in found)]
-    codes = ((f.__name__, getattr(f, "__code__", None)) for f in functions)
-    if any(code is not None and name in starting(code.co_filename) for name, code in codes):
-        return True
-    return any(asks_for(d.func) for found in definitions for d in found if Path(d.func.__code__.co_filename).parent == HERE)
+    return any(starts(f) or asks_for(f) for f in [item.function, *fixtures(item)])
 
 
 @functools.cache
 def asks_for(fixture: Callable[..., Any]) -> frozenset[str]:
     """Fixtures that one asks for by name when it runs."""
-    calls = re.findall(r"getfixturevalue\(([^)]*)\)", inspect.getsource(fixture))
-    return frozenset(name for call in calls for name in re.findall(r'"(\w+)"', call))
+    if "getfixturevalue" not in names(fixture):
+        return frozenset()
+    return frozenset(c for code in codes(fixture) for c in code.co_consts if isinstance(c, str))
 
 
 def uses_shared(item: Any, name: str) -> bool:
     """Whether a test uses the session's fixture of this name, and not one of its file's own."""
-    definitions = item._fixtureinfo.name2fixturedefs
-    if found := definitions.get(name):
+    if found := item._fixtureinfo.name2fixturedefs.get(name):
         return found[-1].scope == "session"
-    ours = (d.func for found in definitions.values() for d in found if Path(d.func.__code__.co_filename).parent == HERE)
-    return any(name in asks_for(f) for f in ours)
+    return any(name in asks_for(f) for f in fixtures(item))
 
 
 def group_of(item: Any, sharing: dict[Path, str]) -> str:

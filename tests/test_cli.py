@@ -88,16 +88,16 @@ def test_a_port_that_is_none_is_refused_by_the_parser(port: str, capsys: pytest.
     assert e.value.code == 2 and "is no port" in capsys.readouterr().err
 
 
-def run(*argv: str, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
+def mmsr1(*argv: str, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
     return subprocess.run([*MMSR1, *argv], capture_output=True, text=True, check=False, cwd=cwd)
 
 
 def test_a_misspelt_key_is_named_with_what_was_meant(tmp_path: Path) -> None:
     (tmp_path / "c.yaml").write_text("model: {path: m}\ntrain: {stepz: 3}\n")
-    done = run("train", str(tmp_path / "c.yaml"))
+    done = mmsr1("train", str(tmp_path / "c.yaml"))
     assert done.returncode == 2 and done.stdout == ""
     assert "train.stepz: did you mean steps?" in done.stderr
-    done = run("search", "serve", "corpos=x")
+    done = mmsr1("search", "serve", "corpos=x")
     assert done.returncode == 2 and "did you mean corpus?" in done.stderr
 
 
@@ -238,14 +238,14 @@ def test_serve_and_query(corpus: Path, tmp_path: Path) -> None:
     argv = [*MMSR1, "search", "serve", f"corpus={corpus}", "--port", str(port)]
     ready = {"url": url, "ready": lambda url: answers(f"{url}/healthz")}
     with Service(Command(name="search", argv=argv, log=tmp_path / "search.log", grace_s=5, **ready)).start():
-        found = run("search", "query", "Where does the Velo river end?", "--url", url)
+        found = mmsr1("search", "query", "Where does the Velo river end?", "--url", url)
         assert found.returncode == 0, found.stderr
         assert "https://atlas.test/velo" in found.stdout and "Marn" in found.stdout
-        seen = run("search", "query", "--image", str(corpus / "images" / "dorn.png"), "-k", "1", "--url", url)
+        seen = mmsr1("search", "query", "--image", str(corpus / "images" / "dorn.png"), "-k", "1", "--url", url)
         assert seen.returncode == 0 and seen.stdout.startswith("1. Dorn")
-        taken = run("search", "serve", f"corpus={corpus}", "--port", str(port))
+        taken = mmsr1("search", "serve", f"corpus={corpus}", "--port", str(port))
         assert taken.returncode == 1 and str(port) in taken.stderr
-    gone = run("search", "query", "anything", "--url", url)
+    gone = mmsr1("search", "query", "anything", "--url", url)
     assert gone.returncode == 1 and url in gone.stderr
 
 
@@ -271,10 +271,10 @@ def test_import_of_prompts_executes_nothing(tmp_path: Path) -> None:
     for name, value in zip(names, ("Look:\n<image> ", "Found pictures.\n", "Found pages.\n"), strict=True):
         (tmp_path / name).write_bytes(pickle.dumps(value))
     argv = ["prompts", "import", *names, "--out", "prompts.yaml"]
-    done = run(*argv, cwd=tmp_path)
+    done = mmsr1(*argv, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert "protocol.prompts=prompts.yaml" in done.stdout
     (tmp_path / "image").write_bytes(pickle.dumps(Evil()))
-    done = run(*argv, cwd=tmp_path)
+    done = mmsr1(*argv, cwd=tmp_path)
     assert done.returncode == 2 and "image" in done.stderr
     assert not (tmp_path / "executed").exists()

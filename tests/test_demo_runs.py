@@ -7,11 +7,9 @@ from pathlib import Path
 import pytest
 from demo_fixtures import HOSTILE, check_harmless
 
-from demo import replay, replay_tab, runs
-from megatron_mmsr1.config import ModelConfig
+from demo import replay, runs
 from megatron_mmsr1.rollout.dump import write_dump
 from megatron_mmsr1.trajectory import ImageRef, Status, ToolCall, ToolStatus, Trajectory
-from serving.settings import ServeConfig
 
 
 def rollout(
@@ -78,8 +76,7 @@ def test_only_runs_under_the_root_are_found(tmp_path: Path) -> None:
 def test_a_name_is_never_a_path(tmp_path: Path, name: str | None) -> None:
     a_run(tmp_path / "root" / "deep" / "a")
     a_run(tmp_path / "outside")
-    cfg = ServeConfig(model=ModelConfig(path="x"), runs=str(tmp_path / "root"))
-    assert replay_tab._index(cfg, name) == [] and replay_tab._index(cfg, "deep/a")
+    assert replay.index_of(tmp_path / "root", name) == [] and replay.index_of(tmp_path / "root", "deep/a")
 
 
 def test_a_dump_whose_pictures_name_other_files_shows_none(tmp_path: Path) -> None:

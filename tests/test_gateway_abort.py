@@ -10,7 +10,6 @@ import socket
 import threading
 
 import httpx
-import openai
 import pytest
 import tiny_checkpoint
 from conftest import launch_engine
@@ -99,6 +98,8 @@ def test_a_closed_stream_frees_its_place_in_the_engine(gateway, engine, given_up
 
 
 def test_so_does_a_client_that_no_longer_waits_for_a_completion(gateway, given_up):
+    import openai
+
     client = gateway.client(timeout=0.5)
     with pytest.raises(openai.APITimeoutError):
         client.chat.completions.create(model="endless", messages=MESSAGES)
@@ -106,6 +107,8 @@ def test_so_does_a_client_that_no_longer_waits_for_a_completion(gateway, given_u
 
 
 async def test_and_a_cancelled_task(gateway, engine, given_up):
+    import openai
+
     client = openai.AsyncOpenAI(base_url=f"{gateway.url}/v1", api_key="any", max_retries=0)
 
     async def read() -> None:
@@ -131,6 +134,8 @@ def test_a_body_that_breaks_off_leaves_nothing(gateway):
 
 # ------------------------------------------------------------------------------------------------------- places and queue
 def test_places_are_bounded_who_waits_gets_one_and_the_rest_is_told_when_to_come_back(gateway, engine, given_up):
+    import openai
+
     limits = gateway.gateway.limits
     with contextlib.ExitStack() as stack:
         running = [stack.enter_context(stream(gateway)) for _ in range(2)]
@@ -190,6 +195,8 @@ def kill(engine) -> None:
 
 def test_an_engine_that_is_killed_is_told_of_and_used_again_once_it_is_back(gateway, engine, start):
     """The last test here: the module's engine does not survive it."""
+    import openai
+
     chunks = stream(gateway)
     next(iter(chunks))
     waiting: list[openai.APIError] = []

@@ -6,7 +6,6 @@ import pytest
 import schemathesis
 from gateway_fixtures import served
 from hypothesis import HealthCheck, Phase, given, settings
-from openai import OpenAI
 from schemathesis.generation import GenerationMode
 from schemathesis.specs.openapi.checks import (
     content_type_conformance,
@@ -73,6 +72,8 @@ def test_the_document_is_of_these_operations(document):
 
 def test_openais_own_types_take_the_answers(gateway):
     """Strictly: what pydantic of openai-python would otherwise let pass unread."""
+    from openai import OpenAI
+
     client = OpenAI(base_url=f"{gateway.url}/v1", api_key="any", _strict_response_validation=True)
     messages = [{"role": "user", "content": "who ?"}]
     assert client.chat.completions.create(model="atlas", messages=messages).object == "chat.completion"  # pyright: ignore

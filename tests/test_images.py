@@ -16,8 +16,6 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 from rollout_fixtures import LIMITS
-from transformers.models.qwen2_vl.image_processing_qwen2_vl import Qwen2VLImageProcessor
-from transformers.models.qwen2_vl.image_processing_qwen2_vl import smart_resize as reference_resize
 
 from megatron_mmsr1.data import images
 from megatron_mmsr1.data.dataset import PromptDataset
@@ -42,12 +40,20 @@ def picture(width: int, height: int, mode: str = "RGB", fmt: str = "PNG", **save
     return out.getvalue()
 
 
+def image_processor(**options: Any) -> Any:
+    from transformers.models.qwen2_vl.image_processing_qwen2_vl import Qwen2VLImageProcessor
+
+    return Qwen2VLImageProcessor(**options)
+
+
 def pixels(png: bytes) -> np.ndarray:
     return np.asarray(Image.open(io.BytesIO(png)))
 
 
 @given(st.integers(1, 3000), st.integers(1, 3000), st.sampled_from([28, 32]), st.integers(1, 9), st.integers(9, 3000))
 def test_resize_rule_is_the_reference_one(height: int, width: int, factor: int, low: int, high: int) -> None:
+    from transformers.models.qwen2_vl.image_processing_qwen2_vl import smart_resize as reference_resize
+
     assume(max(height, width) / min(height, width) <= 200)
     limits = {"factor": factor, "min_pixels": low * factor**2, "max_pixels": high * factor**2}
     assert smart_resize(height, width, **limits) == reference_resize(height, width, **limits)
@@ -55,6 +61,8 @@ def test_resize_rule_is_the_reference_one(height: int, width: int, factor: int, 
 
 @given(st.integers(1, 6000), st.integers(1, 6000), st.integers(4, 2000))
 def test_an_engine_leaves_the_canonical_size_alone(height: int, width: int, high: int) -> None:
+    from transformers.models.qwen2_vl.image_processing_qwen2_vl import smart_resize as reference_resize
+
     limits = {"factor": 28, "min_pixels": 56 * 56, "max_pixels": high * 28 * 28}
     try:
         size = canonical_size(height, width, DEFAULT_RULE, min_pixels=limits["min_pixels"], max_pixels=limits["max_pixels"])
@@ -119,14 +127,15 @@ def test_pixel_values_equal_transformers(size: tuple[int, int], grid: dict[str, 
     width, height = size[0] // 14 * patch, size[1] // 14 * patch
     png = picture(width, height)
     rule = PictureRule(**grid)
-    theirs = Qwen2VLImageProcessor(
+    processor = image_processor(
         do_resize=False,
         patch_size=patch,
         temporal_patch_size=rule.temporal,
         merge_size=2,
         image_mean=list(rule.mean),
         image_std=list(rule.deviation),
-    )(images=[Image.open(io.BytesIO(png))], return_tensors="pt")
+    )
+    theirs = processor(images=[Image.open(io.BytesIO(png))], return_tensors="pt")
     ours = pixel_values(png, rule)
     assert ours.dtype == np.float32
     assert ours.shape == tuple(theirs["pixel_values"].shape)
@@ -136,7 +145,7 @@ def test_pixel_values_equal_transformers(size: tuple[int, int], grid: dict[str, 
 
 def test_their_processor_resizes_nothing_on_a_canonical_image() -> None:
     c = canonicalize(picture(333, 500), **LIMITS)
-    processor = Qwen2VLImageProcessor(min_pixels=LIMITS["min_pixels"], max_pixels=LIMITS["max_pixels"])
+    processor = image_processor(min_pixels=LIMITS["min_pixels"], max_pixels=LIMITS["max_pixels"])
     out = processor(images=[Image.open(io.BytesIO(c.png))], return_tensors="pt")
     assert tuple(out["image_grid_thw"][0].tolist()) == c.grid_thw
     assert (torch.from_numpy(pixel_values(c.png)) - out["pixel_values"]).abs().max() < 1e-6
@@ -237,7 +246,7 @@ MINI = Path(os.environ.get("MMSR1_SHARED") or Path(__file__).parents[2] / "share
 
 @pytest.mark.skipif(not MINI.exists(), reason="the five real FVQA rows are not here (MMSR1_SHARED)")
 def test_real_pictures_at_their_real_sizes() -> None:
-    processor = Qwen2VLImageProcessor(min_pixels=56 * 56, max_pixels=28 * 28 * 1024)
+    processor = image_processor(min_pixels=56 * 56, max_pixels=28 * 28 * 1024)
     for prompt in PromptDataset([MINI]):
         c = canonicalize(prompt.images[0], min_pixels=56 * 56, max_pixels=28 * 28 * 1024)
         raw = processor(images=[images.decode(prompt.images[0])], return_tensors="pt")

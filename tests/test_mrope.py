@@ -10,8 +10,6 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from transformers.models.qwen2_5_vl.modeling_qwen2_5_vl import Qwen2_5_VLModel
-from transformers.models.qwen3_vl.modeling_qwen3_vl import Qwen3VLModel
 
 from megatron_mmsr1.data.mrope import mrope_positions
 
@@ -21,7 +19,14 @@ grids = st.tuples(st.just(1), st.integers(1, 6).map(lambda n: 2 * n), st.integer
 conversations = st.tuples(st.integers(0, 9), st.lists(st.tuples(grids, st.integers(1, 9)), max_size=6))
 
 
-def reference(ids: list[int], grid: list[tuple[int, int, int]], Model: Any = Qwen2_5_VLModel) -> np.ndarray:
+def models() -> list[Any]:
+    from transformers.models.qwen2_5_vl.modeling_qwen2_5_vl import Qwen2_5_VLModel
+    from transformers.models.qwen3_vl.modeling_qwen3_vl import Qwen3VLModel
+
+    return [Qwen2_5_VLModel, Qwen3VLModel]
+
+
+def reference(ids: list[int], grid: list[tuple[int, int, int]], Model: Any) -> np.ndarray:
     vision = SimpleNamespace(spatial_merge_size=2, tokens_per_second=4)
     model: Any = SimpleNamespace(config=SimpleNamespace(vision_config=vision))
     model.get_vision_position_ids = lambda *a, **k: Model.get_vision_position_ids(model, *a, **k)
@@ -42,8 +47,8 @@ def test_equal_to_transformers(conversation) -> None:
     grid = [g for g, _ in parts]
     ours = mrope_positions(ids, PAD, grid)
     assert ours.dtype == np.int64
-    assert np.array_equal(ours, reference(ids, grid))
-    assert np.array_equal(ours, reference(ids, grid, Qwen3VLModel))
+    for model in models():
+        assert np.array_equal(ours, reference(ids, grid, model))
 
 
 def test_worked_example() -> None:

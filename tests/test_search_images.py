@@ -6,11 +6,11 @@ import io
 import json
 import random
 import struct
-import zlib
 from pathlib import Path
 
 import numpy as np
 import pytest
+from hostile import chunk, zlib_bomb
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
@@ -147,10 +147,6 @@ def test_a_broken_index_names_the_line(tmp_path: Path, row: dict[str, str], mess
     assert message in str(e.value)
 
 
-def chunk(kind: bytes, data: bytes) -> bytes:
-    return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
-
-
 def bare_png(width: int, height: int, *chunks: bytes) -> bytes:
     header = chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0))
     return b"\x89PNG\r\n\x1a\n" + header + b"".join(chunks) + chunk(b"IEND", b"")
@@ -161,9 +157,9 @@ HOSTILE = {
     "no picture": b"<svg xmlns='http://www.w3.org/2000/svg'/>",
     "a claim of 100 megapixels": bare_png(10_000, 10_000),
     "a claim of 2^62 pixels": bare_png(2**31 - 1, 2**31 - 1),
-    "zeros by zlib": bare_png(20_000, 20_000, chunk(b"IDAT", zlib.compress(bytes(50_000_000), 9))),
-    "a text chunk that unpacks": bare_png(8, 8, chunk(b"zTXt", b"k\0\0" + zlib.compress(bytes(50_000_000), 9))),
-    "an ICC profile that unpacks": bare_png(8, 8, chunk(b"iCCP", b"k\0\0" + zlib.compress(bytes(50_000_000), 9))),
+    "zeros by zlib": bare_png(20_000, 20_000, chunk(b"IDAT", zlib_bomb(50_000_000))),
+    "a text chunk that unpacks": bare_png(8, 8, chunk(b"zTXt", b"k\0\0" + zlib_bomb(50_000_000))),
+    "an ICC profile that unpacks": bare_png(8, 8, chunk(b"iCCP", b"k\0\0" + zlib_bomb(50_000_000))),
     "a torn file": png(Image.new("RGB", (99, 99), "red"))[:80],
     "zero wide": bare_png(0, 5),
     "a TIFF": b"II*\0\x08\0\0\0" + bytes(64),

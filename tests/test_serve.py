@@ -13,9 +13,9 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import httpx
-import openai
 import pytest
 import serving_fixtures as f
 import yaml
@@ -26,6 +26,9 @@ import megatron_mmsr1.cli.entry as cli
 from megatron_mmsr1.procs.guard import descendants
 from megatron_mmsr1.procs.ports import port_is_free
 from serving import settings
+
+if TYPE_CHECKING:
+    import openai
 
 READY = re.compile(r"API +(http://[^ ]+)/v1")
 
@@ -55,8 +58,10 @@ class Served:
         self.url = found[1]
         self.family = descendants(self.process.pid)
 
-    def client(self) -> openai.OpenAI:
-        return openai.OpenAI(base_url=f"{self.url}/v1", api_key="-", max_retries=0, timeout=60)
+    def client(self, key: str = "-") -> openai.OpenAI:
+        import openai
+
+        return openai.OpenAI(base_url=f"{self.url}/v1", api_key=key, max_retries=0, timeout=60)
 
     def health(self) -> httpx.Response:
         return httpx.get(f"{self.url}/health", timeout=10, trust_env=False)
@@ -117,6 +122,8 @@ def test_it_answers(served, atlas_world):
 
 
 def test_an_engine_that_is_killed_comes_back(served, atlas_world):
+    import openai
+
     os.kill(part_of(served.process.pid, "server"), signal.SIGKILL)
     with pytest.raises(openai.APIStatusError) as e:  # a clear error while it is away
         while True:
@@ -169,6 +176,8 @@ def test_without_search(model, atlas_engine, atlas_world, tmp_path):
 
 
 def test_keys(model, atlas_engine, tmp_path, capfd):
+    import openai
+
     keys = tmp_path / "keys"
     assert cli.main(["serve", str(model), f"gateway.keys={keys}", "--new-key", "anna"]) == 0
     key = capfd.readouterr().out.strip()
@@ -178,7 +187,7 @@ def test_keys(model, atlas_engine, tmp_path, capfd):
     try:
         with pytest.raises(openai.AuthenticationError):
             s.client().models.list()
-        assert openai.OpenAI(base_url=f"{s.url}/v1", api_key=key).models.list().data
+        assert s.client(key).models.list().data
         assert key not in s.err.read_text() + s.out.read_text()
     finally:
         s.kill()
