@@ -38,7 +38,7 @@ SECONDS: dict[str, tuple[str, str]] = {
     "mmsr1 search convert cache.pkl --rows fvqa_train.parquet --out recorded": ("", "picture"),
     "mmsr1 search estimate configs/qwen2.5-vl-7b-fvqa.yaml": ("data.train=[build/atlas/train.parquet]", "calls"),
     "python benchmarks/learning.py --seeds 0 1 2 --ablations": ("--table", "grpo, seed 0"),  # trains for hours without --table
-    "python benchmarks/learning.py --maths": ("--table", "format before"),
+    "python benchmarks/learning.py --maths --seeds 0": ("--table", "maths, seed 0"),
 }
 # Run by test_docs_story.py, which is slow: an engine, ranks, or both. `{engine}`: the URL of one that runs already.
 MINUTES: dict[str, tuple[str, str]] = {
