@@ -47,13 +47,19 @@ def assumed(cfg: RunConfig) -> Assumed:
     return FVQA if cfg.searches else MATHS
 
 
+def active(cfg: RunConfig) -> int:
+    """The parameters that a token passes through: of a mixture of experts, those of the experts that it is sent to."""
+    s = shape(cfg)
+    return s.get("active_parameters", s["parameters"])
+
+
 def training_s(cfg: RunConfig) -> float:
     """FLOPs a token and parameter over the ranks' GPUs: 6 for forward and backward, 2 where activations are recomputed, 2 for
     the reference's pass and 2 for the old log-probs' (needed from the second update on)."""
     a, m = assumed(cfg), cfg.megatron
     tokens = cfg.data.prompts_per_step * cfg.data.group_size * (a.prompt + a.sampled + a.observed)
     passes = 6 + 2 * (m.recompute == "full") + 2 * (cfg.algorithm.kl_coef > 0) + 2 * (cfg.algorithm.updates_per_step > 1)
-    return passes * shape(cfg)["parameters"] * tokens / (cfg.train.ranks * FLOPS * TRAIN_SHARE)
+    return passes * active(cfg) * tokens / (cfg.train.ranks * FLOPS * TRAIN_SHARE)
 
 
 def rollout_s(cfg: RunConfig) -> float:
@@ -62,8 +68,8 @@ def rollout_s(cfg: RunConfig) -> float:
     a, s = assumed(cfg), shape(cfg)
     engines, gpus = engine_count(cfg)
     here = cfg.data.prompts_per_step * cfg.data.group_size / engines
-    prefill = 2 * s["parameters"] * here * (a.prompt / cfg.data.group_size + a.observed) / (gpus * FLOPS * PREFILL_SHARE)
-    head = s["hidden_size"] // s["num_attention_heads"]
+    prefill = 2 * active(cfg) * here * (a.prompt / cfg.data.group_size + a.observed) / (gpus * FLOPS * PREFILL_SHARE)
+    head = s.get("head_dim") or s["hidden_size"] // s["num_attention_heads"]
     kv = 2 * s["num_hidden_layers"] * s["num_key_value_heads"] * head * 2 * (a.prompt + a.observed + a.sampled / 2)
     step = (2 * s["parameters"] + kv * here) / (gpus * BANDWIDTH * DECODE_SHARE)
     return prefill + a.sampled * step
@@ -83,7 +89,8 @@ def row(path: Path) -> str:
     p, m = cfg.placement, cfg.megatron
     own = n / (m.tensor_parallel * m.pipeline_parallel)
     reference = own * BYTES[cfg.model.dtype] if cfg.algorithm.kl_coef else 0
-    where = f"{p.trainer.nodes} x {p.trainer.gpus_per_node} GPUs TP{m.tensor_parallel} DP{cfg.data_parallel}; "
+    where = f"{p.trainer.nodes} x {p.trainer.gpus_per_node} GPUs TP{m.tensor_parallel} "
+    where += f"PP{m.pipeline_parallel} " * (m.pipeline_parallel > 1) + f"DP{cfg.data_parallel}; "
     where += f"{engines} engines of {gpus} GPU{'s' if gpus > 1 else ''}"
     where += f" on {p.engines.nodes} nodes" if p.engines.nodes else " beside them"
     data = "FVQA" if cfg.searches else "open-r1 maths, 8k"

@@ -33,8 +33,8 @@ def test_every_family_keeps_the_contract(name: str) -> None:
     assert models.get(name).name == name
 
 
-def test_there_are_three() -> None:
-    assert {"qwen2_5_vl", "qwen2_vl", "qwen3_vl"} <= set(models.REGISTRY.names())
+def test_there_are_four() -> None:
+    assert {"qwen2_5_vl", "qwen2_vl", "qwen3_vl", "qwen3_vl_moe"} <= set(models.REGISTRY.names())
 
 
 @dataclass(frozen=True)
@@ -76,7 +76,7 @@ def _checkpoint(directory: Path, **config: Any) -> Path:
     return directory
 
 
-@pytest.mark.parametrize("name", ["qwen2_5_vl", "qwen2_vl", "qwen3_vl"])
+@pytest.mark.parametrize("name", ["qwen2_5_vl", "qwen2_vl", "qwen3_vl", "qwen3_vl_moe"])
 def test_the_architecture_finds_the_family_and_its_patch_sizes(name: str, tmp_path: Path) -> None:
     vision = {"patch_size": 16, "spatial_merge_size": 4, "temporal_patch_size": 1}
     path = _checkpoint(tmp_path / "m", architectures=list(models.get(name).architectures), vision_config=vision)

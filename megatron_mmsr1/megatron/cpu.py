@@ -64,6 +64,9 @@ class _Stream:
 
     def __exit__(self, *args: Any) -> None: ...
 
+    def record_event(self, *args: Any) -> _Stream:
+        return self
+
     def __getattr__(self, name: str) -> Callable[..., None]:
         return lambda *args, **kwargs: None
 

@@ -101,7 +101,9 @@ class _Unpad(torch.autograd.Function):
 
 def local_block(config: Any, vp_stage: int | None = None) -> TransformerBlockSubmodules:
     """megatron-core's local decoder with the two layers above in their places."""
-    layer = get_gpt_layer_local_spec(normalization="RMSNorm", qk_layernorm=config.qk_layernorm)
+    layer = get_gpt_layer_local_spec(
+        num_experts=config.num_moe_experts, normalization="RMSNorm", qk_layernorm=config.qk_layernorm
+    )
     parts: Any = layer.submodules
     parts.input_layernorm = parts.pre_mlp_layernorm = RMSNorm
     attention = parts.self_attention.submodules

@@ -26,6 +26,11 @@ OWNED = {
     "mrope_section": "the checkpoint's config.json",
     "calculate_per_token_loss": "the trainer",
     "variable_seq_lengths": "the trainer",
+    "expert_model_parallel_size": "the trainer, which does not spread experts over ranks",
+    "expert_tensor_parallel_size": "megatron.tensor_parallel",
+    "moe_router_load_balancing_type": "the trainer, which has no load-balancing loss",
+    "moe_aux_loss_coeff": "the trainer, which has no load-balancing loss",
+    "moe_z_loss_coeff": "the trainer, which has no load-balancing loss",
     "freeze_language_model": "model.freeze",
     "freeze_vision_model": "model.freeze",
     "freeze_vision_projection": "model.freeze",
@@ -73,6 +78,7 @@ def configure(provider: Any, cfg: RunConfig, hf_config: dict[str, Any]) -> None:
 
         provider.transformer_layer_spec = local_block
         provider.gradient_accumulation_fusion = provider.persist_layer_norm = False
+        provider.moe_grouped_gemm = provider.moe_permute_fusion = False  # experts one after the other
     _native(provider, m.provider)
     _check_divides(provider, cfg)
     try:
@@ -80,7 +86,7 @@ def configure(provider: Any, cfg: RunConfig, hf_config: dict[str, Any]) -> None:
     except (AssertionError, ValueError) as e:
         raise UsageError(f"megatron: megatron-core refuses this model configuration: {e}") from e
     # Pipeline stages exchange the shape of each micro-batch. After finalize, which would judge it by a dispatcher of
-    # mixture-of-experts models that this model does not use.
+    # mixture-of-experts models that dense models do not use.
     provider.variable_seq_lengths = m.pipeline_parallel > 1
 
 
@@ -114,6 +120,8 @@ def _check_divides(provider: Any, cfg: RunConfig) -> None:
         "vocabulary entries": provider.vocab_size,
         "feed-forward units": provider.ffn_hidden_size,
     }
+    if provider.num_moe_experts:
+        sizes["feed-forward units"] = provider.moe_ffn_hidden_size
     for what, n in sizes.items():
         if n % tp:
             raise UsageError(f"megatron.tensor_parallel={tp}: the model's {n} {what} do not divide over {tp} ranks")

@@ -15,6 +15,7 @@ SPLIT = {
     "key-value heads": "num_key_value_heads",
     "vocabulary entries": "vocab_size",
     "feed-forward units": "intermediate_size",
+    "feed-forward units of an expert": "moe_intermediate_size",
 }
 
 

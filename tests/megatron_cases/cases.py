@@ -18,6 +18,7 @@ def over(model: str, case: Callable[..., None], **options: object) -> Case:
 
 second = partial(over, "qwen2_vl")
 third = partial(over, "qwen3_vl")
+mixture = partial(over, "qwen3_vl_moe")
 
 
 CASES: dict[int, dict[str, Case]] = {
@@ -45,6 +46,11 @@ CASES: dict[int, dict[str, Case]] = {
         "qwen3_vl_freeze_groups": third(persistence.freeze_groups),
         "qwen3_vl_tied_logits_equal_transformers": over("qwen3_vl_tied", layouts.logits_equal_transformers),
         "qwen3_vl_tied_baseline_gradients": over("qwen3_vl_tied", layouts.baseline_gradients),
+        "qwen3_vl_moe_logits_equal_transformers": mixture(layouts.logits_equal_transformers),
+        "qwen3_vl_moe_gradients_equal_transformers": mixture(layouts.gradients_equal_transformers),
+        "qwen3_vl_moe_baseline_gradients": mixture(layouts.baseline),
+        "qwen3_vl_moe_export_every_weight": mixture(persistence.export_every_weight),
+        "qwen3_vl_moe_models_refused": mixture(errors.moe_models),
         "packed_equals_unpacked": layouts.packed_equals_unpacked,
         "recompute_full": partial(layouts.recompute, mode="full"),
         "recompute_selective": partial(layouts.recompute, mode="selective"),
@@ -90,6 +96,12 @@ CASES: dict[int, dict[str, Case]] = {
         },
         "qwen3_vl_tied_pp2_logits_and_gradients": over("qwen3_vl_tied", layouts.logits_and_gradients, layout="pp2"),
         "qwen3_vl_tied_export_every_weight_pp2": over("qwen3_vl_tied", persistence.export_every_weight, layout="pp2"),
+        **{
+            f"qwen3_vl_moe_{name}_logits_and_gradients": mixture(layouts.logits_and_gradients, layout=name)
+            for name in ("tp2_sp", "pp2")
+        },
+        "qwen3_vl_moe_exact_resume_pp2": mixture(persistence.exact_resume, layout="pp2"),
+        "qwen3_vl_moe_layout_refused": mixture(errors.moe_layout),
         "dp2_shares": partial(layouts.shares, layout="dp2"),
         "plain_optimizer_tp2_sp": partial(layouts.plain_optimizer, layout="tp2_sp"),
         "plain_optimizer_dp2": partial(layouts.plain_optimizer, layout="dp2"),
@@ -112,15 +124,14 @@ CASES: dict[int, dict[str, Case]] = {
             for name in ("tp2_pp2", "tp2_pp2_sp", "tp2_dp2_sp")
             for what in ("logits_and_gradients", "steps")
         },
-        **{
-            f"qwen2_vl_{name}_{what}": second(getattr(layouts, what), layout=name)
-            for name in ("tp2_pp2", "tp2_pp2_sp")
-            for what in ("logits_and_gradients", "steps")
-        },
+        "qwen2_vl_tp2_pp2_logits_and_gradients": second(layouts.logits_and_gradients, layout="tp2_pp2"),
+        "qwen2_vl_tp2_pp2_sp_steps": second(layouts.steps, layout="tp2_pp2_sp"),
         "qwen2_vl_export_every_weight_tp2_pp2": second(persistence.export_every_weight, layout="tp2_pp2"),
         "qwen3_vl_tp2_pp2_logits_and_gradients": third(layouts.logits_and_gradients, layout="tp2_pp2"),
         "qwen3_vl_tp2_pp2_sp_steps": third(layouts.steps, layout="tp2_pp2_sp"),
         "qwen3_vl_export_every_weight_tp2_pp2": third(persistence.export_every_weight, layout="tp2_pp2"),
+        "qwen3_vl_moe_tp2_pp2_sp_steps": mixture(layouts.steps, layout="tp2_pp2_sp"),
+        "qwen3_vl_moe_export_every_weight_tp2_pp2_sp": mixture(persistence.export_every_weight, layout="tp2_pp2_sp"),
         "qwen3_vl_layout_refused": third(errors.deepstack_layout),
         "fewer_sequences_than_ranks": partial(layouts.one_sequence, layout="tp2_dp2_sp"),
         "tp2_dp2_sp_shares": partial(layouts.shares, layout="tp2_dp2_sp"),

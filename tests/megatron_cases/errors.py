@@ -139,3 +139,22 @@ def deepstack_layout(lab: Lab) -> None:
     """Four layers over four stages leave the tower's stage one of the two that take its inner features."""
     with raises(UsageError, "pipeline_parallel=4", "first stage has 1 layers", "first 2 of this model", "num_layers_in_first"):
         lab.actor(megatron={"pipeline_parallel": 4})
+
+
+def moe_layout(lab: Lab) -> None:
+    with raises(UsageError, "tensor_parallel=2", "set megatron.sequence_parallel: true"):
+        lab.actor(megatron={"tensor_parallel": 2})
+
+
+def moe_models(lab: Lab) -> None:
+    """Mixtures that the trainer cannot build, or could misread."""
+    for key, value, words in (("mlp_only_layers", [0], "dense layers among"), ("moe_intermediate_size", 32, "are square")):
+        path = lab.root / f"{lab.model}_{key}"
+        shutil.copytree(lab.root / lab.model, path)
+        config = json.loads((path / "config.json").read_text())
+        config["text_config"][key] = value
+        (path / "config.json").write_text(json.dumps(config))
+        with raises(UsageError, "model.path", words):
+            lab.actor(path=path.name)
+    with raises(UsageError, "moe_aux_loss_coeff", "no load-balancing loss"):
+        lab.actor(megatron={"provider": {"moe_aux_loss_coeff": 0.001}})

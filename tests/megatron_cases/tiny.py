@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import io
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import torch
 from PIL import Image
+from safetensors.torch import load_file, save_file
 
 from megatron_mmsr1.data.images import DEFAULT_RULE, ImageStore, canonicalize
 from megatron_mmsr1.models import PictureRule, get
@@ -29,9 +31,17 @@ ID = {token: WORDS + i for i, token in enumerate(SPECIAL)}
 
 
 def make_checkpoint(
-    path: Path, *, seed: int = 0, hidden: int = 64, layers: int = 4, tied: bool = False, family: str = "qwen2_5_vl"
+    path: Path,
+    *,
+    seed: int = 0,
+    hidden: int = 64,
+    layers: int = 4,
+    tied: bool = False,
+    family: str = "qwen2_5_vl",
+    deepstack: Sequence[int] = (0, 2),
 ) -> Path:
-    """Random weights, perturbed so that no bias or norm is at its trivial value."""
+    """Random weights, perturbed so that no bias or norm is at its trivial value. `deepstack`: the tower's layers whose features
+    Qwen3-VL's first decoder layers take."""
     from tokenizers import Tokenizer, models, pre_tokenizers
     from transformers import (
         PreTrainedTokenizerFast,
@@ -42,6 +52,8 @@ def make_checkpoint(
         Qwen2VLImageProcessor,
         Qwen3VLConfig,
         Qwen3VLForConditionalGeneration,
+        Qwen3VLMoeConfig,
+        Qwen3VLMoeForConditionalGeneration,
     )
 
     vocab = {f"w{i}": i for i in range(WORDS)} | ID
@@ -90,13 +102,16 @@ def make_checkpoint(
     if family == "qwen2_vl":  # its vision config calls the tower's own width embed_dim, the language model's hidden_size
         Config, Model = Qwen2VLConfig, Qwen2VLForConditionalGeneration
         vision = {"depth": 2, "embed_dim": 32, "mlp_ratio": 2, "num_heads": 2, "hidden_size": hidden}
-    if family == "qwen3_vl":
+    if family.startswith("qwen3_vl"):
         Config, Model = Qwen3VLConfig, Qwen3VLForConditionalGeneration
         # A head size that does not follow from the width; a grid of 5 x 5 positions, so that every picture's are interpolated.
         rope = text["rope_parameters"] | {"mrope_section": [6, 3, 3], "mrope_interleaved": True}
         text |= {"head_dim": 24, "rope_parameters": rope}
         vision = {"depth": 3, "hidden_size": 32, "intermediate_size": 64, "num_heads": 2, "out_hidden_size": hidden}
-        vision |= {"num_position_embeddings": 25, "deepstack_visual_indexes": [0, 2]}
+        vision |= {"num_position_embeddings": 25, "deepstack_visual_indexes": list(deepstack)}
+    if family == "qwen3_vl_moe":
+        Config, Model = Qwen3VLMoeConfig, Qwen3VLMoeForConditionalGeneration
+        text |= {"num_experts": 6, "num_experts_per_tok": 2, "moe_intermediate_size": 48}
     config = Config(
         text_config=text,
         vision_config=vision,
@@ -112,7 +127,18 @@ def make_checkpoint(
         for p in model.parameters():
             p.add_(torch.randn_like(p) * 0.05)
     model.save_pretrained(path)
+    if family == "qwen3_vl_moe":
+        _experts_as_released(path / "model.safetensors")
     return path
+
+
+def _experts_as_released(file: Path) -> None:
+    """The released checkpoints have an expert's matrices [in, out], where transformers writes [out, in]; both are read."""
+    weights = load_file(file)
+    for name, weight in weights.items():
+        if ".experts." in name:
+            weights[name] = weight.transpose(1, 2).contiguous()
+    save_file(weights, file, metadata={"format": "pt"})
 
 
 def picture(seed: int, width: int = 56, height: int = 56) -> bytes:

@@ -21,8 +21,7 @@ from megatron.bridge.models.qwen_vl.qwen3_vl_bridge import Qwen3VLBridge
 from megatron.bridge.models.qwen_vl.qwen3_vl_provider import Qwen3VLModelProvider
 from megatron.core.parallel_state import get_tensor_model_parallel_rank, get_tensor_model_parallel_world_size
 from torch import Tensor, nn
-from transformers import Qwen3VLForConditionalGeneration
-from transformers.models.qwen3_vl.modeling_qwen3_vl import Qwen3VLVisionModel
+from transformers import AutoModel, Qwen3VLForConditionalGeneration
 
 from megatron_mmsr1.models._policy import PolicyModel
 from megatron_mmsr1.models.qwen3_vl import deepstack
@@ -41,7 +40,7 @@ class Model(PolicyModel):
             deepstack.install(self.decoder.layers[: len(self.visual.deepstack_merger_list)])
 
     def build_tower(self, vision_config: Any) -> nn.Module:
-        return Qwen3VLVisionModel._from_config(vision_config)
+        return AutoModel.from_config(vision_config)
 
     def encode(self, pixels: Tensor, grids: Tensor) -> Tensor:
         """Features [N, (1 + D) * H]."""
