@@ -94,7 +94,8 @@ def _native(provider: Any, fields: dict[str, Any]) -> None:
     known = [f.name for f in dataclasses.fields(provider) if f.init and not f.name.startswith("_")]
     for name, value in fields.items():
         if name in OWNED:
-            raise UsageError(f"megatron.provider.{name}: this is decided by {OWNED[name]}; set it there")
+            where = "" if OWNED[name].startswith("the ") else "; set it there"
+            raise UsageError(f"megatron.provider.{name}: this is decided by {OWNED[name]}{where}")
         if name not in known:
             close = difflib.get_close_matches(name, known, n=1)
             hint = f"did you mean {close[0]}?" if close else "see megatron.core's TransformerConfig"
@@ -103,11 +104,15 @@ def _native(provider: Any, fields: dict[str, Any]) -> None:
 
 
 def _mrope_section(hf_config: dict[str, Any]) -> list[int]:
-    """The checkpoint's own split of the rotary dimensions; megatron-bridge 0.6.2 assumes a head size of 128."""
+    """The checkpoint's own split of the rotary dimensions; megatron-bridge 0.6.2 assumes a head size of 128. UsageError for one
+    whose frequencies are scaled (as for contexts longer than it was trained with), which nothing here would do."""
     text = hf_config.get("text_config", hf_config)
     for section in (text, hf_config):
         rope = section.get("rope_parameters") or section.get("rope_scaling") or {}
         if "mrope_section" in rope:
+            kind = rope.get("rope_type") or rope.get("type") or "default"
+            if kind not in ("default", "mrope"):
+                raise UsageError(f"model.path: config.json scales rotary positions ({kind}), which this trainer does not")
             return list(rope["mrope_section"])
     raise UsageError("model.path: config.json has no mrope_section in its rope parameters")
 

@@ -46,6 +46,11 @@ def checkpoints(lab: Lab) -> None:
     (other / "config.json").write_text(json.dumps(config | {"architectures": ["LlamaForCausalLM"]}))
     with raises(UsageError, "LlamaForCausalLM", "Qwen2_5_VL"):
         lab.actor(path="other")
+    scaled = _copy(lab, "scaled")
+    config["text_config"]["rope_parameters"] |= {"rope_type": "yarn", "factor": 2.0}
+    (scaled / "config.json").write_text(json.dumps(config))
+    with raises(UsageError, "model.path", "scales rotary positions (yarn)"):
+        lab.actor(path="scaled")
     sharded = _copy(lab, "sharded")
     weights = load_file(sharded / "model.safetensors")
     (sharded / "model.safetensors").unlink()
