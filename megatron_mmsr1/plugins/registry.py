@@ -72,7 +72,7 @@ class Registry[T]:
 
     def names(self) -> list[str]:
         """Every name that needs no module: what ships and what is installed, sorted."""
-        return sorted({*self._shipped(), *(e.name for e in importlib.metadata.entry_points(group=self.group))})
+        return sorted({*self._shipped(), *(e.name for e in _announced(self.group))})
 
     def get(self, name: str) -> T:
         """The part of this name. Raises UsageError that names the setting, and the file and the broken rule of one that does
@@ -91,7 +91,7 @@ class Registry[T]:
         for name, module in sorted(shipped.items()):
             found = importlib.util.find_spec(module)
             yield Registered(self.kind, name, "built in", str(found.origin if found else module))
-        for entry in sorted(importlib.metadata.entry_points(group=self.group), key=lambda e: e.name):
+        for entry in sorted(_announced(self.group), key=lambda e: e.name):
             if entry.name not in shipped:
                 origin = f"entry point of {entry.dist.name if entry.dist else entry.value}"
                 found = importlib.util.find_spec(entry.value.partition(":")[0])
@@ -113,7 +113,7 @@ class Registry[T]:
         shipped = self._shipped()
         if name in shipped:
             return self._attribute(importlib.import_module(shipped[name]), self.attribute, name)
-        for entry in importlib.metadata.entry_points(group=self.group):
+        for entry in _announced(self.group):
             if entry.name == name:
                 where, _, attribute = entry.value.partition(":")
                 return self._attribute(self._module(name, where), attribute, name)
@@ -138,6 +138,16 @@ class Registry[T]:
         if not hasattr(module, attribute):
             raise UsageError(f"{self.key}={name}: {file} has no {attribute}")
         return getattr(module, attribute), file
+
+
+def _announced(group: str) -> Iterator[importlib.metadata.EntryPoint]:
+    return (e for e in _entry_points(tuple(sys.path)) if e.group == group)
+
+
+@functools.cache
+def _entry_points(path: tuple[str, ...]) -> importlib.metadata.EntryPoints:
+    """Those of every package on `path`, which is sys.path: to look costs a file of each."""
+    return importlib.metadata.entry_points()
 
 
 @functools.cache

@@ -45,7 +45,6 @@ class Lab:
     def actor(self, *, path: str | None = None, **sections: dict[str, Any]) -> Any:
         from megatron_mmsr1.megatron.actor import MegatronActor
 
-        gc.unfreeze()
         gc.collect()  # the last case's actor holds process groups
         return MegatronActor(self.config(path=path, **sections), self.store, total_steps=10)
 

@@ -7,6 +7,7 @@ from this process, which has; CUDA does not survive a fork.
 
 from __future__ import annotations
 
+import gc
 import importlib
 import json
 import multiprocessing
@@ -76,6 +77,11 @@ def preload() -> None:
     platform.install()
     for name in ("megatron_mmsr1.megatron.actor", "megatron_cases.cases"):
         importlib.import_module(name)
+    # Before each actor is made the last one is collected, and each collects once itself. Neither need look through half a
+    # million objects that were imported here; but an actor must not be frozen, or it would never be collected.
+    gc.collect()
+    gc.freeze()
+    gc.freeze = lambda: None
 
 
 def main() -> None:
