@@ -27,7 +27,10 @@ for argument in "$@"; do
 done
 if [[ $slow == no ]]; then marks="not slow"; fi
 if [[ $gpu == no ]]; then marks="${marks:+$marks and }not gpu"; fi
-if [[ $fast == yes ]]; then marks="$marks and not process"; fi
+if [[ $fast == yes ]]; then
+  marks="$marks and not process"
+  if [[ ${#workers[@]} -gt 0 ]]; then workers[1]=2; fi # nothing waits, and a third would import all that the others do
+fi
 
 venv="$(./scripts/env.sh)"
 export PATH="$venv/bin:$PATH" PYTHONPATH="$PWD${PYTHONPATH:+:$PYTHONPATH}"

@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 # examples are the same each time. MMSR1_DRAW=1 draws new ones.
 settings.register_profile("mmsr1", deadline=None, derandomize=os.environ.get("MMSR1_DRAW") != "1")
 settings.load_profile("mmsr1")
+# torch's threads wait busily, and the workers and what their tests start share the cores.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 pytest_plugins = ["suite"]
 

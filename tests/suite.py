@@ -4,6 +4,7 @@ each file took."""
 from __future__ import annotations
 
 import functools
+import gc
 import inspect
 import re
 import resource
@@ -19,7 +20,7 @@ import pytest
 HERE = Path(__file__).parent
 # What a function names that starts a process.
 STARTS = re.compile(
-    r"\w*subprocess\w*|Supervisor|Service|launch\w*|mmsr1|(sync_)?playwright.*|multiprocessing|torchrun|fork|RolloutWorker"
+    r"\w*subprocess\w*|Supervisor|Service|launch\w*|mmsr1|(sync_)?playwright.*|multiprocessing|torchrun|fork|RolloutWorker|Scoring|Extractors"
 )
 LIMIT_S = {"plain": 600, "process": 1800, "slow": 3600}  # generous: the machine may be busy with other work
 SHARED = ("engine", "atlas_engine")  # fixtures of a session that every worker would start for itself
@@ -88,8 +89,9 @@ def starts(function: Callable[..., Any]) -> bool:
 
 
 def starts_processes(item: Any) -> bool:
-    """Whether a test, or a fixture that it uses, starts a process."""
-    return any(starts(f) or asks_for(f) for f in [item.function, *fixtures(item)])
+    """Whether a test, or a fixture that it uses, starts a process; where only the project's code shows it, the test says so."""
+    marked = item.get_closest_marker("process") is not None
+    return marked or any(starts(f) or asks_for(f) for f in [item.function, *fixtures(item)])
 
 
 @functools.cache
@@ -135,6 +137,7 @@ def pytest_collection_finish(session: Any) -> None:
     """In a worker: pytest-xdist has put the group into each test's id, by which the tests of a group stay together."""
     if getattr(session.config.option, "loadgroup", False) and not all("@" in item.nodeid for item in session.items):
         raise pytest.UsageError("pytest-xdist sees no groups: this pytest is too new for it (pyproject.toml says why)")
+    gc.freeze()  # all that was imported need not be looked through at each full collection
 
 
 def cpu_s() -> float:

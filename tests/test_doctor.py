@@ -123,6 +123,7 @@ def test_what_differs_between_nodes_is_an_error() -> None:
 
 
 # --------------------------------------------------------------------------------------------------------------- all-reduce
+@pytest.mark.process
 def test_two_processes_reduce_and_one_tells(monkeypatch: pytest.MonkeyPatch) -> None:
     """As over the GPUs of one machine; without any they are two all the same, over gloo."""
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
@@ -156,6 +157,7 @@ def test_findings_are_read_among_other_lines() -> None:
 
 # ---------------------------------------------------------------------------------------------------------------- attention
 @pytest.mark.parametrize("family", ["qwen2_5_vl", "qwen2_vl"])
+@pytest.mark.process
 def test_the_model_s_own_attention_is_run(family: str, tmp_path: Path) -> None:
     """Also of a family that megatron-bridge does not know by itself."""
     path = COLD_START if family == "qwen2_5_vl" else qwen2_vl_fixtures.write(tmp_path / "model")
@@ -169,6 +171,7 @@ def test_the_model_s_own_attention_is_run(family: str, tmp_path: Path) -> None:
         assert kernels.data["kernels"] == ["aten::_scaled_dot_product_flash_attention_for_cpu"]
 
 
+@pytest.mark.process
 def test_a_model_that_is_not_there_is_an_error_that_names_it(tmp_path: Path) -> None:
     with pytest.raises(RunError, match=r"does not run here: .*models/none"):
         alone(attention.run, config(tmp_path))

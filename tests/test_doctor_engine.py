@@ -30,6 +30,7 @@ def test_an_engine_of_another_model_is_refused(engine: Service, tmp_path: Path) 
         alone(check.run, config(tmp_path, model={"path": str(COLD_START)}, engine={"urls": [engine.url]}))
 
 
+@pytest.mark.process
 def test_none_is_started_unless_it_is_asked_for(checkpoints: dict[str, Path], tmp_path: Path) -> None:
     cfg = config(tmp_path, model={"path": str(checkpoints["random"])}, engine={"name": "transformers"})
     (found,) = alone(check.run, cfg)

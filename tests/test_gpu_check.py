@@ -113,23 +113,27 @@ def parts_of(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., l
     return run
 
 
+@pytest.mark.process
 def test_a_missing_package_skips_its_part_by_name(parts_of: Any, tmp_path: Path) -> None:
     (found,) = parts_of("pass", needs={"no_such_module": "no-such-package", "no.such": "neither"})
     assert found.status == "skipped" and "neither, no-such-package" in found.reasons[0]
     assert json.loads((tmp_path / "out" / "part0.json").read_text())["commit"]
 
 
+@pytest.mark.process
 def test_a_part_that_does_not_fit_is_skipped_by_name(parts_of: Any) -> None:
     (found,) = parts_of("pass", budget_s=0.5)
     assert found.status == "skipped" and "wants at least 1 s" in found.reasons[0]
 
 
+@pytest.mark.process
 def test_a_part_is_ended_at_its_deadline_and_the_next_one_runs(parts_of: Any) -> None:
     ended, second = parts_of("if not job.row(n=2): time.sleep(3600)", "pass", share=0.01)
     assert ended.status == "failed" and "deadline" in ended.reasons[0] and [r["n"] for r in ended.rows] == [1, 2]
     assert second.status == "ok" and second.rows == [{"n": 1}]
 
 
+@pytest.mark.process
 def test_a_part_that_fails_is_told_and_the_next_one_runs(parts_of: Any) -> None:
     bodies = ("raise KeyError('a thing')", "os._exit(3)", "job.fault('wrong'); job.skipped('that')", "pass")
     raised, died, wrong, well = parts_of(*bodies)
@@ -141,6 +145,7 @@ def test_a_part_that_fails_is_told_and_the_next_one_runs(parts_of: Any) -> None:
     assert all(r.rows == [{"n": 1}] for r in (raised, died, wrong, well))
 
 
+@pytest.mark.process
 def test_without_a_gpu_it_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     with pytest.raises(UsageError, match="no CUDA device"):

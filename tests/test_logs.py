@@ -155,6 +155,7 @@ def test_messages_go_to_the_person_and_to_the_run(tmp_path: Path, capsys: pytest
     assert json.loads((tmp_path / "environment.json").read_text())["packages"]["torch"]
 
 
+@pytest.mark.process
 def test_wandb_offline_and_resumed_under_the_same_id(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("wandb")
     monkeypatch.delenv("WANDB_API_KEY", raising=False)

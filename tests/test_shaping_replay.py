@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -83,13 +84,21 @@ def test_a_replayed_success_makes_a_group_live_for_refill(tmp_path: Path) -> Non
             assert len({r for _, _, r, _ in members}) > 1 and [s for _, s, _, _ in members] == [*range(len(members))]
 
 
+@functools.cache
+def undisturbed(leaders: int, refill: bool) -> Life:
+    """A run of two epochs; how often it writes checkpoints must not matter to it."""
+    shaping = REPLAY | ({"refill": {"rounds": 2}} if refill else {})
+    with tempfile.TemporaryDirectory() as out:
+        return live(Path(out), seldom, shaping, steps=2 * EPOCH, leaders=leaders, group_size=4)
+
+
 @settings(max_examples=15, deadline=None)
 @given(st.sampled_from([1, 2]), st.integers(1, 40), st.integers(1, 4), st.booleans())
 def test_a_killed_run_replays_what_an_undisturbed_one_does(leaders: int, dies_at: int, every: int, refill: bool) -> None:
     shaping = REPLAY | ({"refill": {"rounds": 2}} if refill else {})
     options: Any = {"steps": 2 * EPOCH, "leaders": leaders, "checkpoint_every": every, "group_size": 4}
-    with tempfile.TemporaryDirectory() as a, tempfile.TemporaryDirectory() as b:
-        whole = live(Path(a), seldom, shaping, **options)
+    whole = undisturbed(leaders, refill)
+    with tempfile.TemporaryDirectory() as b:
         first = live(Path(b), seldom, shaping, **options, dies_at=dies_at)
         second = live(Path(b), seldom, shaping, **options)
     assert {**first.steps, **second.steps} == whole.steps
