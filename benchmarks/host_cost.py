@@ -79,7 +79,7 @@ def everything_as_lists(p: Any, local: list[dict[str, Any]], spec: Any, home: Pa
     import orjson
     import zstandard
 
-    from megatron_mmsr1.megatron.batch import plan
+    from megatron_mmsr1.data.shares import Size, plan
 
     started = time.perf_counter()
     every = p.gather_from_leaders(local)
@@ -87,7 +87,7 @@ def everything_as_lists(p: Any, local: list[dict[str, Any]], spec: Any, home: Pa
     if p.rank == 0:
         (home / "all.zst").write_bytes(zstandard.compress(b"\n".join(orjson.dumps(t) for t in every), level=3))
     dumped = time.perf_counter()
-    for members in plan([len(t["token_ids"]) for t in every], p.dp_size, spec["budget"], spec["hidden"])[p.dp_rank]:
+    for members in plan([Size(len(t["token_ids"])) for t in every], p.dp_size, spec["budget"], spec["hidden"])[p.dp_rank]:
         for m in members:
             np.asarray(every[m]["token_ids"], dtype=np.int64)
             np.asarray(every[m]["loss_mask"], dtype=np.float32)
@@ -99,12 +99,12 @@ def everything_as_lists(p: Any, local: list[dict[str, Any]], spec: Any, home: Pa
 def shares_as_buffers(p: Any, local: list[Any], spec: Any, home: Path) -> dict[str, float]:
     import numpy as np
 
-    from megatron_mmsr1.megatron.batch import owners, plan
+    from megatron_mmsr1.data.shares import Size, owners, plan
     from megatron_mmsr1.rollout.dump import write_dump
 
     started = time.perf_counter()
     outlines = p.gather_from_leaders([t.outline() for t in local])
-    lengths = [len(t) for t in outlines]
+    lengths = [Size(len(t)) for t in outlines]
     owner = owners(lengths, 1, p.dp_size, spec["budget"], spec["hidden"])
     count = len(outlines) // p.dp_size
     mine = p.distribute(local, [count] * p.dp_size, owner)

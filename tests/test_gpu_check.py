@@ -48,6 +48,11 @@ def test_the_cpu_agrees_with_itself_to_the_bit_and_bfloat16_drifts(results: dict
     assert all(r["tensors"] > 50 and not r["only_in_one"] for r in gradients), "tower and language model alike"
 
 
+def test_what_a_group_begins_with_is_computed_once(results: dict[str, dict[str, Any]]) -> None:
+    rows = [r for r in results["prefixes"]["rows"] if r.get("what") == "ratio"]
+    assert len(rows) == 2 and all(r["tokens"] > 2 and r["operations"] > 2 for r in rows)
+
+
 def test_mfu_covers_every_case_and_recompute_changes_no_result(results: dict[str, dict[str, Any]]) -> None:
     rows = [r for r in results["mfu"]["rows"] if "attention" in r]
     cases = {(r["shape"], r["attention"], r["recompute"], r["tokens"]) for r in rows}

@@ -188,6 +188,11 @@ class MegatronConfig(Section):
         default=True, description="shard the optimizer over data-parallel ranks; a checkpoint loads only under its own setting"
     )
     tokens_per_microbatch: int = Field(default=8192, gt=0, description="packing budget of one micro-batch")
+    share_prefixes: bool | None = Field(
+        default=None,
+        description="what trajectories of a micro-batch begin with alike (their group's prompt and picture) is computed once; "
+        "null: on a CPU only, for its kernels were not yet run on a GPU",
+    )
     logprob_chunk: int = Field(default=2048, gt=0, description="tokens whose logits are turned into log-probs at a time")
     provider: dict[str, Any] = Field(default_factory=dict, description="native fields of the megatron-core model config")
 

@@ -15,6 +15,7 @@ from transformers import AutoTokenizer
 from megatron_mmsr1.algorithm.composition import compose
 from megatron_mmsr1.algorithm.kl_control import adapted
 from megatron_mmsr1.config import RunConfig
+from megatron_mmsr1.data import shares
 from megatron_mmsr1.data.images import ImageStore
 from megatron_mmsr1.errors import UsageError
 from megatron_mmsr1.megatron import batch as batches
@@ -23,6 +24,7 @@ from megatron_mmsr1.megatron.batch import MicroBatch, PackingSpec
 from megatron_mmsr1.megatron.forward_backward import ForwardBackward
 from megatron_mmsr1.megatron.model import Built, build
 from megatron_mmsr1.megatron.optimizer import build_optimizer
+from megatron_mmsr1.megatron.provider import shares_prefixes
 from megatron_mmsr1.megatron.schedule import learning_rate
 from megatron_mmsr1.megatron.update import Update
 from megatron_mmsr1.megatron.vision import VisionFeatures
@@ -56,6 +58,7 @@ class MegatronActor:
             hidden=config.hidden_size,
             banned=frozenset(self.banned),
             device=platform.device(),
+            shared=shares_prefixes(cfg),
         )
         self.images = images
         self.policy = self._forward_backward(self.model, frozen=cfg.model.vision_frozen)
@@ -90,7 +93,7 @@ class MegatronActor:
             if a.ndim and a.shape != (t.sampled_tokens,):
                 raise UsageError(f"{t.prompt_id}#{t.sample_index}: {a.shape} advantages for {t.sampled_tokens} sampled tokens")
         updates = 1 if supervised else self.cfg.algorithm.updates_per_step
-        parts = batches.update_parts(len(trajectories), updates)
+        parts = shares.update_parts(len(trajectories), updates)
         work = [
             u for part in parts if not (u := Update(self, [trajectories[i] for i in part], [values[i] for i in part])).empty
         ]
@@ -103,6 +106,7 @@ class MegatronActor:
         platform.synchronize()
         seconds = time.perf_counter() - started
         mean = {k: float(np.mean([r[k] for r in reports])) for k in reports[0]} if reports else {"loss_tokens": 0.0}
+        computed = sum(r["tokens_computed"] for r in reports)
         self._follow(mean)
         if supervised:
             mean = {k: v for k, v in mean.items() if k in ("loss", "entropy", "grad_norm", "loss_tokens")}
@@ -110,6 +114,7 @@ class MegatronActor:
         return mean | {
             "lr": rate,
             "tokens": float(tokens),
+            "tokens_computed": computed,
             "tokens_per_s": tokens / seconds,
             "train_seconds": seconds,
             "peak_memory_gib": peak / 2**30,
@@ -156,8 +161,7 @@ class MegatronActor:
         mine = self.micro_batches(trajectories)
         found: list[tuple[int, Tensor]] = []
         for b, z in zip(mine, self.policy.logits(mine), strict=False):
-            lengths = [len(trajectories[m]) for m in b.members]
-            found += zip(b.members, z[: sum(lengths)].cpu().split(lengths), strict=True)
+            found += zip(b.members, (z[at].cpu() for at in b.places), strict=True)
         return [z for _, z in sorted(self.parallel.gather_from_speakers(found), key=lambda item: item[0])]
 
     # ---------------------------------------------------------------------------------------------------- persistence
@@ -209,13 +213,14 @@ class MegatronActor:
             runner.vision = self.policy.vision  # the same tower: encode each image once
         return runner
 
-    def owners(self, lengths: Sequence[int]) -> list[int]:
-        """The data-parallel rank that `train_step` gives each trajectory of these lengths to. Others need its outline only."""
+    def owners(self, trajectories: Sequence[Trajectory]) -> list[int]:
+        """The data-parallel rank that `train_step` gives each of these to, outlines or not. Others need its outline only."""
         updates = 1 if self.algorithm.supervised else self.cfg.algorithm.updates_per_step
-        return batches.owners(lengths, updates, self.parallel.dp_size, self.packing.budget, self.packing.hidden)
+        items = shares.sizes(trajectories, shared=self.packing.shared)
+        return shares.owners(items, updates, self.parallel.dp_size, self.packing.budget, self.packing.hidden)
 
     def micro_batches(self, trajectories: Sequence[Trajectory], *, every_token: bool = False) -> list[MicroBatch]:
         """This data-parallel rank's share."""
         p, g = self.parallel, self.packing
-        shares = batches.plan([len(t) for t in trajectories], p.dp_size, g.budget, g.hidden)
-        return [batches.collate(trajectories, members, g, every_token=every_token) for members in shares[p.dp_rank]]
+        packs = shares.plan(shares.sizes(trajectories, shared=g.shared), p.dp_size, g.budget, g.hidden)[p.dp_rank]
+        return [batches.collate(trajectories, members, g, every_token=every_token) for members in packs]

@@ -1,4 +1,7 @@
-"""Trajectories into packed micro-batches: what one forward pass of one data-parallel rank takes."""
+"""Trajectories into packed micro-batches: what one forward pass of one data-parallel rank takes.
+
+Where trajectories begin alike, as those of a group do, the pack holds that beginning once (`data/prefixes.py`).
+"""
 
 from __future__ import annotations
 
@@ -9,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from megatron_mmsr1.data.packing import balance, pack
+from megatron_mmsr1.data.prefixes import forest
 from megatron_mmsr1.errors import UsageError
 from megatron_mmsr1.megatron.layout import Packed, packed
 from megatron_mmsr1.models import Family
@@ -18,20 +21,22 @@ from megatron_mmsr1.trajectory import ImageRef, Trajectory
 
 @dataclass
 class MicroBatch:
-    """Sequences laid end to end, T tokens with padding. N counts the tokens that are scored: each stands at a row t and is the
-    token at t + 1 of the same sequence.
+    """Runs of tokens laid end to end, T tokens with padding. N counts the tokens that are scored: at its row stands the token
+    before it in the same sequence, which several sequences may have in common.
     """
 
     members: list[int]  # the trajectories, as indices into the global list; empty for a filler
     input_ids: Tensor  # int64 [1, T]
     position_ids: Tensor  # int64 [3, 1, T]
     layout: Packed
-    images: list[ImageRef]  # every occurrence, in the order of their pads
+    images: list[ImageRef]  # in the order of their pads; one that is shown to a shared run stands once
     image_tokens: Tensor  # int64 [image tokens]
     rows: Tensor  # int64 [N]
     targets: Tensor  # int64 [N]
     source: np.ndarray  # int64 [N]: the scored token's place in its trajectory
     owner: np.ndarray  # int64 [N]: its trajectory, as an index into the global list
+    places: list[np.ndarray]  # int64, of each member: the row of each of its tokens
+    computed: int  # tokens without padding
 
 
 @dataclass(frozen=True)
@@ -46,46 +51,7 @@ class PackingSpec:
     hidden: int
     banned: frozenset[int]
     device: torch.device
-
-
-def plan(lengths: Sequence[int], dp_size: int, budget: int, hidden: int) -> list[list[list[int]]]:
-    """Indices by data-parallel rank and micro-batch, the same on every rank that asks, every rank with as many micro-batches.
-
-    A rank with fewer packs than the fullest one splits its largest; one with fewer sequences than that gets empty ones, so
-    that pipelines and collectives stay in step.
-    """
-    # Matrix multiplications grow with n, attention with n**2: n * (1 + n / 6h) is a layer's cost up to a factor.
-    ranks = balance([n * (1 + n / (6 * hidden)) for n in lengths], dp_size)
-    packs = [[[mine[i] for i in p] for p in pack([lengths[i] for i in mine], budget)] for mine in ranks]
-    count = max(1, *(len(p) for p in packs))
-    return [_split_to(p, count) for p in packs]
-
-
-def update_parts(n: int, updates: int) -> list[list[int]]:
-    """The indices of each of a step's optimizer updates; none is empty."""
-    return [p.tolist() for p in np.array_split(np.arange(n), updates) if len(p)]
-
-
-def owners(lengths: Sequence[int], updates: int, dp_size: int, budget: int, hidden: int) -> list[int]:
-    """The data-parallel rank that `plan` gives each trajectory to, over all of the step's updates."""
-    out = [-1] * len(lengths)
-    for part in update_parts(len(lengths), updates):
-        for rank, packs in enumerate(plan([lengths[i] for i in part], dp_size, budget, hidden)):
-            for members in packs:
-                for m in members:
-                    out[part[m]] = rank
-    return out
-
-
-def _split_to(packs: list[list[int]], count: int) -> list[list[int]]:
-    while len(packs) < count:
-        largest = max(range(len(packs)), key=lambda i: len(packs[i]), default=-1)
-        if largest < 0 or len(packs[largest]) < 2:
-            packs.append([])
-            continue
-        members = packs.pop(largest)
-        packs += [members[0::2], members[1::2]]
-    return packs
+    shared: bool  # whether what trajectories begin with stands once
 
 
 def token_weights(t: Trajectory) -> np.ndarray:
@@ -126,31 +92,43 @@ def check(trajectories: Sequence[Trajectory], g: PackingSpec, vocabulary: int) -
 def collate(trajectories: Sequence[Trajectory], members: list[int], g: PackingSpec, *, every_token: bool = False) -> MicroBatch:
     """One micro-batch. Scored are the tokens under the loss mask, or every token but the first of each sequence (and but the
     vision tokens)."""
+    chosen = [trajectories[m] for m in members]
+    tokens = [np.asarray(t.token_ids, dtype=np.int64) for t in chosen]
+    pictures: dict[ImageRef, int] = {}
+    runs = forest([_keys(t, x, g, pictures) for t, x in zip(chosen, tokens, strict=True)], shared=g.shared)
     ids: list[np.ndarray] = []
     positions: list[np.ndarray] = []
-    rows, targets, source, owner = [], [], [], []
     images: list[ImageRef] = []
-    at = 0
-    for m in members:
-        t = trajectories[m]
-        tokens = np.asarray(t.token_ids, dtype=np.int64)
-        scored = ~np.isin(tokens, list(g.banned)) if every_token else token_weights(t) != 0
+    whole: dict[int, tuple[np.ndarray, np.ndarray]] = {}  # of a member: its positions, and where its pictures begin
+    for run in runs.runs:
+        t, x = chosen[run.member], tokens[run.member]
+        if run.member not in whole:
+            first = np.cumsum([0, *(i.tokens(g.merge) for i in t.images)])[:-1]
+            rows = np.flatnonzero(x == g.image_pad_id)[first]
+            whole[run.member] = (g.family.positions(x, g.image_pad_id, [i.grid_thw for i in t.images], g.merge), rows)
+        place, begins = whole[run.member]
+        ids.append(x[run.start : run.end])
+        positions.append(place[:, run.start : run.end])
+        images += [i for i, at in zip(t.images, begins, strict=True) if run.start <= at < run.end]
+    places = runs.rows()
+    rows, targets, source, owner = [], [], [], []
+    for m, t, x, where in zip(members, chosen, tokens, places, strict=True):
+        scored = ~np.isin(x, list(g.banned)) if every_token else token_weights(t) != 0
         scored[0] = False  # nothing comes before it
-        places = np.flatnonzero(scored)
-        ids.append(tokens)
-        positions.append(g.family.positions(tokens, g.image_pad_id, [i.grid_thw for i in t.images], g.merge))
-        rows.append(places - 1 + at)
-        targets.append(tokens[places])
-        source.append(places)
-        owner.append(np.full(len(places), m))
-        images += t.images
-        at += len(tokens)
+        at = np.flatnonzero(scored)
+        rows.append(where[at - 1])
+        targets.append(x[at])
+        source.append(at)
+        owner.append(np.full(len(at), m))
     lengths = [len(i) for i in ids]
-    if at == 0 or at % g.multiple:  # padding, and the filler of an empty micro-batch, are a sequence of their own
-        n = g.multiple - at % g.multiple
+    computed = sum(lengths)
+    parents = [r.parent for r in runs.runs]
+    if computed == 0 or computed % g.multiple:  # padding, and the filler of an empty micro-batch, are a sequence of their own
+        n = g.multiple - computed % g.multiple
         ids.append(np.zeros(n, dtype=np.int64))
         positions.append(np.broadcast_to(np.arange(n), (3, n)))
         lengths.append(n)
+        parents.append(-1)
     flat = np.concatenate(ids)
 
     def tensor(parts: list[np.ndarray]) -> Tensor:
@@ -160,11 +138,21 @@ def collate(trajectories: Sequence[Trajectory], members: list[int], g: PackingSp
         members=members,
         input_ids=torch.from_numpy(flat)[None].to(g.device),
         position_ids=torch.from_numpy(np.concatenate(positions, 1))[:, None].to(g.device),
-        layout=packed(lengths, device=g.device),
+        layout=packed(lengths, parents, device=g.device),
         images=images,
         image_tokens=torch.from_numpy(np.flatnonzero(flat == g.image_pad_id)).to(g.device),
         rows=tensor(rows),
         targets=tensor(targets),
         source=np.concatenate(source) if source else np.empty(0, dtype=np.int64),
         owner=np.concatenate(owner) if owner else np.empty(0, dtype=np.int64),
+        places=places,
+        computed=computed,
     )
+
+
+def _keys(t: Trajectory, tokens: np.ndarray, g: PackingSpec, pictures: dict[ImageRef, int]) -> np.ndarray:
+    """The tokens, int64 [T], with a negative number of its own for each picture at its pads. `pictures` holds those numbers."""
+    numbers = [pictures.setdefault(i, -1 - len(pictures)) for i in t.images]
+    keys = tokens.copy()
+    keys[tokens == g.image_pad_id] = np.repeat(numbers, [i.tokens(g.merge) for i in t.images]) if numbers else 0
+    return keys

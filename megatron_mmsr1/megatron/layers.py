@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -14,6 +15,7 @@ from megatron.core.transformer.transformer_block import TransformerBlockSubmodul
 from torch import Tensor
 
 from megatron_mmsr1.megatron.layout import Packed
+from megatron_mmsr1.megatron.prefix_attention import PrefixAttention
 
 
 class RMSNorm(torch.nn.Module):
@@ -59,6 +61,10 @@ class PackedAttention(torch.nn.Module):
         layout = packed_seq_params
         if not isinstance(layout, Packed):
             raise TypeError("PackedAttention needs sequences packed by layout.packed")
+        if layout.below:
+            scale = self.scale if self.scale is not None else query.shape[-1] ** -0.5
+            shared: Any = PrefixAttention.apply(query, key, value, layout, scale)
+            return shared.flatten(1)
         padded: list[Any] = [_Pad.apply(x.flatten(1), layout.gather, layout.slots) for x in (query, key, value)]
         parts, at = [], 0
         for n, longest in layout.batches:
@@ -106,10 +112,27 @@ def local_block(config: Any, vp_stage: int | None = None) -> TransformerBlockSub
     )
     parts: Any = layer.submodules
     parts.input_layernorm = parts.pre_mlp_layernorm = RMSNorm
-    attention = parts.self_attention.submodules
-    attention.core_attention = PackedAttention
+    _attend(layer)
     if config.qk_layernorm:
+        attention = parts.self_attention.submodules
         attention.q_layernorm = attention.k_layernorm = RMSNorm
     return TransformerBlockSubmodules(
         layer_specs=[layer] * get_num_layers_to_build(config, vp_stage=vp_stage), layer_norm=RMSNorm
     )
+
+
+def with_packed_attention(spec: Any) -> Callable[..., Any]:
+    """The same layers, transformer-engine's say, with this attention, which alone knows runs that stand once. `spec`: as
+    megatron-bridge has it, of a layer, of a block or a function of the model's description that gives one."""
+
+    def chosen(config: Any, **options: Any) -> Any:
+        made = spec(config, **options) if callable(spec) else spec
+        for layer in getattr(made, "layer_specs", [made]):
+            _attend(layer)
+        return made
+
+    return chosen
+
+
+def _attend(layer: Any) -> None:
+    layer.submodules.self_attention.submodules.core_attention = PackedAttention

@@ -79,6 +79,10 @@ def configure(provider: Any, cfg: RunConfig, hf_config: dict[str, Any]) -> None:
         provider.transformer_layer_spec = local_block
         provider.gradient_accumulation_fusion = provider.persist_layer_norm = False
         provider.moe_grouped_gemm = provider.moe_permute_fusion = False  # experts one after the other
+    elif shares_prefixes(cfg):
+        from megatron_mmsr1.megatron.layers import with_packed_attention
+
+        provider.transformer_layer_spec = with_packed_attention(provider.transformer_layer_spec)
     _native(provider, m.provider)
     _check_divides(provider, cfg)
     try:
@@ -88,6 +92,12 @@ def configure(provider: Any, cfg: RunConfig, hf_config: dict[str, Any]) -> None:
     # Pipeline stages exchange the shape of each micro-batch. After finalize, which would judge it by a dispatcher of
     # mixture-of-experts models that dense models do not use.
     provider.variable_seq_lengths = m.pipeline_parallel > 1
+
+
+def shares_prefixes(cfg: RunConfig) -> bool:
+    """Whether a micro-batch holds what its trajectories begin with once."""
+    chosen = cfg.megatron.share_prefixes
+    return not platform.has_cuda() if chosen is None else chosen
 
 
 def _native(provider: Any, fields: dict[str, Any]) -> None:

@@ -57,11 +57,14 @@ class Update:
         n = len(SUMS)
         sums = np.sum([r[:n] for r in reports], axis=0) if reports else np.zeros(n)
         maxima = np.max([r[n:] for r in reports], axis=0) if reports else np.zeros(len(MAXIMA))
+        computed = float(sum(b.computed for b in x.batches))
         if not actor.parallel.speaks_for_replica:
-            sums = np.zeros(n)
+            sums, computed = np.zeros(n), 0.0
         names = (*SUMS, *MAXIMA)
-        values = [*actor.parallel.sum(sums.tolist()), *actor.parallel.max(maxima.tolist())]
+        *added, computed = actor.parallel.sum([*sums.tolist(), computed])
+        values = [*added, *actor.parallel.max(maxima.tolist())]
         return summary(dict(zip(names, values, strict=True))) | {
             "grad_norm": float(grad_norm),
             "loss_tokens": x.totals.tokens,
+            "tokens_computed": computed,
         }

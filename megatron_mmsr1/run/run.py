@@ -97,7 +97,7 @@ class Run:
         self.phases.enter("training", self.step)
         if self.cfg.placement.colocated and self.samples:
             self.weights.lend_memory()
-        return self.rollouts.shares(kept, self.actor.owners([len(t) for t in kept]))
+        return self.rollouts.shares(kept, self.actor.owners(kept))
 
     def advantages(self, trajectories: list[Trajectory]) -> tuple[list[Trajectory], list[Tensor]]:
         """What the step trains on. Infrastructure failures are left out before the group is normalised, so that an outage

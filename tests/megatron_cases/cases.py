@@ -6,7 +6,7 @@ from collections.abc import Callable
 from functools import partial
 
 from megatron_cases import behaviour, errors, layouts, persistence, units
-from megatron_cases.harness import Lab
+from megatron_cases.harness import LAYOUTS, Lab
 
 Case = Callable[[Lab], None]
 
@@ -25,7 +25,6 @@ CASES: dict[int, dict[str, Case]] = {
     1: {
         "log_prob_of_a_split_vocabulary": units.log_prob,
         "attention_and_rope_of_a_pack": units.attention_and_rope,
-        "micro_batch_plan": units.plan,
         "logits_equal_transformers": layouts.logits_equal_transformers,
         "log_probs_equal_transformers": layouts.log_probs_equal_transformers,
         "gradients_equal_transformers": layouts.gradients_equal_transformers,
@@ -52,6 +51,11 @@ CASES: dict[int, dict[str, Case]] = {
         "qwen3_vl_moe_export_every_weight": mixture(persistence.export_every_weight),
         "qwen3_vl_moe_models_refused": mixture(errors.moe_models),
         "packed_equals_unpacked": layouts.packed_equals_unpacked,
+        "a_group_alone": layouts.group_alone,
+        "shared_prefixes": layouts.shared_prefixes,
+        "shared_prefixes_recompute": partial(layouts.shared_prefixes, megatron={"recompute": "full"}),
+        "qwen3_vl_a_group_alone": third(layouts.group_alone),
+        "qwen3_vl_shared_prefixes": third(layouts.shared_prefixes),
         "recompute_full": partial(layouts.recompute, mode="full"),
         "recompute_selective": partial(layouts.recompute, mode="selective"),
         "each_image_encoded_once": behaviour.each_image_once,
@@ -102,6 +106,8 @@ CASES: dict[int, dict[str, Case]] = {
         },
         "qwen3_vl_moe_exact_resume_pp2": mixture(persistence.exact_resume, layout="pp2"),
         "qwen3_vl_moe_layout_refused": mixture(errors.moe_layout),
+        **{f"shared_prefixes_{n}": partial(layouts.shared_prefixes, megatron=LAYOUTS[n]) for n in ("tp2_sp", "pp2", "dp2")},
+        "qwen3_vl_shared_prefixes_tp2_sp": third(layouts.shared_prefixes, megatron=LAYOUTS["tp2_sp"]),
         "dp2_shares": partial(layouts.shares, layout="dp2"),
         "plain_optimizer_tp2_sp": partial(layouts.plain_optimizer, layout="tp2_sp"),
         "plain_optimizer_dp2": partial(layouts.plain_optimizer, layout="dp2"),
@@ -134,6 +140,7 @@ CASES: dict[int, dict[str, Case]] = {
         "qwen3_vl_moe_export_every_weight_tp2_pp2_sp": mixture(persistence.export_every_weight, layout="tp2_pp2_sp"),
         "qwen3_vl_layout_refused": third(errors.deepstack_layout),
         "fewer_sequences_than_ranks": partial(layouts.one_sequence, layout="tp2_dp2_sp"),
+        "shared_prefixes_tp2_pp2_sp": partial(layouts.shared_prefixes, megatron=LAYOUTS["tp2_pp2_sp"]),
         "tp2_dp2_sp_shares": partial(layouts.shares, layout="tp2_dp2_sp"),
         "export_every_weight_tp2_pp2": partial(persistence.export_every_weight, layout="tp2_pp2"),
         "load_tp2_sp_checkpoint_as_tp2_pp2": partial(persistence.load_elsewhere, source="tp2_sp", layout="tp2_pp2_sp"),

@@ -132,7 +132,7 @@ def logits_and_gradients(lab: Lab, layout: str) -> None:
 def shares(lab: Lab, layout: str) -> None:
     """A rank that holds whole trajectories of its own share only, and outlines of the others, computes the same step."""
     actor = lab.actor(megatron=LAYOUTS[layout], model={"freeze_vision": False}, optimizer=READABLE)
-    owners = actor.owners([len(t) for t in lab.trajectories])
+    owners = actor.owners(lab.trajectories)
     mine = [t if owner == actor.parallel.dp_rank else t.outline() for t, owner in zip(lab.trajectories, owners, strict=True)]
     assert set(owners) == set(range(actor.parallel.dp_size))
     same_gradients(lab.gradients(actor, mine), lab.kept("gradients"))
@@ -175,6 +175,36 @@ def packed_equals_unpacked(lab: Lab) -> None:
     for budget in (2, 60, 10_000):
         actor = lab.actor(megatron={"tokens_per_microbatch": budget}, model={"freeze_vision": False}, optimizer=READABLE)
         same_gradients(lab.gradients(actor), lab.kept("gradients"))
+
+
+ADVANTAGES = [1.0, -1.0, 0.5, -0.5, 2.0, -2.0, 0.25, -0.25]
+
+
+def group_alone(lab: Lab) -> None:
+    """Groups of which every trajectory stands whole in its pack, for those that share what they begin with."""
+    groups = tiny.groups(lab.store, lab.rule)
+    actor = lab.actor(megatron={"share_prefixes": False}, model={"freeze_vision": False}, optimizer=READABLE)
+    lab.keep("group_logits", actor.logits(groups))
+    lab.keep("group_log_probs", actor.log_probs(groups))
+    lab.keep("group_gradients", lab.gradients(actor, groups, advantages=ADVANTAGES))
+
+
+def shared_prefixes(lab: Lab, megatron: dict[str, Any] | None = None) -> None:
+    groups = tiny.groups(lab.store, lab.rule)
+    sections = {
+        "megatron": (megatron or {}) | {"share_prefixes": True, "tokens_per_microbatch": 400},
+        "model": {"freeze_vision": False},
+    }
+    actor = lab.actor(**sections, optimizer=READABLE)
+    # Of each group: system 20, prompt 1 + (1 + 6 + 1) + 12, turn 10, observation 1 + (1 + 4 + 1) + 12, own ends 5, 8 and 21.
+    assert sum(map(len, groups)) == 2 * (4 * 41 + 2 * 29 + 5 + 8 + 2 * 21)
+    if actor.parallel.dp_size == 1:  # both groups in one micro-batch; their prompts begin alike until the picture's first pad
+        assert [b.computed for b in actor.micro_batches(groups)] == [2 * (41 + 29 + 5 + 8 + 21) - 22]
+    for a, b in zip(actor.logits(groups), lab.kept("group_logits"), strict=True):
+        close(a, b, 1e-5, "logits")
+    for a, b in zip(actor.log_probs(groups), lab.kept("group_log_probs"), strict=True):
+        close(torch.tensor(a), torch.tensor(b), 1e-5, "log-probs")
+    same_gradients(lab.gradients(actor, groups, advantages=ADVANTAGES), lab.kept("group_gradients"))
 
 
 def plain_optimizer(lab: Lab, layout: str) -> None:

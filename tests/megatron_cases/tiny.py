@@ -166,6 +166,25 @@ def conversations(store: ImageStore, n: int = 6, *, seed: int = 0, rule: Picture
     return out
 
 
+def groups(store: ImageStore, rule: PictureRule = DEFAULT_RULE) -> list[Trajectory]:
+    """Two groups of four rollouts, each of one prompt with a picture; the first two of a group also say the same at first and
+    read the same observation with a picture, the last two are equal to their ends. Both prompts begin with the same words."""
+    out = []
+    for g in range(2):
+        for i in range(4):
+            t = Trajectory(f"p{g}", f"g{g}", i, "q", ["a"])
+            first, own = np.random.default_rng(g), np.random.default_rng((g, min(i, 2)))
+            system = np.random.default_rng(9).integers(0, WORDS, 20).tolist()
+            _context(t, store, first, rule, "prompt", [(g, 2, 3)], 12, before=system)
+            if i < 2:
+                _say(t, first, 9)
+                _context(t, store, first, rule, "tool", [(5, 2, 2)], 12)
+            _say(t, own, (4, 7, 20, 20)[i])
+            t.check(ID["<|image_pad|>"])
+            out.append(t)
+    return out
+
+
 def _context(
     t: Trajectory,
     store: ImageStore,
@@ -174,9 +193,10 @@ def _context(
     role: str,
     pictures: list[tuple[int, int, int]],
     n: int,
+    before: list[int] = [],  # noqa: B006 (only read)
 ) -> None:
     """`pictures`: seed, width and height in tokens."""
-    ids, refs, f = [ID["<|im_start|>"]], [], rule.factor
+    ids, refs, f = [*before, ID["<|im_start|>"]], [], rule.factor
     for seed, width, height in pictures:
         source = picture(seed, width * f, height * f)
         image = canonicalize(source, min_pixels=4 * f * f, max_pixels=64 * f * f, rule=rule)

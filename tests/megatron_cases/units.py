@@ -97,18 +97,6 @@ def attention_and_rope(lab: Lab) -> None:
         close(a, b, 1e-5, f"gradient of {name}")
 
 
-def plan(lab: Lab) -> None:
-    """Every sequence once, no pack over the budget, as many micro-batches on every rank."""
-    from megatron_mmsr1.megatron.batch import plan
-
-    for lengths in ([100], [30] * 7, [500, 20, 20, 20], list(range(1, 60)), [90, 10, 10]):
-        for ranks in (1, 2, 3):
-            found = plan(lengths, ranks, 100, hidden=64)
-            assert len(found) == ranks and len({len(r) for r in found}) == 1
-            assert sorted(i for r in found for p in r for i in p) == list(range(len(lengths)))
-            assert all(sum(lengths[i] for i in p) <= 100 or len(p) == 1 for r in found for p in r)
-
-
 def objects(lab: Lab) -> None:
     """Lists from the leaders in data-parallel order, on every rank; sums and maxima."""
     from megatron_mmsr1.megatron import parallel

@@ -1,0 +1,128 @@
+"""Which data-parallel rank and micro-batch each trajectory of a step goes to: by what is computed for it, groups together."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from megatron_mmsr1.data.packing import balance, pack
+from megatron_mmsr1.data.prefixes import SHORTEST
+from megatron_mmsr1.trajectory import Trajectory
+
+EVEN = 1.02  # the fullest rank's work over the mean, from which a group is split between ranks
+
+
+@dataclass(frozen=True)
+class Size:
+    """A trajectory's tokens, and the first of them that its `group` has in common and that a micro-batch holds once."""
+
+    tokens: int
+    prompt: int = 0
+    group: str = ""
+
+
+def sizes(trajectories: Sequence[Trajectory], *, shared: bool) -> list[Size]:
+    """Of outlines too. Not `shared`: no token counts as anybody else's."""
+    found: list[Size] = []
+    for t in trajectories:
+        prompt = t.turns[0].end if shared and t.turns and t.turns[0].role == "prompt" else 0
+        found.append(Size(len(t), prompt, t.group_id) if prompt >= SHORTEST else Size(len(t)))
+    return found
+
+
+@dataclass(frozen=True)
+class _Piece:
+    """Trajectories that stay together: those of a group, as far as a micro-batch holds them, or one alone."""
+
+    members: list[int]
+    tokens: int
+    cost: float
+
+
+def plan(items: Sequence[Size], dp_size: int, budget: int, hidden: int) -> list[list[list[int]]]:
+    """Indices by data-parallel rank and micro-batch, the same on every rank that asks, every rank with as many micro-batches.
+
+    A group stays in one micro-batch as far as the `budget` of tokens and the balance of ranks allow. A rank with fewer packs
+    than the fullest one splits its largest; one with fewer sequences than that gets empty ones, so that pipelines and
+    collectives stay in step.
+    """
+    groups: dict[tuple[str, int], list[int]] = {}
+    for i, x in enumerate(items):
+        groups.setdefault((x.group, x.prompt) if x.prompt else (str(i), -1), []).append(i)
+    pieces: list[_Piece] = []
+    for (_, prompt), members in groups.items():
+        room = budget - max(prompt, 0)
+        together = (
+            pack([items[i].tokens - items[i].prompt for i in members], room) if room > 0 else [[k] for k in range(len(members))]
+        )
+        pieces += [_piece([members[k] for k in part], items, hidden) for part in together]
+    packs = [
+        [[m for j in p for m in mine[j].members] for p in pack([x.tokens for x in mine], budget)]
+        for mine in _spread(pieces, items, dp_size, hidden)
+    ]
+    count = max(1, *(len(p) for p in packs))
+    return [_split_to(p, count) for p in packs]
+
+
+def _piece(members: list[int], items: Sequence[Size], hidden: int) -> _Piece:
+    """Matrix multiplications grow with the tokens n, attention with the pairs of tokens: n + pairs / 3h is a layer's cost up to
+    a factor (n (1 + n / 6h) for one sequence)."""
+    prompt = items[members[0]].prompt
+    own = [items[i].tokens - prompt for i in members]
+    tokens = prompt + sum(own)
+    pairs = prompt**2 / 2 + sum(n * (prompt + n / 2) for n in own)
+    return _Piece(members, tokens, tokens + pairs / (3 * hidden))
+
+
+def _spread(pieces: list[_Piece], items: Sequence[Size], dp_size: int, hidden: int) -> list[list[_Piece]]:
+    """The pieces of each rank. While ranks are uneven groups are split smaller, which costs a prompt more each time: the
+    split with the least work for the fullest rank is taken, at last that of every trajectory alone."""
+    best: list[list[_Piece]] = []
+    least, mean = float("inf"), sum(p.cost for p in pieces) / dp_size
+    for part in (float("inf"), 1.0, 0.5, 0.25, 0.125, 0.0):
+        cut = [h for p in pieces for h in _split(p, part * mean, items, hidden)]
+        ranks = [[cut[i] for i in mine] for mine in balance([p.cost for p in cut], dp_size)]
+        loads = [sum(p.cost for p in mine) for mine in ranks]
+        if max(loads) < least * (1 - 1e-9):
+            best, least = ranks, max(loads)
+        if max(loads) <= EVEN * sum(loads) / dp_size:
+            break
+    return best
+
+
+def _split(p: _Piece, most: float, items: Sequence[Size], hidden: int) -> list[_Piece]:
+    """Halves of halves, until none costs more than `most`, or is one trajectory."""
+    if p.cost <= most or len(p.members) == 1:
+        return [p]
+    half = len(p.members) // 2
+    return [x for m in (p.members[:half], p.members[half:]) for x in _split(_piece(m, items, hidden), most, items, hidden)]
+
+
+def update_parts(n: int, updates: int) -> list[list[int]]:
+    """The indices of each of a step's optimizer updates; none is empty."""
+    return [p.tolist() for p in np.array_split(np.arange(n), updates) if len(p)]
+
+
+def owners(items: Sequence[Size], updates: int, dp_size: int, budget: int, hidden: int) -> list[int]:
+    """The data-parallel rank that `plan` gives each trajectory to, over all of the step's updates."""
+    out = [-1] * len(items)
+    for part in update_parts(len(items), updates):
+        for rank, packs in enumerate(plan([items[i] for i in part], dp_size, budget, hidden)):
+            for members in packs:
+                for m in members:
+                    out[part[m]] = rank
+    return out
+
+
+def _split_to(packs: list[list[int]], count: int) -> list[list[int]]:
+    while len(packs) < count:
+        largest = max(range(len(packs)), key=lambda i: len(packs[i]), default=-1)
+        if largest < 0 or len(packs[largest]) < 2:
+            packs.append([])
+            continue
+        members = packs.pop(largest)
+        half = len(members) // 2  # neighbours are of one group
+        packs += [members[:half], members[half:]]
+    return packs
