@@ -214,6 +214,9 @@ class TrainConfig(Section):
         default_factory=SYNC.make,
         description="how weights reach the engines: disk, tensors, or your own; name, or name and settings",
     )
+    max_skipped_updates: int = Field(
+        default=3, ge=0, description="optimizer updates in a row that may be skipped since their gradients are not finite"
+    )
     keep_weights: int = Field(default=2, gt=0, description="exported weight versions that stay on disk")
     mode: Literal["full", "rollout-only", "train-only"] = "full"
     replay: str | None = Field(default=None, description="train-only: the dump directory whose rollouts are trained on")

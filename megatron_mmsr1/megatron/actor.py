@@ -23,6 +23,7 @@ from megatron_mmsr1.megatron import checkpoint, export, parallel, platform
 from megatron_mmsr1.megatron.batch import MicroBatch, PackingSpec
 from megatron_mmsr1.megatron.forward_backward import ForwardBackward
 from megatron_mmsr1.megatron.model import Built, build
+from megatron_mmsr1.megatron.nonfinite import Guard
 from megatron_mmsr1.megatron.optimizer import build_optimizer
 from megatron_mmsr1.megatron.provider import shares_prefixes
 from megatron_mmsr1.megatron.schedule import learning_rate
@@ -61,6 +62,7 @@ class MegatronActor:
             shared=shares_prefixes(cfg),
         )
         self.images = images
+        self.guard = Guard(self.model.chunks, self.parallel, Path(cfg.output), cfg.train.max_skipped_updates)
         self.policy = self._forward_backward(self.model, frozen=cfg.model.vision_frozen)
         self.reference: ForwardBackward | None = None
         self.reference_step = 0  # the step of whose policy the reference has the weights; 0: those that it was loaded with
@@ -79,7 +81,8 @@ class MegatronActor:
 
         `advantages` has a number a trajectory, or one for each of its sampled tokens (None for SFT). Metrics are means over the
         step's updates, the same on every rank. An update in which nothing was sampled is left out; a step of which nothing is
-        left trains nothing but counts. Raises UsageError for a trajectory that cannot be trained on or a missing advantage.
+        left trains nothing but counts. One whose gradients are not finite is skipped on all ranks alike (`nonfinite.Guard`).
+        Raises UsageError for a trajectory that cannot be trained on or a missing advantage, RunError for too many skipped.
         """
         started = time.perf_counter()
         supervised = self.algorithm.supervised
@@ -105,7 +108,8 @@ class MegatronActor:
         tokens = sum(len(t) for t in trajectories)
         platform.synchronize()
         seconds = time.perf_counter() - started
-        mean = {k: float(np.mean([r[k] for r in reports])) for k in reports[0]} if reports else {"loss_tokens": 0.0}
+        done = [r for r in reports if "grad_norm" in r]
+        mean = {k: float(np.mean([r[k] for r in done])) for k in done[0]} if done else {"loss_tokens": 0.0}
         computed = sum(r["tokens_computed"] for r in reports)
         self._follow(mean)
         if supervised:
@@ -115,6 +119,7 @@ class MegatronActor:
             "lr": rate,
             "tokens": float(tokens),
             "tokens_computed": computed,
+            "skipped_updates": float(len(reports) - len(done)),
             "tokens_per_s": tokens / seconds,
             "train_seconds": seconds,
             "peak_memory_gib": peak / 2**30,

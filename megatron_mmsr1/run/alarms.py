@@ -137,6 +137,13 @@ def _loss(rows: Sequence[Row], cfg: RunConfig) -> str:
     )
 
 
+def _skipped(rows: Sequence[Row], cfg: RunConfig) -> str:
+    count = _value(rows[-1], "skipped_updates")
+    if not count:
+        return ""
+    return f"{count:.0f} optimizer updates of the step were skipped: their gradients are not finite (nonfinite/ says whose)"
+
+
 ALARMS = (
     Alarm("invalid_turns", _invalid_turns),
     Alarm("entropy", _entropy),
@@ -146,6 +153,7 @@ ALARMS = (
     Alarm("logprob_gap", _logprob_gap, sudden=True),
     Alarm("grad_norm", _grad_norm, sudden=True, demonstrations=True),
     Alarm("loss", _loss, sudden=True, demonstrations=True),
+    Alarm("skipped", _skipped, sudden=True, demonstrations=True),
 )
 
 

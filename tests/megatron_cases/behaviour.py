@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import copy
+import json
 import math
 from array import array
 
 import torch
 
-from megatron_cases.harness import LAYOUTS, READABLE, Lab, close, same_gradients
+from megatron_cases.harness import LAYOUTS, READABLE, Lab, close, raises, same_gradients
+from megatron_mmsr1.errors import RunError
 
 
 def each_image_once(lab: Lab) -> None:
@@ -64,6 +66,31 @@ def reference_and_kl(lab: Lab) -> None:
     assert first["kl"] == 0 and second["kl"] > 0
     assert actor.log_probs(lab.trajectories, "reference") == before
     assert actor.log_probs(lab.trajectories) != before
+
+
+def not_finite(lab: Lab, layout: str = "tp1") -> None:
+    """An update with such gradients changes nothing, on any rank, and is counted; the next one is as if it had not been. One in
+    a row more than is allowed ends the run. Ranks say whose gradients they were."""
+    section = {"max_skipped_updates": 1}
+    nan = [float("nan"), *lab.advantages[1:]]
+    other = lab.actor(megatron=LAYOUTS[layout])
+    wanted = other.train_step(lab.trajectories, lab.advantages)
+    after = other.weights_id()
+    del other
+    actor = lab.actor(megatron=LAYOUTS[layout], train=section)
+    before = actor.weights_id()
+    metrics = actor.train_step(lab.trajectories, nan)
+    assert metrics["skipped_updates"] == 1 and "grad_norm" not in metrics and actor.weights_id() == before != after
+    again = actor.train_step(lab.trajectories, lab.advantages)
+    assert again["skipped_updates"] == 0 and again["grad_norm"] == wanted["grad_norm"] and actor.weights_id() == after
+    actor.train_step(lab.trajectories, nan)
+    with raises(RunError, "2 optimizer updates in a row", "train.max_skipped_updates=1"):
+        actor.train_step(lab.trajectories, nan)
+    assert actor.weights_id() == after
+    if lab.rank == 0:
+        found = [json.loads(f.read_text()) for f in (lab.root / "out" / "nonfinite").glob("step_000000.rank*.json")]
+        assert found and all(f["parameters"] for f in found)
+        assert {m for f in found for b in f["micro_batches"] for m in b["trajectories"]} >= {"g0#0"}
 
 
 def nothing_to_train(lab: Lab) -> None:

@@ -33,7 +33,8 @@ class Lab:
     def config(self, *, path: str | None = None, **sections: dict[str, Any]) -> RunConfig:
         raw: dict[str, Any] = {
             "model": {"path": str(self.root / (path or self.model)), "dtype": "float32"} | sections.get("model", {}),
-            "train": {"ranks": self.world},
+            "output": str(self.root / "out"),
+            "train": {"ranks": self.world} | sections.get("train", {}),
             "protocol": {"max_prompt_tokens": 1, "max_turn_tokens": 1},  # so that a tiny budget of tokens is allowed
             "megatron": {"tokens_per_microbatch": 100} | sections.get("megatron", {}),
             "optimizer": {"lr": 1e-3} | sections.get("optimizer", {}),
