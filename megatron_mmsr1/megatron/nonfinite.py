@@ -45,8 +45,8 @@ class Guard:
         if self.in_a_row > self.most:
             raise RunError(
                 f"step {step}: the gradients of {self.in_a_row} optimizer updates in a row are not finite, more than "
-                f"train.max_skipped_updates={self.most}; the weights are those of before. {self.directory} names parameters and "
-                "trajectories. Resume from the last checkpoint with a lower optimizer.lr, or other data"
+                f"train.max_skipped_updates={self.most}; the weights are those of before. {self.directory} names parameters "
+                "and trajectories. Resume from the last checkpoint with a lower optimizer.lr, or other data"
             )
         return False
 

@@ -40,6 +40,7 @@ class Price(TypedDict):
 class Prices(Section):
     """What is paid for calls, and for the form; also by a reward in which somebody else says what is right."""
 
+    name: str
     search_penalty: float = Field(default=0.1, ge=0, le=1, description="what a right answer loses for having searched")
     format_penalty: float = Field(default=0.1, ge=0, le=1, description="the share of the reward that is for the form")
     count_penalty: bool = Field(default=False, description="the penalties are paid once a call")
