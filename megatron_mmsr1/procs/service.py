@@ -18,7 +18,7 @@ from megatron_mmsr1.errors import RunError, UsageError
 from megatron_mmsr1.procs.causes import error_in
 from megatron_mmsr1.procs.child import Child, tail
 from megatron_mmsr1.procs.liveness import Liveness
-from megatron_mmsr1.procs.machine import HERE, Machine, Process, Spawn
+from megatron_mmsr1.procs.machine import HERE, Here, Machine, Process, Spawn
 from megatron_mmsr1.procs.ports import port_is_free
 
 POLL_S = 0.1
@@ -151,7 +151,7 @@ class Service:
 
     def _launch(self) -> Process:
         c = self.command
-        if self._process is not None and c.machine is HERE:  # a restart: clients know the port
+        if self._process is not None and isinstance(c.machine, Here):  # a restart: clients know the port
             self._wait_for_port()
         self._log_from = c.log.stat().st_size if c.log.is_file() else 0
         listen = (c.listen[0], self._port) if c.listen is not None else None

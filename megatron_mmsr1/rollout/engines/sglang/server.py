@@ -11,7 +11,7 @@ from typing import Any
 from megatron_mmsr1.errors import UsageError
 from megatron_mmsr1.procs.http import Unanswered, answers, get, post
 from megatron_mmsr1.procs.liveness import pace
-from megatron_mmsr1.procs.machine import HERE
+from megatron_mmsr1.procs.machine import Here
 from megatron_mmsr1.procs.ports import require_port
 from megatron_mmsr1.procs.service import Command
 from megatron_mmsr1.rollout.engines.base import Launch
@@ -40,7 +40,7 @@ def command(launch: Launch) -> Command:
     config = _model_config(launch.model)
     native = dict(cfg.sglang)
     named = native.pop("port", None)
-    here = launch.machine is HERE
+    here = isinstance(launch.machine, Here)
     port = int(named) + launch.place if named else launch.machine.free_port()
     if named and here:
         require_port(port, NAME)
