@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import functools
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -29,7 +30,13 @@ def room(name: str) -> str:
     return parts[1] if parts[0] == PACKAGE and len(parts) > 1 else parts[0]
 
 
-def imports(path: Path, *, running_only: bool = False) -> Iterator[str]:
+@functools.cache
+def tree(path: Path) -> ast.Module:
+    return ast.parse(path.read_text())
+
+
+@functools.cache
+def imports(path: Path, *, running_only: bool = False) -> tuple[str, ...]:
     """What a file imports, in functions too, and by name (`importlib.import_module("...")`); with `running_only` without what
     only the type checker reads."""
 
@@ -40,18 +47,19 @@ def imports(path: Path, *, running_only: bool = False) -> Iterator[str]:
             yield child
             yield from walk(child)
 
-    for node in walk(ast.parse(path.read_text())):
+    found: list[str] = []
+    for node in walk(tree(path)):
         if isinstance(node, ast.Import):
-            yield from (a.name for a in node.names)
+            found += [a.name for a in node.names]
         elif isinstance(node, ast.ImportFrom):
             assert node.level == 0, f"{path}: imports are written in full here"
             # "from package import name" may name a module; both are given, and the one that is none does no harm.
-            yield str(node.module)
-            yield from (f"{node.module}.{a.name}" for a in node.names)
-        elif isinstance(node, ast.Call) and ast.unparse(node.func).endswith("import_module"):
+            found += [str(node.module), *(f"{node.module}.{a.name}" for a in node.names)]
+        elif isinstance(node, ast.Call) and "import_module" in (getattr(node.func, "attr", ""), getattr(node.func, "id", "")):
             name = node.args[0]
             if isinstance(name, ast.Constant):
-                yield str(name.value)
+                found.append(str(name.value))
+    return tuple(found)
 
 
 OURS = [p for p in SOURCES if module(p).startswith(PACKAGE) and not set(FOREIGN) & set(p.parts)]
@@ -169,8 +177,8 @@ def test_the_trainer_never_says_cuda() -> None:
         f"{p.relative_to(ROOT)}:{node.lineno}"
         for p in trainer
         if p not in allowed
-        for node in ast.walk(ast.parse(p.read_text()))
-        if isinstance(node, ast.Attribute) and ast.unparse(node) == "torch.cuda"
+        for node in ast.walk(tree(p))
+        if isinstance(node, ast.Attribute) and node.attr == "cuda" and ast.unparse(node) == "torch.cuda"
     ]
     assert not said
 
@@ -182,7 +190,7 @@ def test_a_file_holds_one_idea() -> None:
 
 def test_no_bare_except() -> None:
     for p in FILES:
-        for node in ast.walk(ast.parse(p.read_text())):
+        for node in ast.walk(tree(p)):
             assert not (isinstance(node, ast.ExceptHandler) and node.type is None), f"{p}:{node.lineno}"
 
 
