@@ -30,7 +30,7 @@ def run(tmp_path: Path, text: str = "model: {path: m}", *overrides: str) -> RunC
         ({"modle": {}}, "unknown key modle: did you mean model?"),
         ({"data": {"prompts_per_setp": 3}}, "unknown key data.prompts_per_setp: did you mean prompts_per_step?"),
         ({"algorithm": {"kl_coeff": 3}}, "unknown key algorithm.kl_coeff: did you mean kl_coef?"),
-        ({"reward": {"zzz": 3}}, "unknown key reward.zzz: known keys here: search_penalty, format_penalty"),
+        ({"reward": {"zzz": 3}}, "unknown key reward.zzz: known keys here: name, search_penalty"),
         ({"rollout": {"temperature": "hot"}}, "rollout.temperature"),
         ({"rollout": {"temperature": -1}}, "(got -1)"),
         ({"data": {"train": "one.parquet"}}, "data.train: a list is wanted: write data.train=[one.parquet]"),
