@@ -32,6 +32,7 @@ def main() -> None:
 
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--out", type=Path, default=ROOT / "benchmarks" / "results" / "prefix_sharing.json")
+    parser.add_argument("--prompt", type=int, default=1000, help="tokens that a group begins with; all else is in proportion")
     args = parser.parse_args()
     actors.prepare()
     rows: list[dict[str, Any]] = []
@@ -40,9 +41,9 @@ def main() -> None:
         config["text_config"] |= TEXT
         config["vision_config"]["out_hidden_size"] = TEXT["hidden_size"]
         (Path(home) / "config.json").write_text(json.dumps(config))
-        actor = actors.make(Path(home), tokens=16384, dtype="float32", random_weights=True)
+        actor = actors.make(Path(home), tokens=16384, dtype="float32", random_weights=True, rate=prefixes.RATE)
         for name, observed in (("answers", 0), ("searched", 700)):
-            groups = prefixes.rollouts(2, 1000, 1.0, observed, shapes.ordinary_ids(config))
+            groups = prefixes.rollouts(2, args.prompt, args.prompt / 1000, observed, shapes.ordinary_ids(config))
             found = prefixes.compare(actor, groups, config["text_config"], prefixes.STEPS)
             whole, once = found
             assert abs(whole["grad_norm"] - once["grad_norm"]) <= 1e-4 * whole["grad_norm"], found

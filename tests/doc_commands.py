@@ -58,6 +58,7 @@ MINUTES: dict[str, tuple[str, str]] = {
     "mmsr1 demo runs=runs": ("gateway.port=0", "API"),
     "python benchmarks/search_server.py build/atlas": ("", ""),
     "python benchmarks/search_load.py": ("--calls 200 --distinct 50 --concurrency 16 --out out/load.json", ""),
+    "python benchmarks/prefix_sharing.py": ("--prompt 100 --out out/prefixes.json", ""),
     "python benchmarks/host_cost.py": ("--trajectories 32 --tokens 200 --out out/host.json", ""),
     "python benchmarks/gateway.py": ("--streams 2 --rounds 1 --out out/gateway.json", ""),
     "python benchmarks/throughput.py": (f"--steps 1 --output out/throughput {FEW}", ""),

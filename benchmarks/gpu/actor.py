@@ -30,6 +30,7 @@ def make(
     freeze_vision: bool = True,
     supervised: bool = False,
     provider: dict[str, Any] | None = None,
+    rate: float = 1e-6,
 ) -> Any:
     """A MegatronActor of one rank that packs up to `tokens` tokens into a micro-batch; GRPO without a reference, or SFT."""
     from megatron_mmsr1.config import parse
@@ -42,7 +43,7 @@ def make(
             "protocol": {"max_prompt_tokens": 1, "max_turn_tokens": 1},  # so that a tiny budget of tokens is allowed
             "megatron": {"tokens_per_microbatch": tokens, "provider": provider or {}},
             "algorithm": {"name": "sft"} if supervised else {"kl_coef": 0.0},
-            "optimizer": {"lr": 1e-6},
+            "optimizer": {"lr": rate},
         }
     )
     return MegatronActor(cfg, ImageStore(None), total_steps=1000, random_weights=random_weights)
