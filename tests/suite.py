@@ -8,6 +8,7 @@ import gc
 import inspect
 import re
 import resource
+import signal
 import sys
 from collections import defaultdict
 from collections.abc import Callable, Generator, Iterator
@@ -27,6 +28,12 @@ SHARED = ("engine", "atlas_engine")  # fixtures of a session that every worker w
 LONGEST = ("atlas_engine", "test_megatron", "test_loop", "engine", "test_demo_browser")  # groups
 
 _spent: dict[str, list[float]] = defaultdict(lambda: [0.0, 0.0])  # seconds, CPU seconds
+
+
+def pytest_configure() -> None:
+    """A suite that a script started in the background was told to ignore Ctrl-C, and so would be all that its tests start."""
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_make_parametrize_id(val: object, argname: str) -> str | None:
