@@ -33,8 +33,8 @@ def test_every_family_keeps_the_contract(name: str) -> None:
     assert models.get(name).name == name
 
 
-def test_there_are_four() -> None:
-    assert {"qwen2_5_vl", "qwen2_vl", "qwen3_vl", "qwen3_vl_moe"} <= set(models.REGISTRY.names())
+def test_there_are_six() -> None:
+    assert {"qwen2", "qwen2_5_vl", "qwen2_vl", "qwen3", "qwen3_vl", "qwen3_vl_moe"} <= set(models.REGISTRY.names())
 
 
 @dataclass(frozen=True)

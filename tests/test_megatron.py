@@ -27,6 +27,8 @@ def root(tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureReques
     tiny.make_checkpoint(path / "qwen3_vl", family="qwen3_vl")
     tiny.make_checkpoint(path / "qwen3_vl_tied", family="qwen3_vl", tied=True)
     tiny.make_checkpoint(path / "qwen3_vl_moe", family="qwen3_vl_moe")
+    tiny.make_checkpoint(path / "qwen2", family="qwen2")
+    tiny.make_checkpoint(path / "qwen3", family="qwen3", tied=True)
     asked = [item.callspec.params["world"] for item in request.session.items if item.path == request.path]  # type: ignore[attr-defined]
     worlds = [str(world) for world in CASES if world <= max(asked)]
     with (path / "log.txt").open("w") as log:

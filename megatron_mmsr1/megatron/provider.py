@@ -117,13 +117,18 @@ def _mrope_section(hf_config: dict[str, Any]) -> list[int]:
     """The checkpoint's own split of the rotary dimensions; megatron-bridge 0.6.2 assumes a head size of 128. UsageError for one
     whose frequencies are scaled (as for contexts longer than it was trained with), which nothing here would do."""
     text = hf_config.get("text_config", hf_config)
+    alone = "vision_config" not in hf_config  # the three rows of positions are equal: all angles are of the first
     for section in (text, hf_config):
         rope = section.get("rope_parameters") or section.get("rope_scaling") or {}
-        if "mrope_section" in rope:
+        if "mrope_section" in rope or (alone and rope):
             kind = rope.get("rope_type") or rope.get("type") or "default"
             if kind not in ("default", "mrope"):
                 raise UsageError(f"model.path: config.json scales rotary positions ({kind}), which this trainer does not")
-            return list(rope["mrope_section"])
+            if not alone:
+                return list(rope["mrope_section"])
+    if alone:
+        head = text.get("head_dim") or text["hidden_size"] // text["num_attention_heads"]
+        return [head // 2, 0, 0]
     raise UsageError("model.path: config.json has no mrope_section in its rope parameters")
 
 

@@ -27,13 +27,14 @@ class PolicyModel(MegatronModule):
     A family overrides `build_tower`, and `encode`, `decoder_arguments` and `freeze_groups` where its tower is another.
     """
 
+    has_tower = True
     visual: Any
     language_model: Any
 
     def __init__(self, config: Any, pre_process: bool = True, post_process: bool = True, vp_stage: int | None = None) -> None:
         super().__init__(config=config)
         self.pre_process, self.post_process, self.vp_stage = pre_process, post_process, vp_stage
-        if pre_process:
+        if pre_process and self.has_tower:
             # A tower is built in the dtype that config.json names, which need not be the run's (model.dtype).
             self.visual = self.build_tower(config.vision_config).to(config.params_dtype)
             # Every tensor rank sees the same pictures but its own share of the gradient.
@@ -63,7 +64,7 @@ class PolicyModel(MegatronModule):
         core = self.language_model
         groups: dict[str, list[nn.Module]] = {"tower": [], "merger": [], "language": [core.decoder], "embeddings": []}
         if self.pre_process:
-            for name, child in self.visual.named_children():
+            for name, child in self.visual.named_children() if self.has_tower else ():
                 groups["merger" if "merger" in name else "tower"].append(child)
             groups["embeddings"].append(core.embedding)
         if self.post_process:

@@ -95,7 +95,7 @@ class Family:
 
     `architectures` are the names in config.json's `architectures` that it answers to; `trainer` is `module:attribute` of its
     heavy half, a provider of megatron-bridge that builds a `models._policy.PolicyModel`; `freeze_groups` are what
-    `model.freeze` may name, in that model's words.
+    `model.freeze` may name, in that model's words. A family without a tower (`sees_pictures`) has `pictures` that nobody asks.
     """
 
     name: str
@@ -104,6 +104,7 @@ class Family:
     tokens: SpecialTokens
     pictures: PictureRule = PictureRule()
     freeze_groups: tuple[str, ...] = ("tower", "merger", "language", "embeddings")
+    sees_pictures: bool = True
 
     def picture_rule(self, config: dict[str, Any]) -> PictureRule:
         """The rule of one checkpoint, whose config.json is `config`: the family's, with the checkpoint's patch sizes."""

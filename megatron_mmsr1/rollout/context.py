@@ -12,7 +12,7 @@ from megatron_mmsr1 import protocol
 from megatron_mmsr1.config import ModelConfig, ProtocolConfig, RolloutConfig, RunConfig
 from megatron_mmsr1.config.section import Section
 from megatron_mmsr1.data.decode import stored_size
-from megatron_mmsr1.data.images import CanonicalImage, ImageStore, canonical_size, canonicalize
+from megatron_mmsr1.data.images import CanonicalImage, ImageError, ImageStore, canonical_size, canonicalize
 from megatron_mmsr1.errors import UsageError
 from megatron_mmsr1.models import Family, PictureRule, of_checkpoint
 from megatron_mmsr1.protocol import Prompts, Segment, TurnProtocol
@@ -117,6 +117,7 @@ class Context:
 
     async def picture(self, data: bytes, *, min_pixels: int | None = None, max_pixels: int | None = None) -> Picture:
         """As `tools.base.Pictures` has it: bounds outside of the model's own are the model's."""
+        self._look()
         low, high = self.model.min_pixels, self.model.max_pixels
         least = low if min_pixels is None else min(max(low, min_pixels), high)
         limits = {"min_pixels": least, "max_pixels": high if max_pixels is None else min(high, max(max_pixels, least))}
@@ -126,10 +127,15 @@ class Context:
 
     def picture_tokens(self, data: bytes) -> int:
         """Tokens that a picture takes, without decoding it. ImageError if it is no picture."""
+        self._look()
         width, height = stored_size(data)
         limits = {"min_pixels": self.model.min_pixels, "max_pixels": self.model.max_pixels}
         h, w = canonical_size(height, width, self.pictures, **limits)
         return self.pictures.tokens((1, h // self.pictures.patch, w // self.pictures.patch))
+
+    def _look(self) -> None:
+        if not self.family.sees_pictures:
+            raise ImageError(f"models of the family {self.family.name} see no pictures")
 
     def encode(self, segments: list[Segment]) -> list[int]:
         """Token ids of segments, a single pad a picture."""

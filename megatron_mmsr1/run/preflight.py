@@ -88,12 +88,15 @@ def model(path: str, key: str, family: str | None = None) -> None:
             f"{key}: there is no directory {path}. If it is a name on the Hugging Face hub, fetch it first and name the "
             f"directory: hf download {path} --local-dir models/{directory.name}, then {key}=models/{directory.name}"
         )
-    of_checkpoint(directory, family, key)
+    files = of_checkpoint(directory, family, key)
     try:
         tensors(directory)
     except RunError as e:
         raise RunError(f"{key}: {e} Download or export the checkpoint again.") from None
-    for names in (("tokenizer.json", "vocab.json"), ("preprocessor_config.json", "processor_config.json")):
+    needed = [("tokenizer.json", "vocab.json")]
+    if files.family.sees_pictures:
+        needed.append(("preprocessor_config.json", "processor_config.json"))
+    for names in needed:
         if not any((directory / n).is_file() for n in names):
             raise UsageError(
                 f"{key}: {directory} has no {' or '.join(names)}: copy the checkpoint whole, not its weights alone"
@@ -108,6 +111,12 @@ def pixels(cfg: RunConfig) -> None:
 
     files = of_checkpoint(cfg.model.path, cfg.model.family)
     files.check_freeze(cfg.model.frozen)
+    if not files.family.sees_pictures:
+        if cfg.protocol.image_searches:
+            raise UsageError(
+                f"model.path: {cfg.model.path} sees no pictures, and so has none to search by: set protocol.image_searches=0"
+            )
+        return
     files.check_processor()
     file, said = files.processor()
     size = said.get("size") or {}

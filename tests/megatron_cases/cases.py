@@ -50,6 +50,16 @@ CASES: dict[int, dict[str, Case]] = {
         "qwen3_vl_moe_baseline_gradients": mixture(layouts.baseline),
         "qwen3_vl_moe_export_every_weight": mixture(persistence.export_every_weight),
         "qwen3_vl_moe_models_refused": mixture(errors.moe_models),
+        **{
+            f"{family}_{name}": over(family, case)
+            for family in ("qwen2", "qwen3")
+            for name, case in {
+                "logits_equal_transformers": layouts.logits_equal_transformers,
+                "gradients_equal_transformers": layouts.gradients_equal_transformers,
+                "baseline_gradients": layouts.baseline_gradients,
+                "export_every_weight": persistence.export_every_weight,
+            }.items()
+        },
         "packed_equals_unpacked": layouts.packed_equals_unpacked,
         "a_group_alone": layouts.group_alone,
         "shared_prefixes": layouts.shared_prefixes,
@@ -107,6 +117,11 @@ CASES: dict[int, dict[str, Case]] = {
         },
         "qwen3_vl_moe_exact_resume_pp2": mixture(persistence.exact_resume, layout="pp2"),
         "qwen3_vl_moe_layout_refused": mixture(errors.moe_layout),
+        **{
+            f"{family}_{name}_logits_and_gradients": over(family, layouts.logits_and_gradients, layout=name)
+            for family in ("qwen2", "qwen3")
+            for name in ("tp2_sp", "pp2")
+        },
         **{f"shared_prefixes_{n}": partial(layouts.shared_prefixes, megatron=LAYOUTS[n]) for n in ("tp2_sp", "pp2", "dp2")},
         "qwen3_vl_shared_prefixes_tp2_sp": third(layouts.shared_prefixes, megatron=LAYOUTS["tp2_sp"]),
         **{f"not_finite_{n}": partial(behaviour.not_finite, layout=n) for n in ("tp2_sp", "pp2", "dp2")},

@@ -22,8 +22,9 @@ class Lab:
     def __init__(self, root: Path, world: int, rank: int, model: str = "tiny") -> None:
         self.root, self.world, self.rank, self.model = root, world, rank, model
         self.store = ImageStore(None)
-        self.rule = of_checkpoint(root / model).pictures
-        self.trajectories = tiny.conversations(self.store, rule=self.rule)
+        files = of_checkpoint(root / model)
+        self.rule, sees = files.pictures, files.family.sees_pictures
+        self.trajectories = tiny.conversations(self.store, rule=self.rule, pictures=sees)
         self.advantages = [1.0, -1.0, 0.5, -0.5, 2.0, -2.0]
 
     def of(self, model: str) -> Lab:
@@ -84,6 +85,13 @@ LAYOUTS = {
     "tp2_pp2_sp": {"tensor_parallel": 2, "pipeline_parallel": 2, "sequence_parallel": True},
     "tp2_dp2_sp": {"tensor_parallel": 2, "sequence_parallel": True},
 }
+
+
+def auto_model(path: Path) -> Any:
+    """transformers' class for the checkpoint there."""
+    from transformers import AutoModelForCausalLM, AutoModelForImageTextToText
+
+    return AutoModelForImageTextToText if of_checkpoint(path).family.sees_pictures else AutoModelForCausalLM
 
 
 def close(a: torch.Tensor, b: torch.Tensor, tolerance: float, what: str) -> None:

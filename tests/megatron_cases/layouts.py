@@ -8,7 +8,7 @@ import torch
 from safetensors.torch import load_file
 
 from megatron_cases import tiny
-from megatron_cases.harness import LAYOUTS, READABLE, Lab, close, same_gradients
+from megatron_cases.harness import LAYOUTS, READABLE, Lab, auto_model, close, same_gradients
 from megatron_mmsr1.data.images import pixel_values
 from megatron_mmsr1.models import PictureRule
 from megatron_mmsr1.trajectory import Trajectory
@@ -53,10 +53,8 @@ def transformers_logits(lab: Lab, t: Trajectory, model: Any, rule: PictureRule |
 
 
 def load_transformers(lab: Lab) -> Any:
-    from transformers import AutoModelForImageTextToText
-
     path = lab.root / lab.model
-    return AutoModelForImageTextToText.from_pretrained(path, dtype=torch.float32, attn_implementation="eager").eval()
+    return auto_model(path).from_pretrained(path, dtype=torch.float32, attn_implementation="eager").eval()
 
 
 def logits_equal_transformers(lab: Lab) -> None:

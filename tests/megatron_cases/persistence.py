@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from safetensors.torch import load_file
 
-from megatron_cases.harness import LAYOUTS, READABLE, Lab, same_gradients
+from megatron_cases.harness import LAYOUTS, READABLE, Lab, auto_model, same_gradients
 
 NAMES = ("loss", "grad_norm", "kl", "entropy", "lr", "logprob_diff_mean")
 SCHEDULE = {"schedule": "cosine", "warmup_steps": 2, "weight_decay": 0.1}
@@ -31,17 +31,13 @@ def export_every_weight(lab: Lab, layout: str = "tp1") -> None:
     assert {f.name for f in target.iterdir()} == {f.name for f in source.iterdir()}
     assert not list(lab.root.glob(".export*"))
     if lab.rank == 0:
-        from transformers import AutoModelForImageTextToText
-
-        loaded: Any = AutoModelForImageTextToText.from_pretrained(target, output_loading_info=True)
+        loaded: Any = auto_model(target).from_pretrained(target, output_loading_info=True)
         info = loaded[1]
         assert not info["missing_keys"] and not info["unexpected_keys"]
 
 
 def export_says_its_dtype(lab: Lab) -> None:
     """Weights trained in another precision than the source's: who loads the export by its config.json gets them as they are."""
-    from transformers import AutoModelForImageTextToText
-
     source = lab.root / "said_bfloat16"
     shutil.copytree(lab.root / lab.model, source, dirs_exist_ok=True)
     config = json.loads((source / "config.json").read_text())
@@ -52,7 +48,7 @@ def export_says_its_dtype(lab: Lab) -> None:
     lab.actor(path=source.name).export(target)
     kept = json.loads((target / "config.json").read_text())
     assert {kept["dtype"], kept["text_config"]["dtype"], kept["vision_config"]["dtype"]} == {"float32"}
-    loaded: Any = AutoModelForImageTextToText.from_pretrained(target)
+    loaded: Any = auto_model(target).from_pretrained(target)
     wanted = load_file(target / "model.safetensors")
     assert {str(w.dtype) for w in wanted.values()} == {"torch.float32"}
     assert torch.equal(loaded.lm_head.weight, wanted["lm_head.weight"])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -47,9 +48,13 @@ def make_checkpoint(
         PreTrainedTokenizerFast,
         Qwen2_5_VLConfig,
         Qwen2_5_VLForConditionalGeneration,
+        Qwen2Config,
+        Qwen2ForCausalLM,
         Qwen2VLConfig,
         Qwen2VLForConditionalGeneration,
         Qwen2VLImageProcessor,
+        Qwen3Config,
+        Qwen3ForCausalLM,
         Qwen3VLConfig,
         Qwen3VLForConditionalGeneration,
         Qwen3VLMoeConfig,
@@ -63,13 +68,14 @@ def make_checkpoint(
         tokenizer_object=tokenizer, eos_token="<|im_end|>", pad_token="<|endoftext|>", additional_special_tokens=SPECIAL
     ).save_pretrained(path)
     rule = get(family).pictures
-    Qwen2VLImageProcessor(
-        min_pixels=4 * rule.factor**2,
-        max_pixels=64 * rule.factor**2,
-        patch_size=rule.patch,
-        image_mean=list(rule.mean),
-        image_std=list(rule.deviation),
-    ).save_pretrained(path)
+    if get(family).sees_pictures:
+        Qwen2VLImageProcessor(
+            min_pixels=4 * rule.factor**2,
+            max_pixels=64 * rule.factor**2,
+            patch_size=rule.patch,
+            image_mean=list(rule.mean),
+            image_std=list(rule.deviation),
+        ).save_pretrained(path)
     head = hidden // 4
     text = {
         "vocab_size": VOCAB,
@@ -112,6 +118,10 @@ def make_checkpoint(
     if family == "qwen3_vl_moe":
         Config, Model = Qwen3VLMoeConfig, Qwen3VLMoeForConditionalGeneration
         text |= {"num_experts": 6, "num_experts_per_tok": 2, "moe_intermediate_size": 48}
+    if not get(family).sees_pictures:
+        Config, Model = {"qwen2": (Qwen2Config, Qwen2ForCausalLM), "qwen3": (Qwen3Config, Qwen3ForCausalLM)}[family]
+        config = Config(**text | {"rope_parameters": {"rope_type": "default", "rope_theta": 10000.0}})
+        return _random(Model, config, path, seed)
     config = Config(
         text_config=text,
         vision_config=vision,
@@ -121,14 +131,19 @@ def make_checkpoint(
         vision_end_token_id=ID["<|vision_end|>"],
         tie_word_embeddings=tied,
     )
+    _random(Model, config, path, seed)
+    if family == "qwen3_vl_moe":
+        _experts_as_released(path / "model.safetensors")
+    return path
+
+
+def _random(kind: Any, config: Any, path: Path, seed: int) -> Path:
     torch.manual_seed(seed)
-    model = Model(config).float()
+    model = kind(config).float()
     with torch.no_grad():
         for p in model.parameters():
             p.add_(torch.randn_like(p) * 0.05)
     model.save_pretrained(path)
-    if family == "qwen3_vl_moe":
-        _experts_as_released(path / "model.safetensors")
     return path
 
 
@@ -148,17 +163,21 @@ def picture(seed: int, width: int = 56, height: int = 56) -> bytes:
     return out.getvalue()
 
 
-def conversations(store: ImageStore, n: int = 6, *, seed: int = 0, rule: PictureRule = DEFAULT_RULE) -> list[Trajectory]:
+def conversations(
+    store: ImageStore, n: int = 6, *, seed: int = 0, rule: PictureRule = DEFAULT_RULE, pictures: bool = True
+) -> list[Trajectory]:
     """Multi-turn trajectories: a prompt with a picture, answers, an observation with further pictures. Lengths and sizes
-    differ, some pictures are shared, one conversation has none. A token of a picture has the same place by every rule."""
+    differ, some pictures are shared, one conversation has none. A token of a picture has the same place by every rule. Without
+    `pictures` there are none, and the same words."""
     rng = np.random.default_rng(seed)
     out = []
     for i in range(n):
         t = Trajectory(f"p{i // 2}", f"g{i // 2}", i % 2, "q", ["a"])
-        _context(t, store, rng, rule, "prompt", [] if i == 2 else [(i // 2, 2, 2)], 4 + i)
+        _context(t, store, rng, rule, "prompt", [] if i == 2 or not pictures else [(i // 2, 2, 2)], 4 + i)
         _say(t, rng, 5 + 2 * i)
         if i % 3 != 1:
-            _context(t, store, rng, rule, "tool", [(10 + i, 2, 3), (i // 2, 2, 2)] if i % 3 == 0 else [(20, 4, 2)], 3)
+            shown = [(10 + i, 2, 3), (i // 2, 2, 2)] if i % 3 == 0 else [(20, 4, 2)]
+            _context(t, store, rng, rule, "tool", shown if pictures else [], 3)
             _say(t, rng, 7)
         t.reward = float(rng.random())
         t.check(ID["<|image_pad|>"])
