@@ -25,7 +25,9 @@ class TextModel(PolicyModel):
 def described(kind: type[Any], base: GPTModelProvider) -> Any:
     """megatron-bridge's description of a language model as one of `kind`."""
     values = {f.name: getattr(base, f.name) for f in fields(base) if f.init}
-    return kind(**(values | {"position_embedding_type": "mrope"}))
+    # `PolicyModel` scatters the embeddings itself, once pictures would stand in them.
+    ours = {"position_embedding_type": "mrope", "scatter_embedding_sequence_parallel": False}
+    return kind(**(values | ours))
 
 
 def as_language_model(registry: MegatronMappingRegistry) -> MegatronMappingRegistry:
