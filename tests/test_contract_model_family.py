@@ -91,8 +91,8 @@ def test_an_unknown_architecture_is_told_what_is_supported_and_where_to_add_one(
         models.of_checkpoint(path)
     with pytest.raises(UsageError, match=r"LlamaForCausalLM.*model.family=qwen2_vl is for Qwen2VLFor"):
         models.of_checkpoint(path, "qwen2_vl")
-    with pytest.raises(UsageError, match=r"model.family=qwen2_5: no such model_family; did you mean qwen2_5_vl"):
-        models.of_checkpoint(path, "qwen2_5")
+    with pytest.raises(UsageError, match=r"model.family=qwen25_vl: no such model_family; did you mean qwen2_5_vl"):
+        models.of_checkpoint(path, "qwen25_vl")
 
 
 def test_a_file_that_is_no_family_is_named_with_what_it_lacks(tmp_path: Path) -> None:
