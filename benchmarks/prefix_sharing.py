@@ -42,16 +42,10 @@ def main() -> None:
         config["vision_config"]["out_hidden_size"] = TEXT["hidden_size"]
         (Path(home) / "config.json").write_text(json.dumps(config))
         actor = actors.make(Path(home), tokens=16384, dtype="float32", random_weights=True, rate=prefixes.RATE)
-        for name, observed in (("answers", 0), ("searched", 700)):
-            groups = prefixes.rollouts(2, args.prompt, args.prompt / 1000, observed, shapes.ordinary_ids(config))
-            found = prefixes.compare(actor, groups, config["text_config"], prefixes.STEPS)
-            whole, once = found
-            assert abs(whole["grad_norm"] - once["grad_norm"]) <= 1e-4 * whole["grad_norm"], found
-            rows += [{"rollouts": name, **row} for row in found]
-            rows.append(
-                {"rollouts": name, "way": "ratio", **{k: whole[k] / once[k] for k in ("tokens", "operations", "seconds")}}
-            )
-            print(json.dumps(rows[-1]), flush=True)
+        for case in prefixes.cases(actor, config, args.prompt, args.prompt / 1000):
+            assert case[-1]["apart"] <= prefixes.ALLOWED["float32"], case
+            rows += case
+            print(json.dumps(case[-1]), flush=True)
     record(args.out, rows)
 
 

@@ -49,7 +49,7 @@ def test_the_cpu_agrees_with_itself_to_the_bit_and_bfloat16_drifts(results: dict
 
 
 def test_what_a_group_begins_with_is_computed_once(results: dict[str, dict[str, Any]]) -> None:
-    rows = [r for r in results["prefixes"]["rows"] if r.get("what") == "ratio"]
+    rows = [r for r in results["prefixes"]["rows"] if r["way"] == "ratio"]
     assert len(rows) == 2 and all(r["tokens"] > 2 and r["operations"] > 2 for r in rows)
 
 

@@ -12,7 +12,7 @@ import dataclasses
 import random
 import statistics
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -38,16 +38,23 @@ def run(job: Job) -> None:
         prompt, scale = (80, 0.05) if job.tiny else (1000, 1.0)
         own = {"transformer_layer_spec": local_block}
         actor = actors.make(Path(home), tokens=16384, dtype=dtype, random_weights=True, provider=own, rate=RATE)
-        for name, observed in (("answers", 0), ("searched", 700)):
-            groups = rollouts(2, prompt, scale, observed, shapes.ordinary_ids(config))
-            rows = compare(actor, groups, config["text_config"], STEPS)
-            for row in rows:
-                job.row(rollouts=name, dtype=dtype, **row)
-            whole, once = rows
-            job.row(rollouts=name, what="ratio", **{k: whole[k] / once[k] for k in ("tokens", "operations", "seconds")})
-            apart = abs(once["grad_norm"] - whole["grad_norm"]) / whole["grad_norm"]
-            if not apart <= ALLOWED[dtype]:
+        for whole, once, ratios in cases(actor, config, prompt, scale):
+            for row in (whole, once, ratios):
+                job.row(dtype=dtype, **row)
+            if not ratios["apart"] <= ALLOWED[dtype]:
+                name, apart = ratios["rollouts"], ratios["apart"]
                 job.fault(f"{name}: the gradient norms are {apart:.1e} apart, allowed {ALLOWED[dtype]:.0e}")
+
+
+def cases(actor: Any, config: dict[str, Any], prompt: int, scale: float) -> Iterator[list[dict[str, Any]]]:
+    """Of rollouts that answer at once and of those that searched: the rows of `compare`, and one of their ratios with what is
+    between their gradient norms, as a share."""
+    for name, observed in (("answers", 0), ("searched", 700)):
+        groups = rollouts(2, prompt, scale, observed, shapes.ordinary_ids(config))
+        whole, once = compare(actor, groups, config["text_config"], STEPS)
+        ratios = {k: whole[k] / once[k] for k in ("tokens", "operations", "seconds")}
+        apart = abs(once["grad_norm"] - whole["grad_norm"]) / whole["grad_norm"]
+        yield [{"rollouts": name, **row} for row in (whole, once, {"way": "ratio", **ratios, "apart": apart})]
 
 
 def rollouts(groups: int, prompt: int, scale: float, observed: int, words: int, *, seed: int = 0) -> list[Trajectory]:

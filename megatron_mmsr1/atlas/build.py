@@ -20,7 +20,7 @@ from megatron_mmsr1.atlas.model import ModelShape, save_model
 from megatron_mmsr1.atlas.pages import corpus
 from megatron_mmsr1.atlas.picture import Emblem, draw, png, random_view
 from megatron_mmsr1.atlas.questions import Question, questions
-from megatron_mmsr1.atlas.spec import AtlasSpec
+from megatron_mmsr1.atlas.spec import AtlasSpec, require_same
 from megatron_mmsr1.atlas.world import Entity, World, make_world
 from megatron_mmsr1.data.files import write_text
 from megatron_mmsr1.errors import UsageError
@@ -36,8 +36,8 @@ def build(spec: AtlasSpec, out: Path, *, model: bool = True, shape: ModelShape |
     world = make_world(spec)
     out.mkdir(parents=True, exist_ok=True)
     before = out / "world.json"
-    if before.exists() and json.loads(before.read_text())["spec"] != spec.model_dump(mode="json"):
-        raise UsageError(f"{out} holds a world of another spec: choose another directory or remove that one")
+    if before.exists():
+        require_same(out, json.loads(before.read_text())["spec"], spec)
     for split in SPLITS:
         _write_questions(world, split, out / f"{split}.parquet")
     _write_jsonl(out / "corpus.jsonl", ({"id": p.id, "url": p.url, "title": p.title, "html": p.html} for p in corpus(world)))

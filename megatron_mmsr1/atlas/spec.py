@@ -85,6 +85,12 @@ def load_spec(path: str | Path | None = None, **knobs: Any) -> AtlasSpec:
     return parse_knobs(AtlasSpec, {**raw, **knobs}, where)
 
 
+def require_same(out: Path, held: object, spec: BaseModel) -> None:
+    """UsageError where the world in `out` has another spec, `held` as JSON has it."""
+    if held != spec.model_dump(mode="json"):
+        raise UsageError(f"{out} holds a world of another spec: choose another directory or remove that one")
+
+
 def parse_knobs[Spec: BaseModel](kind: type[Spec], knobs: dict[str, Any], where: str) -> Spec:
     """Raises UsageError that names each wrong knob and lists the known ones."""
     try:

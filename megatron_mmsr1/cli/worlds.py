@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -43,9 +42,10 @@ def _out_and_knobs(p: argparse.ArgumentParser, example: str) -> None:
 def _atlas_build(args: argparse.Namespace) -> None:
     from megatron_mmsr1.atlas.build import build
     from megatron_mmsr1.atlas.spec import load_spec
+    from megatron_mmsr1.procs.progress import say
 
     spec, out = load_spec(None, **_knobs(args)), _directory(args)
-    _announce(f"building a world of {spec.entities} entities in {out}: pictures, questions, pages, model ...")
+    say(f"building a world of {spec.entities} entities in {out}: pictures, questions, pages, model ...")
     build(spec, out)
     print(f"wrote {out}; look at it: mmsr1 atlas inspect {out}")
 
@@ -58,9 +58,10 @@ def _atlas_inspect(args: argparse.Namespace) -> None:
 
 def _maths_build(args: argparse.Namespace) -> None:
     from megatron_mmsr1.maths.build import build, load_spec
+    from megatron_mmsr1.procs.progress import say
 
     spec, out = load_spec(**_knobs(args)), _directory(args)
-    _announce(f"building {spec.train_questions} + {spec.heldout_questions} problems in {out}: pictures, solutions, model ...")
+    say(f"building {spec.train_questions} + {spec.heldout_questions} problems in {out}: pictures, solutions, model ...")
     build(spec, out)
     print(f"wrote {out}: train.parquet, heldout.parquet, model")
 
@@ -79,7 +80,3 @@ def _directory(args: argparse.Namespace) -> Path:
     if out.exists() and not out.is_dir():
         raise UsageError(f"{out} is a file: name a directory to build the world in")
     return out
-
-
-def _announce(line: str) -> None:
-    print(line, file=sys.stderr, flush=True)

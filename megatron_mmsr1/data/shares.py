@@ -50,13 +50,11 @@ def plan(items: Sequence[Size], dp_size: int, budget: int, hidden: int) -> list[
     """
     groups: dict[tuple[str, int], list[int]] = {}
     for i, x in enumerate(items):
-        groups.setdefault((x.group, x.prompt) if x.prompt else (str(i), -1), []).append(i)
+        groups.setdefault((x.group, x.prompt) if x.prompt else (str(i), 0), []).append(i)
     pieces: list[_Piece] = []
     for (_, prompt), members in groups.items():
-        room = budget - max(prompt, 0)
-        together = (
-            pack([items[i].tokens - items[i].prompt for i in members], room) if room > 0 else [[k] for k in range(len(members))]
-        )
+        room, own = budget - prompt, [items[i].tokens - prompt for i in members]
+        together = pack(own, room) if room > 0 else [[k] for k in range(len(own))]
         pieces += [_piece([members[k] for k in part], items, hidden) for part in together]
     packs = [
         [[m for j in p for m in mine[j].members] for p in pack([x.tokens for x in mine], budget)]

@@ -16,9 +16,8 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from megatron_mmsr1.atlas.model import save_model
 from megatron_mmsr1.atlas.picture import png, random_view
-from megatron_mmsr1.atlas.spec import Views, parse_knobs
+from megatron_mmsr1.atlas.spec import Views, parse_knobs, require_same
 from megatron_mmsr1.data.files import write_text
-from megatron_mmsr1.errors import UsageError
 from megatron_mmsr1.maths.picture import draw_task, random_look
 from megatron_mmsr1.maths.tasks import Task, phrasings, solution, tasks_of
 from megatron_mmsr1.maths.tokens import TOKENS
@@ -48,8 +47,8 @@ def load_spec(**knobs: Any) -> MathsSpec:
 def build(spec: MathsSpec, out: Path, *, model: bool = True) -> None:
     """Write a world into `out`, which is made if need be. Raises UsageError if it holds a world of another spec."""
     before = out / "world.json"
-    if before.exists() and json.loads(before.read_text()) != spec.model_dump(mode="json"):
-        raise UsageError(f"{out} holds a world of another spec: choose another directory or remove that one")
+    if before.exists():
+        require_same(out, json.loads(before.read_text()), spec)
     out.mkdir(parents=True, exist_ok=True)
     for split in SPLITS:
         _write(spec, split, out / f"{split}.parquet")

@@ -108,9 +108,9 @@ class MegatronActor:
         tokens = sum(len(t) for t in trajectories)
         platform.synchronize()
         seconds = time.perf_counter() - started
-        done = [r for r in reports if "grad_norm" in r]
+        done = [r for r in reports if r]
         mean = {k: float(np.mean([r[k] for r in done])) for k in done[0]} if done else {"loss_tokens": 0.0}
-        computed = sum(r["tokens_computed"] for r in reports)
+        mine = sum(b.computed for u in work for b in u.objective.batches) if self.parallel.speaks_for_replica else 0
         self._follow(mean)
         if supervised:
             mean = {k: v for k, v in mean.items() if k in ("loss", "entropy", "grad_norm", "loss_tokens")}
@@ -118,7 +118,7 @@ class MegatronActor:
         return mean | {
             "lr": rate,
             "tokens": float(tokens),
-            "tokens_computed": computed,
+            "tokens_computed": self.parallel.sum([float(mine)])[0],
             "skipped_updates": float(len(reports) - len(done)),
             "tokens_per_s": tokens / seconds,
             "train_seconds": seconds,

@@ -95,7 +95,8 @@ def collate(trajectories: Sequence[Trajectory], members: list[int], g: PackingSp
     chosen = [trajectories[m] for m in members]
     tokens = [np.asarray(t.token_ids, dtype=np.int64) for t in chosen]
     pictures: dict[ImageRef, int] = {}
-    runs = forest([_keys(t, x, g, pictures) for t, x in zip(chosen, tokens, strict=True)], shared=g.shared)
+    keys = [_keys(t, x, g, pictures) for t, x in zip(chosen, tokens, strict=True)] if g.shared else tokens
+    runs = forest(keys, shared=g.shared)
     ids: list[np.ndarray] = []
     positions: list[np.ndarray] = []
     images: list[ImageRef] = []

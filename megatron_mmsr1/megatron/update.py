@@ -40,7 +40,7 @@ class Update:
             x.ref = [s[0] for s in reference.score(x.batches)]
 
     def run(self, rate: float) -> dict[str, float]:
-        """Its metrics. Without a "grad_norm" it was skipped, for its gradients were not finite, and has changed nothing."""
+        """Its metrics; {} if it was skipped, for its gradients were not finite, and has changed nothing."""
         actor, x = self.actor, self.objective
         if "selected" in actor.algorithm.needs:  # under the weights that this update moves
             now = [s[0] for s in actor.policy.score(x.batches)]  # [] but on the last stage
@@ -48,10 +48,8 @@ class Update:
         # An update leaves the gradient buffer as each parameter's `grad`, where the next backward would add it twice.
         actor.optimizer.zero_grad()
         reports = actor.policy.train(x.batches, x.share)
-        computed = float(sum(b.computed for b in x.batches)) if actor.parallel.speaks_for_replica else 0.0
-        counts = {"loss_tokens": x.totals.tokens, "tokens_computed": actor.parallel.sum([computed])[0]}
         if not actor.guard.passes(actor.step, x.trajectories, x.batches, reports):
-            return counts
+            return {}
         set_rates(actor.optimizer, rate, actor.cfg.optimizer.weight_decay)
         ok, grad_norm, _ = actor.optimizer.step()
         if not ok or not math.isfinite(grad_norm):
@@ -66,4 +64,7 @@ class Update:
             sums = np.zeros(n)
         names = (*SUMS, *MAXIMA)
         values = [*actor.parallel.sum(sums.tolist()), *actor.parallel.max(maxima.tolist())]
-        return summary(dict(zip(names, values, strict=True))) | {"grad_norm": float(grad_norm)} | counts
+        return summary(dict(zip(names, values, strict=True))) | {
+            "grad_norm": float(grad_norm),
+            "loss_tokens": x.totals.tokens,
+        }

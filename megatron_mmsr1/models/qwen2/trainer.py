@@ -1,41 +1,29 @@
 """Qwen2 in the trainer: megatron-core's own, under the names that a policy's language model has."""
 
 # pyright: standard
-# megatron.bridge and megatron.core have no types.
+# megatron.bridge has no types.
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
-from megatron.bridge.models.conversion.mapping_registry import MegatronMappingRegistry
-from megatron.bridge.models.conversion.model_bridge import MegatronModelBridge
-from megatron.bridge.models.gpt_provider import GPTModelProvider
 from megatron.bridge.models.qwen.qwen2_bridge import Qwen2Bridge
 from transformers import Qwen2ForCausalLM
 
-from megatron_mmsr1.models._text import TextModel, as_language_model, described
+from megatron_mmsr1.models._text import TextBridge, TextModel, TextProvider, register
 
 
 class Model(TextModel):
-    pass
+    """A class of its own, because megatron-bridge finds the weights' mapping by it."""
 
 
 @dataclass
-class Provider(GPTModelProvider):
-    def provide(self, pre_process: Any = None, post_process: Any = None, vp_stage: Any = None) -> Any:
-        return Model(self, pre_process=pre_process, post_process=post_process, vp_stage=vp_stage)
+class Provider(TextProvider):
+    model = Model
 
 
-class Bridge(Qwen2Bridge):
-    """config.json and weights of Qwen2, to megatron-core and back."""
-
-    def provider_bridge(self, hf_pretrained: Any) -> Provider:
-        return described(Provider, super().provider_bridge(hf_pretrained))
-
-    def mapping_registry(self) -> MegatronMappingRegistry:
-        return as_language_model(super().mapping_registry())
+class Bridge(TextBridge, Qwen2Bridge):
+    provider = Provider
 
 
-_registry: Any = MegatronModelBridge
-_registry.register_bridge(source=Qwen2ForCausalLM, target=Model, provider=Provider, model_type="qwen2")(Bridge)
+register(Bridge, Qwen2ForCausalLM, "qwen2")
