@@ -90,7 +90,8 @@ def row(path: Path) -> str:
     own = n / (m.tensor_parallel * m.pipeline_parallel)
     reference = own * BYTES[cfg.model.dtype] if cfg.algorithm.kl_coef else 0
     where = f"{p.trainer.nodes} x {p.trainer.gpus_per_node} GPUs TP{m.tensor_parallel} "
-    where += f"PP{m.pipeline_parallel} " * (m.pipeline_parallel > 1) + f"DP{cfg.data_parallel}; "
+    where += f"PP{m.pipeline_parallel} " * (m.pipeline_parallel > 1) + f"CP{m.context_parallel} " * (m.context_parallel > 1)
+    where += f"DP{cfg.data_parallel}; "
     where += f"{engines} engines of {gpus} GPU{'s' if gpus > 1 else ''}"
     where += f" on {p.engines.nodes} nodes" if p.engines.nodes else " beside them"
     data = "FVQA" if cfg.searches else "open-r1 maths, 8k"

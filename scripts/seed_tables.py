@@ -110,7 +110,8 @@ MMSEARCH_R1: dict[str, Rule] = {
     f"{A}actor.shuffle": Only((False,), "mini-batches keep their order"),
     f"{A}actor.use_dynamic_bsz": MICRO,
     **{f"{A}actor.{n}": MICRO for n in ("ppo_micro_batch_size", "ppo_micro_batch_size_per_gpu")},
-    **{f"{A}{w}.ulysses_sequence_parallel_size": Only((1,), "context parallelism is not supported") for w in ("actor", "ref")},
+    f"{A}actor.ulysses_sequence_parallel_size": To("megatron.context_parallel"),
+    f"{A}ref.ulysses_sequence_parallel_size": Nothing("the reference lies as the policy does"),
     **{f"{A}{w}.entropy_from_logits_with_chunking": MEMORY for w in ("actor", "ref")},
     **{
         f"{A}{w}.log_prob_{n}": MICRO

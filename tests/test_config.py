@@ -41,7 +41,7 @@ def run(tmp_path: Path, text: str = "model: {path: m}", *overrides: str) -> RunC
         ({"protocol": {"max_rounds": 1}}, "protocol.max_rounds=1 leaves no turn to answer in after a search, and 3"),
         ({"protocol": {"max_turn_tokens": 9000}}, "protocol.max_turn_tokens=9000 is above max_response_tokens=8192"),
         ({"megatron": {"tokens_per_microbatch": 10}}, "tokens_per_microbatch=10 is less than one prompt and one turn"),
-        ({"train": {"ranks": 2}, "megatron": {"context_parallel": 2}}, "context_parallel=2 is not supported"),
+        ({"train": {"ranks": 3}, "megatron": {"context_parallel": 2}}, "tensor x pipeline x context parallel = 2"),
         ({"optimizer": {"lr": 1e-5, "min_lr": 1e-4}}, "optimizer.min_lr=0.0001 is above optimizer.lr=1e-05"),
         ({"reward": {"reward_mode": "em"}}, "'EM' or 'SubEM'"),
         ({"data": {"group_size": 1}}, "at least 2"),

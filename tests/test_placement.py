@@ -153,6 +153,20 @@ def test_memory_of_a_known_model() -> None:
     assert memory.engine_bytes(c, 7_000_000_000, 4) == 3_500_000_000
     whole = c.model_copy(update={"megatron": c.megatron.model_copy(update={"distributed_optimizer": False})})
     assert memory.trainer_bytes(whole, 7_000_000_000) == 31_500_000_000
+    # Two context-parallel ranks in the place of two replicas: the same weights on each, and the optimizer sharded over both.
+    shared = cfg(8, "megatron.tensor_parallel=4", "megatron.context_parallel=2", "model.dtype=bfloat16")
+    assert memory.trainer_bytes(shared, 7_000_000_000) == 21_000_000_000
+
+
+def test_the_places_of_ranks_are_megatron_core_s() -> None:
+    """Tensor ranks follow each other, then context ranks, then replicas, then stages."""
+    split = [f"megatron.{kind}_parallel=2" for kind in ("tensor", "context", "pipeline")]
+    c = cfg(16, *split, "placement.trainer.nodes=2", "placement.engines.nodes=1")
+    shown = picture(c, plan(c, machines(3, 8)))
+    assert "16 ranks as TP2 x PP2 x DP2 x CP2" in shown
+    for rank, place in ((0, "tp 0, pp 0, dp 0, cp 0, leads a replica"), (3, "tp 1, pp 0, dp 0, cp 1")):
+        assert f"rank {rank} ({place})" in shown
+    assert "rank 4 (tp 0, pp 0, dp 1, cp 0, leads a replica)" in shown and "rank 14 (tp 0, pp 1, dp 1, cp 1)" in shown
 
 
 def test_the_nodes_of_this_machine_and_of_slurm(monkeypatch: pytest.MonkeyPatch) -> None:

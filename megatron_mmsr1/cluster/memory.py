@@ -32,13 +32,13 @@ def trainer_bytes(cfg: RunConfig, n: int) -> int:
     """A rank's share of a model of `n` parameters, all of them trained.
 
     Megatron-Core's mixed precision: weights (2 or 4 bytes), float32 gradients (4), and Adam's float32 master weights and two
-    moments (12; without master weights 8), which the distributed optimizer shards over data-parallel ranks. A frozen part
-    needs less, embeddings on the first and last stage more.
+    moments (12; without master weights 8), which the distributed optimizer shards over data- and context-parallel ranks. A
+    frozen part needs less, embeddings on the first and last stage more.
     """
     m = cfg.megatron
     own = n / (m.tensor_parallel * m.pipeline_parallel)
     state = 12 if cfg.model.dtype == "bfloat16" else 8
-    shards = cfg.data_parallel if m.distributed_optimizer else 1
+    shards = cfg.data_parallel * m.context_parallel if m.distributed_optimizer else 1
     return int(own * (BYTES[cfg.model.dtype] + 4 + state / shards))
 
 

@@ -37,6 +37,7 @@ def steps(plan: Plan) -> str:
 def _head(cfg: RunConfig, n: int | None) -> str:
     m = cfg.megatron
     layout = f"TP{m.tensor_parallel} x PP{m.pipeline_parallel} x DP{cfg.data_parallel}"
+    layout += f" x CP{m.context_parallel}" * (m.context_parallel > 1)
     model = f"{cfg.model.path} ({n / 1e9:.2f} G parameters)" if n else f"{cfg.model.path} (not here: memory unknown)"
     return f"{cfg.name}: {cfg.train.ranks} ranks as {layout}, {model}"
 
@@ -44,10 +45,12 @@ def _head(cfg: RunConfig, n: int | None) -> str:
 def _what(cfg: RunConfig, p: Place) -> str:
     if p.role == TRAINER:
         m = cfg.megatron
-        tp, rest = p.index % m.tensor_parallel, p.index // m.tensor_parallel
-        dp, pp = rest % cfg.data_parallel, rest // cfg.data_parallel
-        leads = ", leads a replica" if tp == pp == 0 and not cfg.algorithm.supervised else ""
-        return f"rank {p.index} (tp {tp}, pp {pp}, dp {dp}{leads})"
+        rest, tp = divmod(p.index, m.tensor_parallel)
+        rest, cp = divmod(rest, m.context_parallel)
+        pp, dp = divmod(rest, cfg.data_parallel)
+        leads = ", leads a replica" if tp == cp == pp == 0 and not cfg.algorithm.supervised else ""
+        share = f", cp {cp}" * (m.context_parallel > 1)
+        return f"rank {p.index} (tp {tp}, pp {pp}, dp {dp}{share}{leads})"
     port = getattr(cfg.engine, "sglang", {}).get("port")
     at = f", port {int(port) + p.index}" if p.role == ENGINES and port else ", a free port of 20000 to 31999"
     return f"{NAMES[p.role]}{f' {p.index}' if p.role == ENGINES else ''}{at}"

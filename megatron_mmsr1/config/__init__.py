@@ -181,13 +181,20 @@ class MegatronConfig(Section):
 
     tensor_parallel: int = Field(default=1, gt=0)
     pipeline_parallel: int = Field(default=1, gt=0)
-    context_parallel: int = Field(default=1, gt=0)
+    context_parallel: int = Field(
+        default=1,
+        gt=0,
+        description="ranks that hold the tokens of each micro-batch together, two chunks of each sequence a rank",
+    )
     sequence_parallel: bool = False
     recompute: Literal["none", "selective", "full"] = "none"
     distributed_optimizer: Training[bool] = Field(
-        default=True, description="shard the optimizer over data-parallel ranks; a checkpoint loads only under its own setting"
+        default=True,
+        description="shard the optimizer over data- and context-parallel ranks; a checkpoint loads only under its own setting",
     )
-    tokens_per_microbatch: int = Field(default=8192, gt=0, description="packing budget of one micro-batch")
+    tokens_per_microbatch: int = Field(
+        default=8192, gt=0, description="packing budget of one micro-batch, over all of its ranks"
+    )
     share_prefixes: bool | None = Field(
         default=None,
         description="what trajectories of a micro-batch begin with alike (their group's prompt and picture) is computed once; "

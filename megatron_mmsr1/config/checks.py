@@ -23,11 +23,6 @@ def _pictures(cfg: RunConfig) -> Iterator[str]:
 
 def _layout(cfg: RunConfig) -> Iterator[str]:
     m, ranks = cfg.megatron, cfg.train.ranks
-    if m.context_parallel > 1:
-        yield (
-            f"megatron.context_parallel={m.context_parallel} is not supported for packed sequences; for long conversations use "
-            "megatron.tensor_parallel with sequence_parallel=true, or megatron.recompute"
-        )
     group = m.tensor_parallel * m.pipeline_parallel * m.context_parallel
     if ranks % group:
         yield f"train.ranks={ranks} is not a multiple of tensor x pipeline x context parallel = {group}"

@@ -33,12 +33,13 @@ class Forest:
     runs: list[Run]
     last: list[int]
 
-    def rows(self) -> list[np.ndarray]:
-        """The place of each token of each sequence, int64, where the runs lie end to end."""
-        at = np.cumsum([0, *(r.end - r.start for r in self.runs)])
+    def rows(self, multiple: int = 1) -> list[np.ndarray]:
+        """The place of each token of each sequence, int64, where the runs lie end to end, each padded to this multiple."""
+        lengths = [r.end - r.start for r in self.runs]
+        at = np.cumsum([0, *(n + -n % multiple for n in lengths)])
         places: list[np.ndarray] = []  # of a run: those of its sequences up to its end
-        for r, begin, end in zip(self.runs, at, at[1:], strict=False):
-            own = np.arange(begin, end, dtype=np.int64)
+        for r, begin, n in zip(self.runs, at, lengths, strict=False):
+            own = np.arange(begin, begin + n, dtype=np.int64)
             places.append(np.concatenate([places[r.parent], own]) if r.parent >= 0 else own)
         return [places[i] for i in self.last]
 

@@ -22,6 +22,7 @@ from megatron_mmsr1.megatron import batch as batches
 from megatron_mmsr1.megatron import checkpoint, export, parallel, platform
 from megatron_mmsr1.megatron.batch import MicroBatch, PackingSpec
 from megatron_mmsr1.megatron.forward_backward import ForwardBackward
+from megatron_mmsr1.megatron.layout import Share
 from megatron_mmsr1.megatron.model import Built, build
 from megatron_mmsr1.megatron.nonfinite import Guard
 from megatron_mmsr1.megatron.optimizer import build_optimizer
@@ -50,16 +51,18 @@ class MegatronActor:
         tokens = self.model.files.family.tokens
         self.banned = tokens.banned_ids(tokenizer)
         config = self.model.config
+        share = Share(self.parallel.cp_size, self.parallel.cp_rank)
         self.packing = PackingSpec(
             family=self.model.files.family,
             image_pad_id=tokens.id_of(tokens.picture_pad, tokenizer, cfg.model.path),
             merge=self.model.files.pictures.merge,
-            multiple=self.parallel.tp_size if cfg.megatron.sequence_parallel else 1,
+            multiple=batches.multiple(self.parallel.tp_size if cfg.megatron.sequence_parallel else 1, share),
             budget=cfg.megatron.tokens_per_microbatch,
             hidden=config.hidden_size,
             banned=frozenset(self.banned),
             device=platform.device(),
             shared=shares_prefixes(cfg),
+            share=share,
         )
         self.images = images
         self.guard = Guard(self.model.chunks, self.parallel, Path(cfg.output), cfg.train.max_skipped_updates)
@@ -225,7 +228,7 @@ class MegatronActor:
         return shares.owners(items, updates, self.parallel.dp_size, self.packing.budget, self.packing.hidden)
 
     def micro_batches(self, trajectories: Sequence[Trajectory], *, every_token: bool = False) -> list[MicroBatch]:
-        """This data-parallel rank's share."""
+        """This replica's share, of each the part that this context-parallel rank holds."""
         p, g = self.parallel, self.packing
         packs = shares.plan(shares.sizes(trajectories, shared=g.shared), p.dp_size, g.budget, g.hidden)[p.dp_rank]
         return [batches.collate(trajectories, members, g, every_token=every_token) for members in packs]

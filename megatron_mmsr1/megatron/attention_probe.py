@@ -73,7 +73,7 @@ def probe(config: Path) -> dict[str, Any]:
 
 
 def alone(cfg: Any) -> Any:
-    """The same run on one rank: which kernel attends depends on neither."""
+    """The same run on one rank: its kernel, without what context-parallel ranks exchange around it."""
     one = {"tensor_parallel": 1, "pipeline_parallel": 1, "context_parallel": 1, "sequence_parallel": False}
     update = {"megatron": cfg.megatron.model_copy(update=one), "train": cfg.train.model_copy(update={"ranks": 1})}
     return cfg.model_copy(update=update)

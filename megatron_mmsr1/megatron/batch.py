@@ -5,6 +5,7 @@ Where trajectories begin alike, as those of a group do, the pack holds that begi
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -12,9 +13,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from megatron_mmsr1.data import zigzag
 from megatron_mmsr1.data.prefixes import forest
 from megatron_mmsr1.errors import UsageError
-from megatron_mmsr1.megatron.layout import Packed, packed
+from megatron_mmsr1.megatron.layout import ALONE, Packed, Share, packed
 from megatron_mmsr1.models import Family
 from megatron_mmsr1.trajectory import ImageRef, Trajectory
 
@@ -23,6 +25,9 @@ from megatron_mmsr1.trajectory import ImageRef, Trajectory
 class MicroBatch:
     """Runs of tokens laid end to end, T tokens with padding. N counts the tokens that are scored: at its row stands the token
     before it in the same sequence, which several sequences may have in common.
+
+    Of a context-parallel rank `input_ids`, `position_ids`, `image_tokens`, `rows` and `targets` are its share, T of the pack's
+    tokens and n of the scored ones, and rows count from its own first token; all else is the whole pack's.
     """
 
     members: list[int]  # the trajectories, as indices into the global list; empty for a filler
@@ -31,8 +36,10 @@ class MicroBatch:
     layout: Packed
     images: list[ImageRef]  # in the order of their pads; one that is shown to a shared run stands once
     image_tokens: Tensor  # int64 [image tokens]
+    image_rows: Tensor | None  # int64 [image tokens], which of the images' features these are; None: all of them
     rows: Tensor  # int64 [N]
     targets: Tensor  # int64 [N]
+    mine: Tensor | None  # int64 [n], which of the N scored tokens this rank scores; None: all of them
     source: np.ndarray  # int64 [N]: the scored token's place in its trajectory
     owner: np.ndarray  # int64 [N]: its trajectory, as an index into the global list
     places: list[np.ndarray]  # int64, of each member: the row of each of its tokens
@@ -46,12 +53,19 @@ class PackingSpec:
     family: Family  # whose positions
     image_pad_id: int
     merge: int
-    multiple: int  # T is padded to a multiple of this (the tensor-parallel size under sequence parallelism)
+    multiple: int  # T is padded to a multiple of this: see `multiple`
     budget: int  # tokens a micro-batch
     hidden: int
     banned: frozenset[int]
     device: torch.device
     shared: bool  # whether what trajectories begin with stands once
+    share: Share = ALONE  # which of the context-parallel ranks this is
+
+
+def multiple(tensor: int, share: Share) -> int:
+    """Of a pack's tokens: each of the context-parallel ranks has as many, in two chunks, and each of `tensor` ranks that
+    share those out again (under sequence parallelism; else 1) as many."""
+    return share.ranks * math.lcm(2, tensor) if share.ranks > 1 else tensor
 
 
 def token_weights(t: Trajectory) -> np.ndarray:
@@ -108,10 +122,11 @@ def collate(trajectories: Sequence[Trajectory], members: list[int], g: PackingSp
             rows = np.flatnonzero(x == g.image_pad_id)[first]
             whole[run.member] = (g.family.positions(x, g.image_pad_id, [i.grid_thw for i in t.images], g.merge), rows)
         place, begins = whole[run.member]
-        ids.append(x[run.start : run.end])
-        positions.append(place[:, run.start : run.end])
+        more = -(run.end - run.start) % zigzag.multiple(g.share.ranks)
+        ids.append(np.pad(x[run.start : run.end], (0, more)))
+        positions.append(np.pad(place[:, run.start : run.end], ((0, 0), (0, more)), mode="edge"))
         images += [i for i, at in zip(t.images, begins, strict=True) if run.start <= at < run.end]
-    places = runs.rows()
+    places = runs.rows(zigzag.multiple(g.share.ranks))
     rows, targets, source, owner = [], [], [], []
     for m, t, x, where in zip(members, chosen, tokens, places, strict=True):
         scored = ~np.isin(x, list(g.banned)) if every_token else token_weights(t) != 0
@@ -122,33 +137,56 @@ def collate(trajectories: Sequence[Trajectory], members: list[int], g: PackingSp
         source.append(at)
         owner.append(np.full(len(at), m))
     lengths = [len(i) for i in ids]
-    computed = sum(lengths)
+    ends = [r.end - r.start for r in runs.runs]
     parents = [r.parent for r in runs.runs]
-    if computed == 0 or computed % g.multiple:  # padding, and the filler of an empty micro-batch, are a sequence of their own
-        n = g.multiple - computed % g.multiple
+    if not ids or sum(lengths) % g.multiple:  # padding, and the filler of an empty micro-batch, are a sequence of their own
+        n = g.multiple - sum(lengths) % g.multiple
         ids.append(np.zeros(n, dtype=np.int64))
         positions.append(np.broadcast_to(np.arange(n), (3, n)))
         lengths.append(n)
+        ends.append(n)
         parents.append(-1)
     flat = np.concatenate(ids)
+    held = zigzag.rows(lengths, g.share.ranks, g.share.rank)
+    local = np.full(len(flat), -1, dtype=np.int64)  # of each row: where this rank holds it
+    local[held] = np.arange(len(held))
+    image_tokens = local[flat == g.image_pad_id]
+    images, image_rows = _seen(images, image_tokens >= 0, g.merge)
+    at = local[_joined(rows)]
+    mine = at >= 0
+    alone = g.share.ranks == 1
 
-    def tensor(parts: list[np.ndarray]) -> Tensor:
-        return torch.from_numpy(np.concatenate(parts) if parts else np.empty(0, dtype=np.int64)).to(g.device)
+    def tensor(x: np.ndarray) -> Tensor:
+        return torch.from_numpy(x).to(g.device)
 
     return MicroBatch(
         members=members,
-        input_ids=torch.from_numpy(flat)[None].to(g.device),
-        position_ids=torch.from_numpy(np.concatenate(positions, 1))[:, None].to(g.device),
-        layout=packed(lengths, parents, device=g.device),
+        input_ids=tensor(flat[held])[None],
+        position_ids=tensor(np.concatenate(positions, 1)[:, held])[:, None],
+        layout=packed(lengths, parents, ends=ends, share=g.share, device=g.device),
         images=images,
-        image_tokens=torch.from_numpy(np.flatnonzero(flat == g.image_pad_id)).to(g.device),
-        rows=tensor(rows),
-        targets=tensor(targets),
-        source=np.concatenate(source) if source else np.empty(0, dtype=np.int64),
-        owner=np.concatenate(owner) if owner else np.empty(0, dtype=np.int64),
+        image_tokens=tensor(image_tokens[image_tokens >= 0]),
+        image_rows=None if alone else tensor(image_rows),
+        rows=tensor(at[mine]),
+        targets=tensor(_joined(targets)[mine]),
+        mine=None if alone else tensor(np.flatnonzero(mine)),
+        source=_joined(source),
+        owner=_joined(owner),
         places=places,
-        computed=computed,
+        computed=sum(r.end - r.start for r in runs.runs),
     )
+
+
+def _joined(parts: list[np.ndarray]) -> np.ndarray:
+    return np.concatenate(parts) if parts else np.empty(0, dtype=np.int64)
+
+
+def _seen(images: list[ImageRef], held: np.ndarray, merge: int) -> tuple[list[ImageRef], np.ndarray]:
+    """The pictures of which any token is `held` (bool, of each of their tokens), and which of their features those tokens are,
+    int64. The others this rank need not encode."""
+    parts = np.split(held, np.cumsum([i.tokens(merge) for i in images])[:-1]) if images else []
+    seen = [(i, part) for i, part in zip(images, parts, strict=True) if part.any()]
+    return [i for i, _ in seen], np.flatnonzero(_joined([part for _, part in seen]))
 
 
 def _keys(t: Trajectory, tokens: np.ndarray, g: PackingSpec, pictures: dict[ImageRef, int]) -> np.ndarray:

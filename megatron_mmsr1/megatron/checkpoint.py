@@ -160,7 +160,7 @@ def _verify(directory: Path, p: Parallel) -> Manifest:
 
 
 def _layout(p: Parallel) -> list[int]:
-    return [p.tp_size, p.pp_size, p.dp_size]
+    return [p.tp_size, p.pp_size, p.dp_size, *([p.cp_size] if p.cp_size > 1 else [])]
 
 
 def _rng_object(p: Parallel, state: Any) -> ShardedObject:

@@ -11,6 +11,7 @@ from megatron.core.pipeline_parallel import get_forward_backward_func
 from torch import Tensor
 
 from megatron_mmsr1.megatron.batch import MicroBatch
+from megatron_mmsr1.megatron.context_parallel import joined
 from megatron_mmsr1.megatron.logprob import LogitsHead, TokenHead
 from megatron_mmsr1.megatron.model import Built
 from megatron_mmsr1.megatron.vision import VisionFeatures
@@ -27,6 +28,7 @@ class ForwardBackward:
         self.model, self.vision = model, vision
         self.banned, self.temperature, self.chunk = banned, temperature, chunk
         self.group: Any = parallel_state.get_tensor_model_parallel_group()
+        self.sharers: Any = parallel_state.get_context_parallel_group()
 
     def train(self, batches: list[MicroBatch], loss: Loss) -> list[Any]:
         """Accumulate gradients of the summed losses; what `loss` reported, in order ([] on other stages)."""
@@ -42,21 +44,30 @@ class ForwardBackward:
 
     @torch.no_grad()
     def score(self, batches: list[MicroBatch]) -> list[Tensor]:
-        """float32 [2, N] a micro-batch: log-probs and entropies of its scored tokens."""
+        """float32 [2, N] a micro-batch: log-probs and entropies of its scored tokens, also of those that another
+        context-parallel rank holds."""
         return self._run(batches, self._token_head, self._report, forward_only=True)
 
     @torch.no_grad()
     def logits(self, batches: list[MicroBatch]) -> list[Tensor]:
         """float32 [T, V] a micro-batch, whole on every tensor rank."""
         head = LogitsHead(self.group, self.model.config.sequence_parallel)
-        return self._run(batches, lambda b: head, self._report, forward_only=True)
+
+        def whole(b: MicroBatch) -> Head:
+            if b.layout.exchange is None:
+                return head
+            own, total = b.layout.exchange.own, len(b.layout.exchange.held)
+            return lambda hidden, weight: joined(head(hidden, weight).T, own, total, self.sharers).T
+
+        return self._run(batches, whole, self._report, forward_only=True)
 
     @staticmethod
     def _report(i: int, out: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         return out.sum(), torch.zeros((), dtype=torch.int, device=out.device), out
 
     def _token_head(self, batch: MicroBatch) -> Head:
-        return TokenHead(
+        mine = batch.mine
+        head = TokenHead(
             batch.rows,
             batch.targets,
             banned=self.banned,
@@ -65,6 +76,9 @@ class ForwardBackward:
             group=self.group,
             sequence_parallel=self.model.config.sequence_parallel,
         )
+        if mine is None:
+            return head
+        return lambda hidden, weight: joined(head(hidden, weight), mine, len(batch.source), self.sharers)
 
     def _run(
         self, batches: list[MicroBatch], head: Callable[[MicroBatch], Head], finish: Any, *, forward_only: bool
@@ -72,6 +86,8 @@ class ForwardBackward:
         def forward(batches: Iterator[tuple[int, MicroBatch]], chunk: Any) -> tuple[Tensor, Any]:
             i, b = next(batches)
             features = self.vision(self.model.core, b.images) if self.model.core.pre_process else None
+            if features is not None and b.image_rows is not None:
+                features = features.index_select(0, b.image_rows)
             out = chunk(
                 input_ids=b.input_ids,
                 position_ids=b.position_ids,

@@ -14,6 +14,7 @@ from megatron.core.models.gpt.gpt_layer_specs import get_gpt_layer_local_spec
 from megatron.core.transformer.transformer_block import TransformerBlockSubmodules, get_num_layers_to_build
 from torch import Tensor
 
+from megatron_mmsr1.megatron.context_parallel import of_all
 from megatron_mmsr1.megatron.layout import Packed
 from megatron_mmsr1.megatron.prefix_attention import PrefixAttention
 
@@ -42,10 +43,12 @@ class PackedAttention(torch.nn.Module):
         attn_mask_type: Any,
         attention_type: str,
         softmax_scale: float | None = None,
+        pg_collection: Any = None,
         **_: Any,
     ) -> None:
         super().__init__()
         self.scale = softmax_scale
+        self.sharers: Any = getattr(pg_collection, "cp", None)  # the ranks that hold a pack together
 
     def forward(
         self,
@@ -57,11 +60,14 @@ class PackedAttention(torch.nn.Module):
         attention_bias: Tensor | None = None,
         packed_seq_params: Any = None,
     ) -> Tensor:
-        """query [T, heads, d], key and value [T, groups, d] -> [T, heads * d]. Raises TypeError without a `Packed` layout."""
+        """query [T, heads, d], key and value [T, groups, d], all of this rank's tokens, -> [T, heads * d]. Raises TypeError
+        without a `Packed` layout."""
         layout = packed_seq_params
         if not isinstance(layout, Packed):
             raise TypeError("PackedAttention needs sequences packed by layout.packed")
-        if layout.below:
+        if layout.exchange is not None:
+            key, value = of_all(key, value, layout.exchange, self.sharers)
+        if layout.below or layout.exchange is not None:
             scale = self.scale if self.scale is not None else query.shape[-1] ** -0.5
             shared: Any = PrefixAttention.apply(query, key, value, layout, scale)
             return shared.flatten(1)

@@ -38,6 +38,8 @@ class Parallel:
     tp_size: int
     pp_rank: int
     pp_size: int
+    cp_rank: int
+    cp_size: int
     dp_rank: int
     dp_size: int
     leaders: list[int] = field(repr=False)  # the global rank that leads each data-parallel replica
@@ -45,7 +47,7 @@ class Parallel:
 
     @property
     def is_leader(self) -> bool:
-        return self.tp_rank == 0 and self.pp_rank == 0
+        return self.tp_rank == self.cp_rank == self.pp_rank == 0
 
     @property
     def is_last_stage(self) -> bool:
@@ -53,8 +55,8 @@ class Parallel:
 
     @property
     def speaks_for_replica(self) -> bool:
-        """One rank a replica that holds its losses and log-probs: the first tensor rank of the last stage."""
-        return self.tp_rank == 0 and self.is_last_stage
+        """One rank a replica that holds its losses and log-probs: the first tensor and context rank of the last stage."""
+        return self.tp_rank == self.cp_rank == 0 and self.is_last_stage
 
     def barrier(self) -> None:
         """Wait for every rank."""
@@ -115,9 +117,9 @@ class Parallel:
         return [own if d == me and own is not None else flat.unpack(incoming[d]) if incoming[d] else [] for d in everyone]
 
     def replica(self, dp_rank: int) -> list[int]:
-        """The global ranks of a data-parallel replica; megatron-core's order is tp, dp, pp."""
-        stages = range(self.pp_size)
-        return [tp + self.tp_size * (dp_rank + self.dp_size * pp) for pp in stages for tp in range(self.tp_size)]
+        """The global ranks of a data-parallel replica; megatron-core's order is tp, cp, dp, pp."""
+        size = self.tp_size * self.cp_size  # of a replica's stage, whose ranks follow each other
+        return [i + size * (dp_rank + self.dp_size * pp) for pp in range(self.pp_size) for i in range(size)]
 
     def _transfer(self, act: Any, message: bytearray, rank: int) -> list[Any]:
         """Begin to send or receive a message in pieces that every transport takes."""
@@ -175,18 +177,12 @@ def leave() -> None:
 def init(cfg: RunConfig) -> Parallel:
     """Join the job that torchrun (or srun) describes in the environment and split it as `cfg.megatron` says.
 
-    Without such an environment the process is a job of one. Raises UsageError if the number of processes does not fit, or for
-    context parallelism, which packed sequences do not support yet.
+    Without such an environment the process is a job of one. Raises UsageError if the number of processes does not fit.
     """
     m = cfg.megatron
     rank, world = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
     if world != cfg.train.ranks:
         raise UsageError(f"train.ranks={cfg.train.ranks} but the job has {world} processes: start as many as the config says")
-    if m.context_parallel > 1:
-        raise UsageError(
-            f"megatron.context_parallel={m.context_parallel}: not supported for packed sequences; use tensor_parallel with "
-            "sequence_parallel=true, or megatron.recompute, for long conversations"
-        )
     if not dist.is_initialized():
         if world == 1 and "MASTER_ADDR" not in os.environ:
             dist.init_process_group(platform.backend(), store=dist.HashStore(), rank=0, world_size=1, timeout=TIMEOUT)
@@ -197,6 +193,7 @@ def init(cfg: RunConfig) -> Parallel:
     parallel_state.initialize_model_parallel(
         m.tensor_parallel,
         m.pipeline_parallel,
+        context_parallel_size=m.context_parallel,
         distributed_timeout_minutes=int(TIMEOUT.total_seconds() // 60),
         create_gloo_process_groups=platform.has_cuda(),
     )
@@ -210,8 +207,10 @@ def init(cfg: RunConfig) -> Parallel:
         tp_size=m.tensor_parallel,
         pp_rank=parallel_state.get_pipeline_model_parallel_rank(),
         pp_size=m.pipeline_parallel,
+        cp_rank=parallel_state.get_context_parallel_rank(),
+        cp_size=m.context_parallel,
         dp_rank=parallel_state.get_data_parallel_rank(),
         dp_size=cfg.data_parallel,
-        leaders=[d * m.tensor_parallel for d in range(cfg.data_parallel)],
+        leaders=[d * m.tensor_parallel * m.context_parallel for d in range(cfg.data_parallel)],
         objects=dist.new_group(backend="gloo", timeout=TIMEOUT) if platform.has_cuda() else dist.group.WORLD,
     )

@@ -1,4 +1,5 @@
-"""Attention of a pack in which a run of tokens stands once for all sequences that begin with it: exact, both ways.
+"""Attention of a pack in which a run of tokens stands once for all sequences that begin with it, or of which a context-parallel
+rank holds a share: exact, both ways.
 
 A token attends to its own run, causally, and to every run above its own, whole. Each of these is an attention of its own, with
 the logarithm L_i of its sums of exponentials beside its output O_i; together they are L = log(sum e^L_i) and
@@ -22,11 +23,13 @@ NEVER = 1e30  # the logarithm of a row in padding: e^(score - NEVER) is 0, and s
 
 
 class PrefixAttention(torch.autograd.Function):
-    """query [T, heads, d], key and value [T, groups, d], all of one layout, -> [T, heads, d]."""
+    """query [T, heads, d], key and value [T, groups, d], all of one layout, -> [T, heads, d]. Under context parallelism key and
+    value are the whole pack's [T * ranks, groups, d], and so are their gradients: this rank's share of a sum."""
 
     @staticmethod
     def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, layout: Packed, scale: float) -> Tensor:  # pyright: ignore[reportIncompatibleMethodOverride]
-        parts = [attend(*x, causal=True, scale=scale) for x in _own(layout, *(t[layout.gather] for t in (q, k, v)))]
+        padded = (q[layout.gather], k[layout.keys], v[layout.keys])
+        parts = [attend(*x, causal=True, scale=scale) for x in _own(layout, *padded)]
         out = _end_to_end([o for o, _, _ in parts])[layout.slots].float()
         lse = _end_to_end([x[..., None] for _, x, _ in parts])[layout.slots]
         kept = [x for *_, x in parts]
@@ -47,13 +50,17 @@ class PrefixAttention(torch.autograd.Function):
         q, k, v, out, lse = ctx.saved_tensors
         layout: Packed = ctx.layout
         never = lse.new_full((len(layout.gather), *lse.shape[1:]), NEVER)
-        padded = [*(t[layout.gather] for t in (grad, q, k, v, out)), never.index_copy_(0, layout.slots, lse)]
+        do, a, o = (t[layout.gather] for t in (grad, q, out))
+        padded = (do, a, k[layout.keys], v[layout.keys], o, never.index_copy_(0, layout.slots, lse))
         kept = iter(ctx.kept)
         parts = [
             gradients(do, a, b, c, o, x.squeeze(-1).contiguous(), next(kept), causal=True, scale=ctx.scale)
             for do, a, b, c, o, x in _own(layout, *padded)
         ]
         dq, dk, dv = (_end_to_end(x)[layout.slots].float() for x in zip(*parts, strict=True))
+        if layout.exchange is not None:
+            own = layout.exchange.own
+            dk, dv = (x.new_zeros(len(k), *x.shape[1:]).index_copy_(0, own, x) for x in (dk, dv))
         for rows, keys in _above(layout):
             do, a, o = (_one(t[rows]) for t in (grad, q, out))
             b, c = (_one(t[keys]) for t in (k, v))
@@ -79,7 +86,7 @@ def _end_to_end(batches: Sequence[Tensor]) -> Tensor:
 
 
 def _above(layout: Packed) -> Iterator[tuple[slice, slice]]:
-    """(rows, keys): rows that attend to all of these keys, which stand above them."""
+    """(rows, keys): rows that attend to all of these keys, which stand above or before them."""
     for q0, q1, k0, k1 in layout.below:
         yield slice(q0, q1), slice(k0, k1)
 

@@ -56,6 +56,7 @@ def configure(provider: Any, cfg: RunConfig, hf_config: dict[str, Any]) -> None:
     dtype = getattr(torch, cfg.model.dtype)
     provider.tensor_model_parallel_size = m.tensor_parallel
     provider.pipeline_model_parallel_size = m.pipeline_parallel
+    provider.context_parallel_size = m.context_parallel
     provider.sequence_parallel = m.sequence_parallel
     provider.params_dtype = provider.pipeline_dtype = provider.autocast_dtype = dtype
     provider.bf16, provider.fp16 = dtype is torch.bfloat16, False

@@ -14,7 +14,8 @@ from megatron_mmsr1.megatron.parallel import Parallel
 def weights_id(model: Built, p: Parallel) -> str:
     """Collective. 16 hex digits of SHA-256 over every parameter's name, shape and bits, the same on every rank.
 
-    Equal weights in another tensor- or pipeline-parallel layout have another name; the number of replicas does not matter.
+    Equal weights in another tensor- or pipeline-parallel layout have another name; the number of replicas and of
+    context-parallel ranks does not matter.
     """
     mine = hashlib.sha256()
     for name, value in sorted(model.core.named_parameters()):
@@ -22,6 +23,7 @@ def weights_id(model: Built, p: Parallel) -> str:
         bits = value.detach().to("cpu").contiguous().view(torch.uint8)
         mine.update(bits.numpy().data)
     found: list[tuple[int, int, int, str]] = [(0, 0, 0, "")] * p.world
-    dist.all_gather_object(found, (p.dp_rank, p.pp_rank, p.tp_rank, mine.hexdigest()), group=p.objects)
+    copy = p.dp_rank + p.cp_rank  # 0 where nobody holds the same in front of it
+    dist.all_gather_object(found, (copy, p.pp_rank, p.tp_rank, mine.hexdigest()), group=p.objects)
     shards = sorted(f[1:] for f in found if f[0] == 0)
     return hashlib.sha256(repr(shards).encode()).hexdigest()[:16]

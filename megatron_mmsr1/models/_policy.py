@@ -42,6 +42,8 @@ class PolicyModel(MegatronModule):
         self.language_model = GPTModelProvider.provide(
             config, pre_process=pre_process, post_process=post_process, vp_stage=vp_stage
         )
+        # Positions come as this rank's share of them; megatron-core's split is of one sequence, not of packed ones.
+        self.language_model.rotary_pos_emb.cp_group = None
         # megatron-core looks for these here when it sums the gradients of tied embeddings.
         self.share_embeddings_and_output_weights = config.share_embeddings_and_output_weights
         self.shared_embedding_or_output_weight = self.language_model.shared_embedding_or_output_weight

@@ -96,13 +96,19 @@ CASES: dict[int, dict[str, Case]] = {
         "objects_and_shares_travel": units.objects,
         **{
             f"{name}_{what}": partial(getattr(layouts, what), layout=name)
-            for name in ("tp2", "tp2_sp", "pp2", "dp2")
+            for name in ("tp2", "tp2_sp", "pp2", "dp2", "cp2")
             for what in ("logits_and_gradients", "steps", "selected")
         },
         **{
             f"qwen2_vl_{name}_logits_and_gradients": second(layouts.logits_and_gradients, layout=name)
             for name in ("tp2", "tp2_sp", "pp2")
         },
+        **{
+            f"{family}_cp2_logits_and_gradients": over(family, layouts.logits_and_gradients, layout="cp2")
+            for family in ("qwen2_vl", "qwen3_vl", "qwen3_vl_moe", "qwen3")
+        },
+        "cp2_weights_after_steps": partial(layouts.weights_after_steps, layout="cp2"),
+        "qwen3_vl_recompute_full_cp2": third(layouts.recompute, mode="full", layout="cp2"),
         "qwen2_vl_export_every_weight_tp2": second(persistence.export_every_weight, layout="tp2"),
         "qwen2_vl_export_every_weight_pp2": second(persistence.export_every_weight, layout="pp2"),
         **{
@@ -122,7 +128,10 @@ CASES: dict[int, dict[str, Case]] = {
             for family in ("qwen2", "qwen3")
             for name in ("tp2_sp", "pp2")
         },
-        **{f"shared_prefixes_{n}": partial(layouts.shared_prefixes, megatron=LAYOUTS[n]) for n in ("tp2_sp", "pp2", "dp2")},
+        **{
+            f"shared_prefixes_{n}": partial(layouts.shared_prefixes, megatron=LAYOUTS[n])
+            for n in ("tp2_sp", "pp2", "dp2", "cp2")
+        },
         "qwen3_vl_shared_prefixes_tp2_sp": third(layouts.shared_prefixes, megatron=LAYOUTS["tp2_sp"]),
         **{f"not_finite_{n}": partial(behaviour.not_finite, layout=n) for n in ("tp2_sp", "pp2", "dp2")},
         "dp2_shares": partial(layouts.shares, layout="dp2"),
@@ -144,8 +153,15 @@ CASES: dict[int, dict[str, Case]] = {
         "shares_travel_in_replicas": units.shares,
         **{
             f"{name}_{what}": partial(getattr(layouts, what), layout=name)
-            for name in ("tp2_pp2", "tp2_pp2_sp", "tp2_dp2_sp")
+            for name in ("tp2_pp2", "tp2_pp2_sp", "tp2_dp2_sp", "tp2_cp2_sp", "pp2_cp2")
             for what in ("logits_and_gradients", "steps")
+        },
+        "cp2_dp2_logits_and_gradients": partial(layouts.logits_and_gradients, layout="cp2_dp2"),
+        "cp4_logits_and_gradients": partial(layouts.logits_and_gradients, layout="cp4"),
+        "cp2_dp2_weights_after_steps": partial(layouts.weights_after_steps, layout="cp2_dp2"),
+        **{
+            f"qwen3_vl_{n}_logits_and_gradients": third(layouts.logits_and_gradients, layout=n)
+            for n in ("tp2_cp2_sp", "pp2_cp2")
         },
         "qwen2_vl_tp2_pp2_logits_and_gradients": second(layouts.logits_and_gradients, layout="tp2_pp2"),
         "qwen2_vl_tp2_pp2_sp_steps": second(layouts.steps, layout="tp2_pp2_sp"),
@@ -157,8 +173,13 @@ CASES: dict[int, dict[str, Case]] = {
         "qwen3_vl_moe_export_every_weight_tp2_pp2_sp": mixture(persistence.export_every_weight, layout="tp2_pp2_sp"),
         "qwen3_vl_layout_refused": third(errors.deepstack_layout),
         "fewer_sequences_than_ranks": partial(layouts.one_sequence, layout="tp2_dp2_sp"),
-        "shared_prefixes_tp2_pp2_sp": partial(layouts.shared_prefixes, megatron=LAYOUTS["tp2_pp2_sp"]),
-        "tp2_dp2_sp_shares": partial(layouts.shares, layout="tp2_dp2_sp"),
+        "fewer_sequences_than_ranks_cp2": partial(layouts.one_sequence, layout="cp2_dp2"),
+        **{f"shared_prefixes_{n}": partial(layouts.shared_prefixes, megatron=LAYOUTS[n]) for n in ("tp2_pp2_sp", "tp2_cp2_sp")},
+        **{f"{n}_shares": partial(layouts.shares, layout=n) for n in ("tp2_dp2_sp", "cp2_dp2")},
+        "export_every_weight_cp2_dp2": partial(persistence.export_every_weight, layout="cp2_dp2"),
+        "load_tp1_checkpoint_as_cp2_dp2": partial(persistence.load_elsewhere, source="tp1", layout="cp2_dp2"),
+        "exact_resume_cp2_dp2": partial(persistence.exact_resume, layout="cp2_dp2"),
+        "load_cp2_dp2_checkpoint_as_dp4": partial(persistence.load_elsewhere, source="cp2_dp2", layout="dp4"),
         "export_every_weight_tp2_pp2": partial(persistence.export_every_weight, layout="tp2_pp2"),
         "load_tp2_sp_checkpoint_as_tp2_pp2": partial(persistence.load_elsewhere, source="tp2_sp", layout="tp2_pp2_sp"),
         "bfloat16_tp2_pp2_sp": partial(behaviour.bfloat16, layout="tp2_pp2_sp"),

@@ -134,8 +134,6 @@ def freeze(lab: Lab) -> None:
 def layout(lab: Lab) -> None:
     with raises(UsageError, "tensor_parallel=4", "2 key-value heads"):
         lab.actor(megatron={"tensor_parallel": 4})
-    with raises(UsageError, "context_parallel=2"):
-        lab.actor(megatron={"context_parallel": 2})
 
 
 def deepstack_layout(lab: Lab) -> None:

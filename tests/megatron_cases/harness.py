@@ -84,6 +84,12 @@ LAYOUTS = {
     "tp2_pp2": {"tensor_parallel": 2, "pipeline_parallel": 2},
     "tp2_pp2_sp": {"tensor_parallel": 2, "pipeline_parallel": 2, "sequence_parallel": True},
     "tp2_dp2_sp": {"tensor_parallel": 2, "sequence_parallel": True},
+    "dp4": {},
+    "cp2": {"context_parallel": 2},
+    "cp4": {"context_parallel": 4},
+    "cp2_dp2": {"context_parallel": 2},
+    "tp2_cp2_sp": {"tensor_parallel": 2, "context_parallel": 2, "sequence_parallel": True},
+    "pp2_cp2": {"pipeline_parallel": 2, "context_parallel": 2},
 }
 
 

@@ -179,6 +179,9 @@ def conversations(
             shown = [(10 + i, 2, 3), (i // 2, 2, 2)] if i % 3 == 0 else [(20, 4, 2)]
             _context(t, store, rng, rule, "tool", shown if pictures else [], 3)
             _say(t, rng, 7)
+        if i == 0:  # three turns and three pictures
+            _context(t, store, rng, rule, "tool", [], 3)
+            _say(t, rng, 6)
         t.reward = float(rng.random())
         t.check(ID["<|image_pad|>"])
         out.append(t)

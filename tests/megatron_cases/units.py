@@ -117,10 +117,10 @@ def objects(lab: Lab) -> None:
 
 
 def shares(lab: Lab) -> None:
-    """With four ranks: two replicas of two, in either order of tensor and pipeline parallelism."""
+    """With four ranks: two replicas of two, by tensor, pipeline or context parallelism."""
     from megatron_mmsr1.megatron import parallel
 
-    for layout in ({"tensor_parallel": 2}, {"pipeline_parallel": 2}):
+    for layout in ({"tensor_parallel": 2}, {"pipeline_parallel": 2}, {"context_parallel": 2}):
         p = parallel.init(lab.config(megatron=layout))
         everyone = p.gather_from_leaders([p.rank])
         assert everyone == p.leaders and sorted(r for d in range(2) for r in p.replica(d)) == [0, 1, 2, 3]
