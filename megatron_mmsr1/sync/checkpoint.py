@@ -40,7 +40,7 @@ def differing(one: Path, other: Path) -> str:
 
 def _samples(directory: Path) -> dict[tuple[str, str], bytes]:
     """(name, dtype) -> bytes from the middle of the tensor."""
-    found = {}
+    found: dict[tuple[str, str], bytes] = {}
     for file in _files(directory):
         with file.open("rb") as f:
             start = _PREFIX + int.from_bytes(f.read(_PREFIX), "little")

@@ -24,7 +24,7 @@ class Good:
 
     version: int
     load: Callable[[Control], None] | None  # puts them back; None: they cannot be had again
-    checksums: dict[str, str] = field(default_factory=dict)  # an engine
+    checksums: dict[str, str] = field(default_factory=dict[str, str])  # an engine
 
 
 def update(

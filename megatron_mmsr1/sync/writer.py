@@ -38,7 +38,7 @@ def write_checkpoint(
 def _write_files(tensors: Iterable[tuple[str, torch.Tensor]], part: Path, shard_bytes: int) -> None:
     """Files of at most `shard_bytes`, named and indexed as transformers does."""
     import torch
-    from safetensors.torch import save_file
+    from safetensors.torch import save_file  # pyright: ignore[reportUnknownVariableType]
 
     held: dict[str, torch.Tensor] = {}
     size = total = 0
