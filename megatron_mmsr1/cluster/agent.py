@@ -105,7 +105,8 @@ class Agent:
                 return {"port": free_port(str(order["host"]))}
             case "ranks":
                 return {"ranks": [asdict(r) for r in self.children[order["process"]].ranks()]}
-        return {"error": f"this node does not know the order {order['what']}"}
+            case other:
+                return {"error": f"this node does not know the order {other}"}
 
     def _tell_ends(self) -> None:
         for number, child in list(self.children.items()):
@@ -125,7 +126,7 @@ def written(what: Spawn) -> dict[str, Any]:
 def read(raw: dict[str, Any]) -> Spawn:
     """What `written` wrote. The job's token stays with its supervisors."""
     listen = (raw["listen"][0], raw["listen"][1]) if raw["listen"] else None
-    whole = raw | {
+    whole: dict[str, Any] = raw | {
         "log": Path(raw["log"]),
         "cwd": Path(raw["cwd"]),
         "listen": listen,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
@@ -58,7 +58,7 @@ class Machines:
 
 
 @contextmanager
-def machines(cfg: RunConfig, say: Callable[[str], None], *, trains: bool = True) -> Iterator[Machines]:
+def machines(cfg: RunConfig, say: Callable[[str], None], *, trains: bool = True) -> Generator[Machines]:
     """What the config's placement needs, until the block ends; then everything on other nodes ends too. `trains`: as `plan` has
     it.
 

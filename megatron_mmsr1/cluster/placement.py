@@ -128,7 +128,8 @@ def _rolls_out(cfg: RunConfig) -> bool:
 
 
 def _counts(cfg: RunConfig, available: int) -> list[str]:
-    p, wanted, found = cfg.placement, nodes_wanted(cfg), []
+    p, wanted = cfg.placement, nodes_wanted(cfg)
+    found: list[str] = []
     if wanted > available:
         found.append(f"placement wants {wanted} nodes, the job has {available}")
     if p.search >= wanted:
@@ -141,7 +142,8 @@ def _on_gpu(said: int | None, node: Node) -> bool:
 
 
 def _place_engines(cfg: RunConfig, nodes: Sequence[Node], places: list[Place], taken: dict[int, int]) -> list[str]:
-    p, problems = cfg.placement, []
+    p = cfg.placement
+    problems: list[str] = []
     first, hosts = (p.trainer.nodes, p.engines.nodes) if p.engines.nodes else (0, p.trainer.nodes)
     free = dict.fromkeys(range(len(nodes)), 0) if p.colocated else dict(taken)
     for i in range(p.engines.count):

@@ -18,6 +18,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from megatron_mmsr1.errors import RunError, UsageError
+from megatron_mmsr1.untyped import is_dict
 
 HEAD, TOKEN = "MMSR1_HEAD", "MMSR1_JOB_TOKEN"  # environment: ADDRESS:PORT of the first node's process, the job's secret
 BEAT_S, LOST_AFTER_S = 5.0, 60.0
@@ -79,7 +80,7 @@ class Line:
             message = json.loads(data)
         except ValueError:
             raise Lost("it sent what is no message") from None
-        if not isinstance(message, dict):
+        if not is_dict(message):
             raise Lost("it sent what is no message")
         return message
 
@@ -123,7 +124,7 @@ class Line:
             self.send({"what": "nonce", "nonce": mine, "proof": _proof(secret, "head", nonce)})
             hello = self.receive()
         who = hello.get("who")
-        if not hmac.compare_digest(str(hello.get("proof", "")), _proof(secret, "node", mine)) or not isinstance(who, dict):
+        if not hmac.compare_digest(str(hello.get("proof", "")), _proof(secret, "node", mine)) or not is_dict(who):
             raise Lost("it does not know this job's token")
         return who
 

@@ -27,7 +27,7 @@ def unfinished(submissions: Sequence[Submission]) -> list[Submission]:
 
 def status(submission: Submission) -> list[str]:
     """A line a run: job, verb, state, restarts, step, where it writes; and a line with what it said last."""
-    lines = []
+    lines: list[str] = []
     for job in submission.jobs:
         for task, state in enumerate(queue.look(job.id, len(job.tasks))):
             where = job.tasks[task]
@@ -88,7 +88,7 @@ def follow(submission: Submission, say: Say) -> None:
     logs_of = {_name(*run): NewLines(submission.log(*run), from_start=True) for run in runs}
     before: dict[str, str] = {}
     while True:
-        states = {}
+        states: dict[str, State] = {}
         for job in submission.jobs:
             for task, state in enumerate(queue.look(job.id, len(job.tasks))):
                 states[_name(job, task)] = state
