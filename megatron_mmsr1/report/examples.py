@@ -7,18 +7,14 @@ import io
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
 
 from megatron_mmsr1.data.images import ImageStore
 from megatron_mmsr1.eval.metrics import by_kind, kind
 from megatron_mmsr1.protocol import IMAGE_PAD
-from megatron_mmsr1.report.gather import RunData
+from megatron_mmsr1.report.gather import RunData, Tokenizer
 from megatron_mmsr1.report.questions import is_right
 from megatron_mmsr1.report.text import in_short, visible
 from megatron_mmsr1.trajectory import ImageRef, Trajectory, Turn
-
-if TYPE_CHECKING:
-    from tokenizers import Tokenizer
 
 LARGE, SMALL = 360, 120  # pixels of a question's picture, of a search result's
 BATCH = 16  # tokens decoded together where none is marked alone
@@ -52,7 +48,7 @@ class Example:
     status: str
     reward: str
     parts: list[tuple[str, str]]
-    turns: list[TurnView] = field(default_factory=list)
+    turns: list[TurnView] = field(default_factory=list[TurnView])
     earlier: str = ""
     tokens: int = 0
     tags: str = ""  # right or wrong, searched, changed: what the page filters by
@@ -86,7 +82,7 @@ def _view(t: Trajectory, data: RunData, store: ImageStore) -> Example:
     before = data.earlier.get(t.prompt_id)
     shown = Pictures(store, t.images)
     pad = data.tokenizer.token_to_id(IMAGE_PAD) if data.tokenizer else None
-    turns = []
+    turns: list[TurnView] = []
     for turn in t.turns:
         if data.tokenizer is not None and pad is not None:
             pieces = list(_token_pieces(t, turn, data.tokenizer, pad, shown))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol, cast
 
 from megatron_mmsr1 import config
 from megatron_mmsr1.config import RunConfig
@@ -16,23 +16,28 @@ from megatron_mmsr1.run import starts
 from megatron_mmsr1.run.logs import read_metrics
 from megatron_mmsr1.trajectory import Trajectory
 
-if TYPE_CHECKING:
-    from tokenizers import Tokenizer
-
-
 CONFIG = "config.yaml"
+
+
+class Tokenizer(Protocol):
+    """What the examples need of a `tokenizers.Tokenizer`, which has no types."""
+
+    def token_to_id(self, token: str) -> int | None: ...
+    def decode(self, ids: list[int], skip_special_tokens: bool) -> str: ...
 
 
 @dataclass(slots=True)
 class RunData:
     directory: Path
     cfg: RunConfig
-    metrics: list[dict[str, Any]] = field(default_factory=list)
-    results: list[EvalResult] = field(default_factory=list)
-    trajectories: list[Trajectory] = field(default_factory=list)  # the examples come from these
+    metrics: list[dict[str, Any]] = field(default_factory=list[dict[str, Any]])
+    results: list[EvalResult] = field(default_factory=list[EvalResult])
+    trajectories: list[Trajectory] = field(default_factory=list[Trajectory])  # the examples come from these
     source: str = ""  # the dump they were read from
-    earlier: dict[str, Trajectory] = field(default_factory=dict)  # by prompt: what was answered before training
-    environment: dict[str, Any] = field(default_factory=dict)
+    earlier: dict[str, Trajectory] = field(
+        default_factory=dict[str, Trajectory]
+    )  # by prompt: answers before training
+    environment: dict[str, Any] = field(default_factory=dict[str, Any])
     tokenizer: Tokenizer | None = None
     searched: str = ""
     label: str = ""  # which run it is, where a page shows several
@@ -40,7 +45,7 @@ class RunData:
     lives: list[Life] = field(default_factory=list[Life])
     worst: list[Group] = field(default_factory=list[Group])
     best: list[Group] = field(default_factory=list[Group])
-    notes: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list[str])
 
 
 def gather(directory: Path) -> RunData:
@@ -109,12 +114,12 @@ def _examples(data: RunData) -> None:
 
 
 def _tokenizer(data: RunData) -> Tokenizer | None:
-    from tokenizers import Tokenizer
+    import tokenizers
 
     places = [data.directory / "model", Path(data.cfg.model.path)]
     for place in places:
         if (place / "tokenizer.json").is_file():
-            return Tokenizer.from_file(str(place / "tokenizer.json"))
+            return cast(Any, tokenizers).Tokenizer.from_file(str(place / "tokenizer.json"))
     looked = " or ".join(map(str, places))
     data.notes.append(f"There is no tokenizer.json in {looked}: the examples are shown by turns, not by tokens.")
     return None
