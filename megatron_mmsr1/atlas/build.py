@@ -86,37 +86,28 @@ def canvas_picture(spec: AtlasSpec, e: Entity, corner: int, rng: random.Random) 
 
 def _write_questions(world: World, split: str, path: Path) -> None:
     """FVQA's columns, `image_urls` null in every row as there, then what else the protocol allows."""
-    import pyarrow as pa
-    import pyarrow.parquet as pq
+    from megatron_mmsr1.data import parquet
 
     rows = questions(world, split)
     views = {e.id: question_pictures(world.spec, e) for e in world.entities}
     rng = random.Random(f"atlas/views/{split}/{world.spec.seed}")
-    schema = pa.schema(
-        [
-            ("prompt", pa.list_(pa.struct([("content", pa.string()), ("role", pa.string())]))),
-            ("images", pa.list_(pa.struct([("bytes", pa.binary()), ("path", pa.null())]))),
-            (
-                "reward_model",
-                pa.struct([("candidate_answers", pa.string()), ("ground_truth", pa.string()), ("style", pa.string())]),
-            ),
-            ("data_source", pa.string()),
-            ("image_urls", pa.null()),
-            (
-                "extra_info",
-                pa.struct([(k, pa.int64() if k in ("phrasing", "corner") else pa.string()) for k in rows[0].extra()]),
-            ),
-            ("data_id", pa.string()),
-            ("category", pa.string()),
-        ]
-    )
+    columns = {
+        "prompt": [{"content": "string", "role": "string"}],
+        "images": [{"bytes": "binary", "path": "null"}],
+        "reward_model": {"candidate_answers": "string", "ground_truth": "string", "style": "string"},
+        "data_source": "string",
+        "image_urls": "null",
+        "extra_info": {k: "int64" if k in ("phrasing", "corner") else "string" for k in rows[0].extra()},
+        "data_id": "string",
+        "category": "string",
+    }
     by_id = {e.id: e for e in world.entities}
 
     def picture(q: Question) -> bytes:
         return canvas_picture(world.spec, by_id[q.entity], q.corner, rng) if q.kind == "crop" else rng.choice(views[q.entity])
 
     table = [_row(q, picture(q), f"atlas-{world.spec.seed}-{split}-{i}", split) for i, q in enumerate(rows)]
-    pq.write_table(pa.Table.from_pylist(table, schema=schema), path, row_group_size=1000)
+    parquet.write(path, table, columns)
 
 
 def _row(q: Question, image: bytes, data_id: str, split: str) -> dict[str, Any]:

@@ -45,6 +45,18 @@ def row_group(path: Path, group: int, columns: Sequence[str]) -> Table:
         raise UsageError(f"{path}: row group {group} cannot be read: {e}") from e
 
 
+def write(path: Path, rows: Sequence[dict[str, Any]], columns: dict[str, Any]) -> None:
+    """A file of `rows`. `columns`: Arrow's name of each type ("string"), a dict of types for a struct, [type] for a list."""
+    schema = pa.schema([(name, _type(said)) for name, said in columns.items()])
+    pq.write_table(pa.Table.from_pylist(rows, schema=schema), path, row_group_size=1000)
+
+
+def _type(said: str | dict[str, Any] | list[Any]) -> pa.DataType:
+    if isinstance(said, dict):
+        return pa.struct([(name, _type(part)) for name, part in said.items()])
+    return pa.list_(_type(said[0])) if isinstance(said, list) else pa.type_for_alias(said)
+
+
 def write_with_column(path: Path, target: Path, name: str, values: Sequence[float]) -> None:
     """A copy of `path` at `target` with one more column of floats, or another one of that name, a row group at a time."""
     at = 0

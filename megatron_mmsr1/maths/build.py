@@ -63,23 +63,17 @@ def picture(task: Task, views: Views, rng: random.Random) -> bytes:
 
 
 def _write(spec: MathsSpec, split: str, path: Path) -> None:
-    import pyarrow as pa
-    import pyarrow.parquet as pq
+    from megatron_mmsr1.data import parquet
 
-    text = pa.string()
-    schema = pa.schema(
-        [
-            ("image", pa.struct([("bytes", pa.binary()), ("path", text)])),
-            *((name, text) for name in ("problem", "solution", "original_question", "original_answer")),
-        ]
-    )
+    texts = ("problem", "solution", "original_question", "original_answer")
+    columns = {"image": {"bytes": "binary", "path": "string"}, **dict.fromkeys(texts, "string")}
     n = {"train": spec.train_questions, "heldout": spec.heldout_questions}[split]
     rng = random.Random(f"maths/{split}/{spec.seed}")
     own = tasks_of(split, spec.heldout_share, spec.seed)
     # Every task equally often, so that a world of any size asks all of them.
     asked = [own[i % len(own)] for i in range(n)]
     rng.shuffle(asked)
-    pq.write_table(pa.Table.from_pylist([_row(t, spec, split, rng) for t in asked], schema=schema), path, row_group_size=1000)
+    parquet.write(path, [_row(t, spec, split, rng) for t in asked], columns)
 
 
 def _row(task: Task, spec: MathsSpec, split: str, rng: random.Random) -> dict[str, Any]:

@@ -34,9 +34,7 @@ class RunData:
     results: list[EvalResult] = field(default_factory=list[EvalResult])
     trajectories: list[Trajectory] = field(default_factory=list[Trajectory])  # the examples come from these
     source: str = ""  # the dump they were read from
-    earlier: dict[str, Trajectory] = field(
-        default_factory=dict[str, Trajectory]
-    )  # by prompt: answers before training
+    earlier: dict[str, Trajectory] = field(default_factory=dict[str, Trajectory])  # by prompt: answers before training
     environment: dict[str, Any] = field(default_factory=dict[str, Any])
     tokenizer: Tokenizer | None = None
     searched: str = ""
