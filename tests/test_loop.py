@@ -110,6 +110,20 @@ def test_a_dump_trains_without_engine_or_search(world: Path, whole: Path, tmp_pa
 
 
 @pytest.mark.slow
+def test_context_parallel_ranks_train_on_a_dump_as_tensor_parallel_ones_did(world: Path, whole: Path, tmp_path: Path) -> None:
+    """The second step stands on the weights of the first, and the third is another layout's, from a checkpoint."""
+    out = tmp_path / "replay"
+    replay = settings(world, out, "train.mode=train-only", f"train.replay={whole}/rollouts")
+    split = ["megatron.tensor_parallel=1", "megatron.context_parallel=2"]
+    for more in ([*split, "train.steps=2"], ["train.steps=3"]):
+        done = mmsr1("train", "configs/atlas.yaml", *replay, *more)
+        assert done.returncode == 0, done.stderr[-3000:]
+    for a, b in zip(metrics(out), metrics(whole)[:3], strict=True):
+        names = ("loss", "grad_norm", "entropy", "tokens")
+        assert {k: a[k] for k in names} == pytest.approx({k: b[k] for k in names}, rel=1e-4, abs=1e-6), f"step {a['step']}"
+
+
+@pytest.mark.slow
 def test_rollouts_without_a_trainer(world: Path, whole: Path, tmp_path: Path) -> None:
     out = tmp_path / "rollouts"
     done = mmsr1("train", "configs/atlas.yaml", *settings(world, out, "train.mode=rollout-only", "train.steps=1"))

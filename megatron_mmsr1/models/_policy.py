@@ -58,7 +58,7 @@ class PolicyModel(MegatronModule):
 
     def decoder_arguments(self, features: Tensor, positions: Tensor, tokens: int) -> dict[str, Tensor]:
         """Further arguments of the decoder, in a family whose features [N, more than H] enter at deeper layers too. They stand
-        at positions int64 [N] of a pack of `tokens`; the first H values of a feature are its embedding."""
+        at positions int64 [N] of this rank's `tokens` of a pack; the first H values of a feature are its embedding."""
         return {}
 
     def freeze_groups(self) -> dict[str, list[nn.Module]]:
@@ -99,7 +99,7 @@ class PolicyModel(MegatronModule):
         head: Head | None = None,
     ) -> Tensor:
         """input_ids int64 [1, T], position_ids int64 [3, 1, T]; features [N, H] (or more: `decoder_arguments`) stand at tokens
-        feature_positions int64 [N].
+        feature_positions int64 [N]. T counts this rank's tokens, a context-parallel rank's share of a pack.
 
         Returns `head(hidden [T, 1, H] (T / tp under sequence parallelism), output weight)` on the last stage, the stage's
         hidden states on the others.

@@ -30,6 +30,7 @@ CASES: dict[int, dict[str, Case]] = {
         "gradients_equal_transformers": layouts.gradients_equal_transformers,
         "baseline_gradients": layouts.baseline,
         "baseline_gradients_tied": layouts.tied_baseline,
+        "baseline_weights": layouts.baseline_weights,
         "own_family": layouts.own_family,
         "qwen2_vl_logits_equal_transformers": second(layouts.logits_equal_transformers),
         "qwen2_vl_log_probs_equal_transformers": second(layouts.log_probs_equal_transformers),

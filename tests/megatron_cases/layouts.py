@@ -109,6 +109,9 @@ def baseline(lab: Lab) -> None:
     baseline_gradients(lab)
     lab.keep("steps", _steps(lab, {}))
     lab.keep("selected", _selected(lab, {}))
+
+
+def baseline_weights(lab: Lab) -> None:
     lab.keep("weights", _weights_after_steps(lab, "tp1"))
 
 
