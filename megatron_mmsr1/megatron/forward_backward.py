@@ -40,7 +40,10 @@ class ForwardBackward:
             value, report = loss(i, out)
             return value, torch.zeros((), dtype=torch.int, device=value.device), report
 
-        return self._run(batches, self._token_head, finish, forward_only=False)
+        self.vision.begin([b.images for b in batches])
+        reports = self._run(batches, self._token_head, finish, forward_only=False)
+        self.vision.end()
+        return reports
 
     @torch.no_grad()
     def score(self, batches: list[MicroBatch]) -> list[Tensor]:

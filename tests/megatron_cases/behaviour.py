@@ -14,19 +14,30 @@ from megatron_mmsr1.errors import RunError
 
 
 def each_image_once(lab: Lab) -> None:
-    """A trainable tower sees each distinct picture of a micro-batch once; a frozen one, once ever."""
-    seen: list[int] = []
-    distinct = len({i.sha256 for t in lab.trajectories for i in t.images})
-    for frozen, wanted in ((False, [distinct, distinct]), (True, [distinct])):
-        actor = lab.actor(model={"freeze_vision": frozen}, megatron={"tokens_per_microbatch": 10_000})
-        seen.clear()
-        hook = actor.model.core.visual.register_forward_pre_hook(
-            lambda module, args, kwargs: seen.append(len(kwargs["grid_thw"])), with_kwargs=True
+    """A trained tower sees each distinct picture of an update once, forwards and backwards, whichever micro-batches have it; a
+    frozen one, once ever."""
+    forwards: list[int] = []
+    backwards: list[int] = []
+    images = [{i.sha256 for i in t.images} for t in lab.trajectories]
+    distinct = len(set().union(*images))
+    assert sum(map(len, images)) > distinct  # some picture is of several trajectories
+    for frozen, tokens, steps in ((False, 10_000, 2), (False, 2, 2), (True, 10_000, 1), (True, 2, 1)):  # 2: one trajectory each
+        actor = lab.actor(model={"freeze_vision": frozen}, megatron={"tokens_per_microbatch": tokens}, optimizer={"lr": 1e-6})
+        forwards.clear()
+        backwards.clear()
+        tower = actor.model.core.visual
+        hook = tower.register_forward_pre_hook(
+            lambda module, args, kwargs: forwards.append(len(kwargs["grid_thw"])), with_kwargs=True
         )
+        first = next(tower.parameters())
+        grads = first.register_hook(lambda grad: backwards.append(1)) if first.requires_grad else None
         for _ in range(2):
             actor.train_step(lab.trajectories, lab.advantages)
         hook.remove()
-        assert seen == wanted
+        if grads is not None:
+            grads.remove()
+        assert sum(forwards) == steps * distinct, (frozen, tokens, forwards)
+        assert len(backwards) == (0 if frozen else len(forwards))
 
 
 def sft_weights(lab: Lab) -> None:
