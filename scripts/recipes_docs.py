@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from megatron_mmsr1 import config
-from megatron_mmsr1.cluster.memory import BYTES, engine_bytes, trainer_bytes
+from megatron_mmsr1.cluster.fits import expert_parameters
+from megatron_mmsr1.cluster.memory import BYTES, engine_bytes, own_parameters, trainer_bytes
 from megatron_mmsr1.cluster.nodes import Node
 from megatron_mmsr1.cluster.placement import ENGINES, nodes_wanted, plan
 from megatron_mmsr1.config import RunConfig
@@ -87,16 +88,18 @@ def row(path: Path) -> str:
     n = shape(cfg)["parameters"]
     engines, gpus = engine_count(cfg)
     p, m = cfg.placement, cfg.megatron
-    own = n / (m.tensor_parallel * m.pipeline_parallel)
+    experts = expert_parameters(shape(cfg))
+    own = sum(own_parameters(m, n, experts))
     reference = own * BYTES[cfg.model.dtype] if cfg.algorithm.kl_coef else 0
     where = f"{p.trainer.nodes} x {p.trainer.gpus_per_node} GPUs TP{m.tensor_parallel} "
     where += f"PP{m.pipeline_parallel} " * (m.pipeline_parallel > 1) + f"CP{m.context_parallel} " * (m.context_parallel > 1)
+    where += f"EP{m.expert_parallel} " * (m.expert_parallel > 1)
     where += f"DP{cfg.data_parallel}; "
     where += f"{engines} engines of {gpus} GPU{'s' if gpus > 1 else ''}"
     where += f" on {p.engines.nodes} nodes" if p.engines.nodes else " beside them"
     data = "FVQA" if cfg.searches else "open-r1 maths, 8k"
     batch = f"{cfg.data.prompts_per_step} x {cfg.data.group_size}"
-    gib = f"{(trainer_bytes(cfg, n) + reference) / 2**30:.0f} / {engine_bytes(cfg, n, gpus) / 2**30:.0f} GiB"
+    gib = f"{(trainer_bytes(cfg, n, experts) + reference) / 2**30:.0f} / {engine_bytes(cfg, n, gpus) / 2**30:.0f} GiB"
     times = f"{rollout_s(cfg):.0f} + {training_s(cfg):.0f} s"
     name = f"[{path.name}](../configs/{path.name})"
     return f"| {name} | {Path(cfg.model.path).name} | {data}, {batch} | {nodes_wanted(cfg)} | {where} | {gib} | {times} |"

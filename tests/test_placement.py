@@ -169,6 +169,12 @@ def test_the_places_of_ranks_are_megatron_core_s() -> None:
     assert "rank 4 (tp 0, pp 0, dp 1, cp 0, leads a replica)" in shown and "rank 14 (tp 0, pp 1, dp 1, cp 1)" in shown
 
 
+def test_memory_of_spread_experts() -> None:
+    """Experts of 8e9 of 10e9 parameters over EP4 x ETP1: 2e9 / 2 x (2 + 4 + 12 / 4) + 8e9 / 4 x (2 + 4 + 12 / 2) bytes."""
+    c = cfg(8, "megatron={tensor_parallel: 2, sequence_parallel: true, expert_parallel: 4}", "model.dtype=bfloat16")
+    assert memory.trainer_bytes(c, 10_000_000_000, 8_000_000_000) == 33_000_000_000
+
+
 def test_the_nodes_of_this_machine_and_of_slurm(monkeypatch: pytest.MonkeyPatch) -> None:
     assert nodes.of_job({"CUDA_VISIBLE_DEVICES": "0,3"})[0].gpus == 2
     assert nodes.of_job({"CUDA_VISIBLE_DEVICES": ""})[0].gpus == 0

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from megatron_mmsr1 import config
+from megatron_mmsr1.cluster.fits import expert_parameters
 from megatron_mmsr1.cluster.memory import engine_bytes, trainer_bytes
 from megatron_mmsr1.cluster.nodes import Node
 from megatron_mmsr1.cluster.placement import SEARCH, nodes_wanted, plan
@@ -60,7 +61,8 @@ def test_the_processes_fill_their_nodes_and_fit_their_gpus(path: Path) -> None:
     assert bool(placed.of(SEARCH)) == (cfg.searches and cfg.search.url is None)
     n = recipes_docs.shape(cfg)["parameters"]
     _, gpus = recipes_docs.engine_count(cfg)
-    assert trainer_bytes(cfg, n) < 0.7 * GPU_BYTES and engine_bytes(cfg, n, gpus) < 0.5 * GPU_BYTES
+    experts = expert_parameters(recipes_docs.shape(cfg))
+    assert trainer_bytes(cfg, n, experts) < 0.7 * GPU_BYTES and engine_bytes(cfg, n, gpus) < 0.5 * GPU_BYTES
 
 
 def test_a_layout_that_does_not_fit_is_refused(tmp_path: Path) -> None:

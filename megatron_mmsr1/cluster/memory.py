@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from megatron_mmsr1.config import RunConfig
+from megatron_mmsr1.config import MegatronConfig, RunConfig
 from megatron_mmsr1.errors import UsageError
 
 BYTES = {"float32": 4, "bfloat16": 2}
@@ -28,18 +28,29 @@ def parameters(checkpoint: Path) -> int | None:
     return total or None
 
 
-def trainer_bytes(cfg: RunConfig, n: int) -> int:
-    """A rank's share of a model of `n` parameters, all of them trained.
+def own_parameters(m: MegatronConfig, n: int, experts: int) -> tuple[float, float]:
+    """A rank's share of `n` parameters, of which `experts` are the experts' own: (of the others, of those)."""
+    stage = m.pipeline_parallel
+    return (n - experts) / (m.tensor_parallel * stage), experts / (m.expert_tensor * m.expert_parallel * stage)
+
+
+def trainer_bytes(cfg: RunConfig, n: int, experts: int = 0) -> int:
+    """A rank's share of a model of `n` parameters, all of them trained, `experts` of them the experts' own.
 
     Megatron-Core's mixed precision: weights (2 or 4 bytes), float32 gradients (4), and Adam's float32 master weights and two
     moments (12; without master weights 8), which the distributed optimizer shards over data- and context-parallel ranks. A
     frozen part needs less, embeddings on the first and last stage more.
     """
     m = cfg.megatron
-    own = n / (m.tensor_parallel * m.pipeline_parallel)
     state = 12 if cfg.model.dtype == "bfloat16" else 8
-    shards = cfg.data_parallel * m.context_parallel if m.distributed_optimizer else 1
-    return int(own * (BYTES[cfg.model.dtype] + 4 + state / shards))
+    replicas = (
+        cfg.data_parallel * m.context_parallel,
+        cfg.train.ranks / (m.expert_tensor * m.expert_parallel * m.pipeline_parallel),
+    )
+    total = 0.0
+    for own, copies in zip(own_parameters(m, n, experts), replicas, strict=True):
+        total += own * (BYTES[cfg.model.dtype] + 4 + state / (copies if m.distributed_optimizer else 1))
+    return int(total)
 
 
 def engine_bytes(cfg: RunConfig, n: int, gpus: int) -> int:

@@ -187,6 +187,14 @@ class MegatronConfig(Section):
         description="ranks that hold the tokens of each micro-batch together, two chunks of each sequence a rank",
     )
     sequence_parallel: bool = False
+    expert_parallel: int = Field(
+        default=1, gt=0, description="ranks over which a mixture's experts are spread, of those of one pipeline stage"
+    )
+    expert_tensor_parallel: int | None = Field(
+        default=None,
+        gt=0,
+        description="ranks over which each expert's matrices are split; null: 1 where experts are spread, else tensor_parallel",
+    )
     recompute: Literal["none", "selective", "full"] = "none"
     distributed_optimizer: Training[bool] = Field(
         default=True,
@@ -202,6 +210,13 @@ class MegatronConfig(Section):
     )
     logprob_chunk: int = Field(default=2048, gt=0, description="tokens whose logits are turned into log-probs at a time")
     provider: dict[str, Any] = Field(default_factory=dict, description="native fields of the megatron-core model config")
+
+    @property
+    def expert_tensor(self) -> int:
+        """Over how many ranks each expert is split."""
+        if self.expert_tensor_parallel is not None:
+            return self.expert_tensor_parallel
+        return 1 if self.expert_parallel > 1 else self.tensor_parallel
 
 
 class TrainConfig(Section):

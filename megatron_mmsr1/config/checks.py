@@ -30,6 +30,12 @@ def _layout(cfg: RunConfig) -> Iterator[str]:
         yield (
             f"data.prompts_per_step={cfg.data.prompts_per_step} does not divide over {cfg.data_parallel} data-parallel ranks"
         )
+    experts = m.expert_tensor * m.expert_parallel * m.pipeline_parallel
+    if (m.expert_parallel > 1 or m.expert_tensor != m.tensor_parallel) and ranks % experts:
+        yield (
+            f"train.ranks={ranks} is not a multiple of expert tensor ({m.expert_tensor}) x expert ({m.expert_parallel}) x "
+            f"pipeline parallel ({m.pipeline_parallel}) = {experts}: lower megatron.expert_parallel"
+        )
     if m.sequence_parallel and m.tensor_parallel == 1:
         yield "megatron.sequence_parallel needs megatron.tensor_parallel > 1"
 

@@ -25,6 +25,7 @@ from megatron_mmsr1.checkpoints.manifest import LATEST, Manifest
 from megatron_mmsr1.data import files
 from megatron_mmsr1.errors import RunError, UsageError
 from megatron_mmsr1.megatron import platform
+from megatron_mmsr1.megatron.optimizer import restore
 from megatron_mmsr1.megatron.parallel import Parallel
 from megatron_mmsr1.procs import patches
 
@@ -84,6 +85,11 @@ def load(actor: MegatronActor, directory: Path) -> dict[str, Any]:
             f"{directory} was written under megatron.distributed_optimizer={str(wrote).lower()}, which is {str(here).lower()} "
             f"here: set megatron.distributed_optimizer={str(wrote).lower()} to resume from it"
         )
+    if not here and bool(_spread(held.layout)) != bool(_spread(_layout(p))):
+        raise UsageError(
+            f"{directory} was written under another megatron.expert_parallel (or expert_tensor_parallel), which a checkpoint "
+            "without megatron.distributed_optimizer does not survive: resume with the settings that wrote it"
+        )
     state = _state(actor, is_loading=True)
     refreshed = int(kept.get("reference_step", 0)) if actor.reference is not None else 0
     if refreshed:
@@ -92,7 +98,7 @@ def load(actor: MegatronActor, directory: Path) -> dict[str, Any]:
         state["rng"] = _rng_object(p, None)
     loaded: Any = dist_checkpointing.load(state, str(directory))
     actor.model.core.load_state_dict(loaded["model"])
-    actor.optimizer.load_state_dict(loaded["optimizer"])
+    restore(actor.optimizer, loaded["optimizer"])
     if actor.reference is not None and refreshed:
         weights = {name.removeprefix(REFERENCE): x for name, x in loaded["reference"].items()}
         actor.reference.model.core.load_state_dict(weights)
@@ -123,7 +129,8 @@ def latest(parent: Path, p: Parallel) -> Path | None:
 
 def _state(actor: MegatronActor, *, is_loading: bool) -> dict[str, Any]:
     # A new dict each time: megatron-core writes its process groups into it.
-    metadata = {"distrib_optim_sharding_type": "fully_reshardable"}
+    # Without a prefix, weights of experts have the same names whether an optimizer of their own holds them or not.
+    metadata = {"distrib_optim_sharding_type": "fully_reshardable", "chained_optim_avoid_prefix": True}
     model = actor.model.core.sharded_state_dict(metadata=metadata)
     return {
         "model": model,
@@ -160,7 +167,13 @@ def _verify(directory: Path, p: Parallel) -> Manifest:
 
 
 def _layout(p: Parallel) -> list[int]:
-    return [p.tp_size, p.pp_size, p.dp_size, *([p.cp_size] if p.cp_size > 1 else [])]
+    experts = [p.expert_tensor, p.expert_parallel] if (p.expert_tensor, p.expert_parallel) != (p.tp_size, 1) else []
+    return [p.tp_size, p.pp_size, p.dp_size, *([p.cp_size] if p.cp_size > 1 or experts else []), *experts]
+
+
+def _spread(layout: list[int]) -> list[int]:
+    """What a layout says of experts that are laid out unlike the rest of the model."""
+    return layout[4:]
 
 
 def _rng_object(p: Parallel, state: Any) -> ShardedObject:

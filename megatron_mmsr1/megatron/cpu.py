@@ -86,10 +86,13 @@ def install() -> None:
         return
     patches.check("torch-cuda-on-cpu")
     patches.check("core-on-cpu")
+    from megatron_mmsr1.megatron import cpu_experts
+
     # megatron-core decorates with torch.compile at import; one compilation takes longer than a small run gains from it.
     os.environ.setdefault("TORCHDYNAMO_DISABLE", "1")
     _patch_cuda()
     _patch_generators()
+    cpu_experts.install()
     _MODE = CudaToCpu()
     _MODE.__enter__()
     _keep_mode_in_backward(_MODE)

@@ -45,3 +45,26 @@ def set_rates(optimizer: Any, rate: float, weight_decay: float) -> None:
     for group in optimizer.param_groups:
         group["lr"] = rate
         group["weight_decay"] = weight_decay * group.get("wd_mult", 1.0)
+
+
+def restore(optimizer: Any, loaded: dict[Any, Any]) -> None:
+    """Put back what a checkpoint of any layout holds of the (distributed) optimizer.
+
+    megatron-core keeps spread experts in an optimizer of their own, and numbers the optimizers where there are several. Weights
+    and moments go by the parameters' names; what is left, and is nobody's parameter, is the number of updates.
+    """
+    parts = optimizer.chained_optimizers
+    alone = {k: v for k, v in loaded.items() if not isinstance(k, int)}
+    numbered = [loaded[k] for k in sorted(k for k in loaded if isinstance(k, int))]
+    here, wrote = ([alone], numbered) if len(parts) == 1 else (numbered, [alone] if alone else [])
+    if not wrote:
+        optimizer.load_state_dict(loaded)
+        return
+    steps = [group.get("step", 0) for state in wrote for group in state["optimizer"]["param_groups"]]
+    for part, state in zip(parts, here, strict=True):
+        own = part.state_dict()
+        for group in own["optimizer"]["param_groups"]:
+            group["step"] = max(steps)
+        for key, value in (own | {k: v for k, v in wrote[0].items() if k not in own}).items():
+            state.setdefault(key, value)
+    optimizer.load_state_dict(here[0] if len(parts) == 1 else dict(enumerate(here)))

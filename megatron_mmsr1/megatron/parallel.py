@@ -42,6 +42,8 @@ class Parallel:
     cp_size: int
     dp_rank: int
     dp_size: int
+    expert_tensor: int  # ranks that share each expert
+    expert_parallel: int  # ranks that experts are spread over
     leaders: list[int] = field(repr=False)  # the global rank that leads each data-parallel replica
     objects: Any = field(repr=False)  # a gloo group of all ranks: Python objects and small CPU tensors
 
@@ -194,6 +196,8 @@ def init(cfg: RunConfig) -> Parallel:
         m.tensor_parallel,
         m.pipeline_parallel,
         context_parallel_size=m.context_parallel,
+        expert_model_parallel_size=m.expert_parallel,
+        expert_tensor_parallel_size=m.expert_tensor,
         distributed_timeout_minutes=int(TIMEOUT.total_seconds() // 60),
         create_gloo_process_groups=platform.has_cuda(),
     )
@@ -211,6 +215,8 @@ def init(cfg: RunConfig) -> Parallel:
         cp_size=m.context_parallel,
         dp_rank=parallel_state.get_data_parallel_rank(),
         dp_size=cfg.data_parallel,
+        expert_tensor=m.expert_tensor,
+        expert_parallel=m.expert_parallel,
         leaders=[d * m.tensor_parallel * m.context_parallel for d in range(cfg.data_parallel)],
         objects=dist.new_group(backend="gloo", timeout=TIMEOUT) if platform.has_cuda() else dist.group.WORLD,
     )

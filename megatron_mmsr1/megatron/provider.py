@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from megatron_mmsr1.cluster import fits
 from megatron_mmsr1.config import RunConfig
 from megatron_mmsr1.errors import UsageError
 from megatron_mmsr1.megatron import bridge, platform
@@ -26,8 +27,8 @@ OWNED = {
     "mrope_section": "the checkpoint's config.json",
     "calculate_per_token_loss": "the trainer",
     "variable_seq_lengths": "the trainer",
-    "expert_model_parallel_size": "the trainer, which does not spread experts over ranks",
-    "expert_tensor_parallel_size": "megatron.tensor_parallel",
+    "expert_model_parallel_size": "megatron.expert_parallel",
+    "expert_tensor_parallel_size": "megatron.expert_tensor_parallel",
     "moe_router_load_balancing_type": "the trainer, which has no load-balancing loss",
     "moe_aux_loss_coeff": "the trainer, which has no load-balancing loss",
     "moe_z_loss_coeff": "the trainer, which has no load-balancing loss",
@@ -58,6 +59,8 @@ def configure(provider: Any, cfg: RunConfig, hf_config: dict[str, Any]) -> None:
     provider.pipeline_model_parallel_size = m.pipeline_parallel
     provider.context_parallel_size = m.context_parallel
     provider.sequence_parallel = m.sequence_parallel
+    provider.expert_model_parallel_size, provider.expert_tensor_parallel_size = m.expert_parallel, m.expert_tensor
+    provider.moe_token_dispatcher_type = "alltoall"  # ranks' micro-batches differ in length, which allgather does not take
     provider.params_dtype = provider.pipeline_dtype = provider.autocast_dtype = dtype
     provider.bf16, provider.fp16 = dtype is torch.bfloat16, False
     # Gradients are sums of shares that the loss has already divided by the global token count.
@@ -85,7 +88,11 @@ def configure(provider: Any, cfg: RunConfig, hf_config: dict[str, Any]) -> None:
 
         provider.transformer_layer_spec = with_packed_attention(provider.transformer_layer_spec)
     _native(provider, m.provider)
-    _check_divides(provider, cfg)
+    if provider.moe_token_dispatcher_type == "allgather":
+        raise UsageError(
+            "megatron.provider.moe_token_dispatcher_type=allgather wants micro-batches of one length: use alltoall"
+        )
+    fits.check(m, hf_config)
     try:
         provider.finalize()
     except (AssertionError, ValueError) as e:
@@ -131,22 +138,3 @@ def _mrope_section(hf_config: dict[str, Any]) -> list[int]:
         head = text.get("head_dim") or text["hidden_size"] // text["num_attention_heads"]
         return [head // 2, 0, 0]
     raise UsageError("model.path: config.json has no mrope_section in its rope parameters")
-
-
-def _check_divides(provider: Any, cfg: RunConfig) -> None:
-    tp, pp = cfg.megatron.tensor_parallel, cfg.megatron.pipeline_parallel
-    sizes = {
-        "attention heads": provider.num_attention_heads,
-        "key-value heads": provider.num_query_groups,
-        "vocabulary entries": provider.vocab_size,
-        "feed-forward units": provider.ffn_hidden_size,
-    }
-    if provider.num_moe_experts:
-        sizes["feed-forward units"] = provider.moe_ffn_hidden_size
-    for what, n in sizes.items():
-        if n % tp:
-            raise UsageError(f"megatron.tensor_parallel={tp}: the model's {n} {what} do not divide over {tp} ranks")
-    if provider.num_layers % pp and not cfg.megatron.provider:
-        raise UsageError(
-            f"megatron.pipeline_parallel={pp}: the model's {provider.num_layers} layers do not divide over {pp} stages"
-        )

@@ -6,6 +6,7 @@ import hashlib
 
 import torch
 import torch.distributed as dist
+from megatron.core import parallel_state
 
 from megatron_mmsr1.megatron.model import Built
 from megatron_mmsr1.megatron.parallel import Parallel
@@ -14,16 +15,21 @@ from megatron_mmsr1.megatron.parallel import Parallel
 def weights_id(model: Built, p: Parallel) -> str:
     """Collective. 16 hex digits of SHA-256 over every parameter's name, shape and bits, the same on every rank.
 
-    Equal weights in another tensor- or pipeline-parallel layout have another name; the number of replicas and of
-    context-parallel ranks does not matter.
+    Equal weights in another layout of the model have another name; the number of replicas and context-parallel ranks does not
+    matter.
     """
-    mine = hashlib.sha256()
+    mine, experts = hashlib.sha256(), hashlib.sha256()
     for name, value in sorted(model.core.named_parameters()):
-        mine.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
+        # megatron-core's mark of what is not the same on all data-parallel ranks: experts with a layout of their own.
+        digest = mine if getattr(value, "allreduce", True) else experts
+        digest.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
         bits = value.detach().to("cpu").contiguous().view(torch.uint8)
-        mine.update(bits.numpy().data)
-    found: list[tuple[int, int, int, str]] = [(0, 0, 0, "")] * p.world
-    copy = p.dp_rank + p.cp_rank  # 0 where nobody holds the same in front of it
-    dist.all_gather_object(found, (copy, p.pp_rank, p.tp_rank, mine.hexdigest()), group=p.objects)
-    shards = sorted(f[1:] for f in found if f[0] == 0)
+        digest.update(bits.numpy().data)
+    own = [(p.dp_rank + p.cp_rank, p.pp_rank, p.tp_rank, mine.hexdigest())]  # 0: the first that holds it
+    if (p.expert_tensor, p.expert_parallel) != (p.tp_size, 1):
+        place = parallel_state.get_expert_tensor_and_model_parallel_rank()
+        own.append((parallel_state.get_expert_data_parallel_rank(), p.pp_rank, place, experts.hexdigest()))
+    found: list[list[tuple[int, int, int, str]]] = [[]] * p.world
+    dist.all_gather_object(found, own, group=p.objects)
+    shards = sorted(f[1:] for kinds in found for f in kinds if f[0] == 0)
     return hashlib.sha256(repr(shards).encode()).hexdigest()[:16]

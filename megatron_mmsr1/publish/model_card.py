@@ -143,7 +143,7 @@ def _training(cfg: RunConfig, step: int) -> list[str]:
         f"learning rate {cfg.optimizer.lr:g}, {cfg.optimizer.schedule}" + (f"; KL {cfg.algorithm.kl_coef:g}" if grpo else ""),
         f"reward {code(_reward(cfg))}" if grpo else "",
         f"{t.ranks} ranks: tensor {m.tensor_parallel}, pipeline {m.pipeline_parallel}, context {m.context_parallel}, "
-        f"data {cfg.data_parallel}; {cfg.model.dtype}",
+        f"expert {m.expert_parallel}, data {cfg.data_parallel}; {cfg.model.dtype}",
         f"configuration {code(digest)}",
     )
 

@@ -31,8 +31,8 @@ def facts(data: RunData) -> list[tuple[str, str]]:
     if not sft:
         how = f"{c.algorithm.name}: {_parts_of(c.algorithm)}; KL {c.algorithm.kl_coef:g}"
         batch = f"{c.data.prompts_per_step} prompts x {c.data.group_size} rollouts"
-    sizes = (m.tensor_parallel, m.pipeline_parallel, m.context_parallel, c.data_parallel)
-    spread = zip(("tensor", "pipeline", "context", "data"), sizes, strict=True)
+    sizes = (m.tensor_parallel, m.pipeline_parallel, m.context_parallel, m.expert_parallel, c.data_parallel)
+    spread = zip(("tensor", "pipeline", "context", "expert", "data"), sizes, strict=True)
     layout = ", ".join(f"{name} {size}" for name, size in spread)
     facts = [
         ("algorithm", how),

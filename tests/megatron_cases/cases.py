@@ -123,6 +123,17 @@ CASES: dict[int, dict[str, Case]] = {
             for name in ("tp2_sp", "pp2")
         },
         "qwen3_vl_moe_exact_resume_pp2": mixture(persistence.exact_resume, layout="pp2"),
+        **{
+            f"qwen3_vl_moe_ep2_{what}": mixture(getattr(layouts, what), layout="ep2")
+            for what in ("logits_and_gradients", "steps", "plain_optimizer", "one_sequence")
+        },
+        "qwen3_vl_moe_etp1_tp2_logits_and_gradients": mixture(layouts.logits_and_gradients, layout="etp1_tp2"),
+        "qwen3_vl_moe_export_every_weight_ep2": mixture(persistence.export_every_weight, layout="ep2"),
+        "qwen3_vl_moe_not_finite_ep2": mixture(behaviour.not_finite, layout="ep2"),
+        "qwen3_vl_moe_exact_resume_ep2": mixture(persistence.exact_resume, layout="ep2"),
+        "qwen3_vl_moe_load_pp2_checkpoint_as_ep2": mixture(persistence.load_elsewhere, source="pp2", layout="ep2"),
+        "qwen3_vl_moe_ep2_plain_optimizer_elsewhere": mixture(persistence.plain_optimizer_elsewhere),
+        "qwen3_vl_moe_load_ep2_checkpoint_as_dp2": mixture(persistence.load_elsewhere, source="ep2", layout="dp2"),
         "qwen3_vl_moe_layout_refused": mixture(errors.moe_layout),
         **{
             f"{family}_{name}_logits_and_gradients": over(family, layouts.logits_and_gradients, layout=name)
@@ -172,6 +183,15 @@ CASES: dict[int, dict[str, Case]] = {
         "qwen3_vl_export_every_weight_tp2_pp2": third(persistence.export_every_weight, layout="tp2_pp2"),
         "qwen3_vl_moe_tp2_pp2_sp_steps": mixture(layouts.steps, layout="tp2_pp2_sp"),
         "qwen3_vl_moe_export_every_weight_tp2_pp2_sp": mixture(persistence.export_every_weight, layout="tp2_pp2_sp"),
+        **{
+            f"qwen3_vl_moe_{name}_steps": mixture(layouts.steps, layout=name)
+            for name in ("ep2_edp2", "ep2_pp2", "ep2_tp2", "ep2_etp2_tp2")
+        },
+        "qwen3_vl_moe_ep2_pp2_logits_and_gradients": mixture(layouts.logits_and_gradients, layout="ep2_pp2"),
+        "qwen3_vl_moe_ep2_etp2_tp2_logits_and_gradients": mixture(layouts.logits_and_gradients, layout="ep2_etp2_tp2"),
+        "qwen3_vl_moe_export_every_weight_ep2_etp2_tp2": mixture(persistence.export_every_weight, layout="ep2_etp2_tp2"),
+        "qwen3_vl_moe_export_every_weight_ep2_pp2": mixture(persistence.export_every_weight, layout="ep2_pp2"),
+        "qwen3_vl_moe_load_ep2_checkpoint_as_ep2_pp2": mixture(persistence.load_elsewhere, source="ep2", layout="ep2_pp2"),
         "qwen3_vl_layout_refused": third(errors.deepstack_layout),
         "fewer_sequences_than_ranks": partial(layouts.one_sequence, layout="tp2_dp2_sp"),
         "fewer_sequences_than_ranks_cp2": partial(layouts.one_sequence, layout="cp2_dp2"),

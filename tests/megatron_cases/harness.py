@@ -90,6 +90,12 @@ LAYOUTS = {
     "cp2_dp2": {"context_parallel": 2},
     "tp2_cp2_sp": {"tensor_parallel": 2, "context_parallel": 2, "sequence_parallel": True},
     "pp2_cp2": {"pipeline_parallel": 2, "context_parallel": 2},
+    "ep2": {"expert_parallel": 2},
+    "ep2_edp2": {"expert_parallel": 2},
+    "ep2_pp2": {"expert_parallel": 2, "pipeline_parallel": 2},
+    "ep2_tp2": {"expert_parallel": 2, "tensor_parallel": 2, "sequence_parallel": True},
+    "ep2_etp2_tp2": {"expert_parallel": 2, "expert_tensor_parallel": 2, "tensor_parallel": 2, "sequence_parallel": True},
+    "etp1_tp2": {"expert_tensor_parallel": 1, "tensor_parallel": 2, "sequence_parallel": True},
 }
 
 

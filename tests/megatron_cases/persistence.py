@@ -9,7 +9,8 @@ from typing import Any
 import torch
 from safetensors.torch import load_file
 
-from megatron_cases.harness import LAYOUTS, READABLE, Lab, auto_model, same_gradients
+from megatron_cases.harness import LAYOUTS, READABLE, Lab, auto_model, raises, same_gradients
+from megatron_mmsr1.errors import UsageError
 
 NAMES = ("loss", "grad_norm", "kl", "entropy", "lr", "logprob_diff_mean")
 SCHEDULE = {"schedule": "cosine", "warmup_steps": 2, "weight_decay": 0.1}
@@ -123,6 +124,15 @@ def exact_resume(lab: Lab, layout: str = "tp1", distributed: bool = True) -> Non
     a, b = (load_file(lab.root / f"{kind}_{layout}" / "model.safetensors") for kind in ("straight", "resumed"))
     assert all(torch.equal(a[n], b[n]) for n in a)
     lab.keep(f"third_{layout}", {n: third[n] for n in NAMES})
+
+
+def plain_optimizer_elsewhere(lab: Lab) -> None:
+    """Without the distributed optimizer, a checkpoint of spread experts loads where they are spread, and nowhere else."""
+    plain = {"distributed_optimizer": False}
+    target = lab.root / "run_plain_ep2" / "step_000001"
+    lab.actor(megatron=LAYOUTS["ep2"] | plain).save(target, {"step": 1})
+    with raises(UsageError, "step_000001", "another megatron.expert_parallel", "resume with the settings"):
+        lab.actor(megatron=plain).load(target)
 
 
 def load_elsewhere(lab: Lab, source: str, layout: str) -> None:

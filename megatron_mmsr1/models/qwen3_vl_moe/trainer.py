@@ -1,7 +1,7 @@
 """Qwen3-VL's mixtures of experts in the trainer: the dense family's model over megatron-core's mixture layers.
 
-The router's logits and softmax are float32. Every rank holds its share of every expert: tensor parallelism splits an expert as
-it splits a feed-forward layer, and experts are not spread over ranks. There is no load-balancing loss.
+The router's logits and softmax are float32. Experts are spread over `megatron.expert_parallel` ranks, and each of them is split
+over `megatron.expert_tensor_parallel`. There is no load-balancing loss.
 """
 
 # pyright: standard
@@ -29,15 +29,6 @@ class MoeModel(Model):
 @dataclass
 class Provider(Qwen3VLMoEModelProvider):
     """megatron-bridge's description of the model, building ours."""
-
-    def finalize(self) -> None:
-        # megatron-bridge would turn sequence parallelism on by itself, behind the packing's back.
-        if self.tensor_model_parallel_size > 1 and not self.sequence_parallel:
-            raise UsageError(
-                f"megatron.tensor_parallel={self.tensor_model_parallel_size}: megatron-core trains a mixture of experts under "
-                "tensor parallelism with sequence parallelism only; set megatron.sequence_parallel: true"
-            )
-        super().finalize()
 
     def provide(self, pre_process: Any = None, post_process: Any = None, vp_stage: Any = None) -> Any:
         return MoeModel(self, pre_process=pre_process, post_process=post_process, vp_stage=vp_stage)

@@ -1,0 +1,75 @@
+"""Whether a model's config.json divides over the ranks as `megatron:` lays it out. megatron-core would say it only once the
+engine has started, and not by the setting's name."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from megatron_mmsr1.config import MegatronConfig
+from megatron_mmsr1.errors import UsageError
+
+# What tensor parallelism splits, and the key of config.json that counts it.
+SPLIT = {
+    "attention heads": "num_attention_heads",
+    "key-value heads": "num_key_value_heads",
+    "vocabulary entries": "vocab_size",
+    "feed-forward units": "intermediate_size",
+}
+
+
+def text_of(config: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The language model's section of config.json; older ones have it at the top level."""
+    return {**config, **(config.get("text_config") or {})}
+
+
+def experts_of(config: Mapping[str, Any]) -> int:
+    """How many experts a layer has; 0 of a dense model. Released checkpoints and transformers 5 name the number differently."""
+    text = text_of(config)
+    return int(text.get("num_experts") or text.get("num_local_experts") or 0)
+
+
+def expert_parameters(config: Mapping[str, Any]) -> int:
+    """How many parameters the experts of all layers have: two projections in and one out each."""
+    text = text_of(config)
+    width = int(text.get("moe_intermediate_size") or 0)
+    return int(text.get("num_hidden_layers") or 0) * experts_of(config) * 3 * int(text.get("hidden_size") or 0) * width
+
+
+def check(m: MegatronConfig, config: Mapping[str, Any]) -> None:
+    """Raises UsageError that names the setting and the number that it does not divide."""
+    for said in problems(m, config):
+        raise UsageError(said)
+
+
+def problems(m: MegatronConfig, config: Mapping[str, Any]) -> Iterator[str]:
+    """A sentence for each size that does not divide."""
+    text, tp, pp = text_of(config), m.tensor_parallel, m.pipeline_parallel
+    experts = experts_of(config)
+    for what, key in SPLIT.items():
+        n = text.get(key)
+        if isinstance(n, int) and n % tp and not (experts and key == "intermediate_size"):
+            yield f"megatron.tensor_parallel={tp}: the model's {n} {what} do not divide over {tp} ranks"
+    yield from _experts(m, experts, text.get("moe_intermediate_size"))
+    layers = text.get("num_hidden_layers")
+    if isinstance(layers, int) and layers % pp and not m.provider:  # native fields may split unevenly
+        yield f"megatron.pipeline_parallel={pp}: the model's {layers} layers do not divide over {pp} stages"
+
+
+def _experts(m: MegatronConfig, experts: int, width: int | None) -> Iterator[str]:
+    ep, etp = m.expert_parallel, m.expert_tensor
+    if not experts:
+        if ep > 1 or etp != m.tensor_parallel:
+            name = f"expert_parallel={ep}" if ep > 1 else f"expert_tensor_parallel={etp}"
+            yield f"megatron.{name}: this model has no experts; leave it out"
+        return
+    if m.tensor_parallel > 1 and not m.sequence_parallel:
+        yield (
+            f"megatron.tensor_parallel={m.tensor_parallel}: megatron-core trains a mixture of experts under tensor parallelism "
+            "with sequence parallelism only; set megatron.sequence_parallel: true"
+        )
+    if experts % ep:
+        yield f"megatron.expert_parallel={ep}: the model's {experts} experts do not divide over {ep} ranks"
+    if width and width % etp:
+        name = "tensor_parallel" if m.expert_tensor_parallel is None else "expert_tensor_parallel"
+        yield f"megatron.{name}={etp}: the model's {width} feed-forward units of an expert do not divide over {etp} ranks"
