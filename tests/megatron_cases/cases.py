@@ -108,6 +108,7 @@ CASES: dict[int, dict[str, Case]] = {
             f"{family}_cp2_logits_and_gradients": over(family, layouts.logits_and_gradients, layout="cp2")
             for family in ("qwen2_vl", "qwen3_vl", "qwen3_vl_moe", "qwen3")
         },
+        "qwen3_vl_moe_cp2_ep2_logits_and_gradients": mixture(layouts.logits_and_gradients, layout="cp2_ep2"),
         "cp2_weights_after_steps": partial(layouts.weights_after_steps, layout="cp2"),
         "qwen3_vl_recompute_full_cp2": third(layouts.recompute, mode="full", layout="cp2"),
         "qwen2_vl_export_every_weight_tp2": second(persistence.export_every_weight, layout="tp2"),

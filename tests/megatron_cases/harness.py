@@ -87,6 +87,7 @@ LAYOUTS = {
     "dp4": {},
     "cp2": {"context_parallel": 2},
     "cp4": {"context_parallel": 4},
+    "cp2_ep2": {"context_parallel": 2, "expert_parallel": 2},
     "cp2_dp2": {"context_parallel": 2},
     "tp2_cp2_sp": {"tensor_parallel": 2, "context_parallel": 2, "sequence_parallel": True},
     "pp2_cp2": {"pipeline_parallel": 2, "context_parallel": 2},
