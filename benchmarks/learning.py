@@ -45,7 +45,12 @@ STALE = "train.sync={name: benchmarks/one_step_old.py:TRANSPORT}"
 NONE, TIS = "algorithm.correction=none", "algorithm.correction=tis"
 ALGORITHMS: dict[str, list[str]] = {
     **{name: [f"algorithm.name={name}"] for name in ("dr_grpo", "rloo", "reinforce_pp_baseline", "gspo", "cispo", "sapo")},
-    "dapo": ["algorithm.name=dapo"],
+    "dapo": [
+        "algorithm.name=dapo",
+        TIS,
+        "shaping.refill.rounds=3",
+        "shaping.overlong={buffer: 24, penalty: 1.0}",  # of the 72 tokens that three turns can sample
+    ],
     "bf16-engine": [BF16, NONE],
     "bf16-engine-tis": [BF16, TIS],
     "one-step-old": [STALE, NONE],

@@ -2,7 +2,7 @@
 # Install what the tests need, check the style and the types, run the tests. Arguments go on to pytest.
 #
 #   ./scripts/test.sh                    what CI runs: all but the slow tests and those for a GPU
-#   ./scripts/test.sh --fast             style, and the tests that start no engine, server, ranks or browser
+#   ./scripts/test.sh --fast             style, and the short tests that start no engine, server, ranks or browser
 #   ./scripts/test.sh --slow             the slow ones too        ./scripts/test.sh --gpu    those for a GPU too
 #   ./scripts/test.sh tests/test_cli.py  one file                 ./scripts/test.sh -k resume -x
 #
@@ -28,7 +28,8 @@ done
 if [[ $slow == no ]]; then marks="not slow"; fi
 if [[ $gpu == no ]]; then marks="${marks:+$marks and }not gpu"; fi
 if [[ $fast == yes ]]; then
-  marks="$marks and not process"
+  marks="$marks and not process and not long"
+  export MMSR1_FAST=1 # property tests draw a few examples
   if [[ ${#workers[@]} -gt 0 ]]; then workers[1]=2; fi # nothing waits, and a third would import all that the others do
 fi
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 import tiny_checkpoint
+from examples import examples
 from hypothesis import settings
 
 if TYPE_CHECKING:
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
 
 # No failure may depend on the clock, nor on what happens to be drawn for a change that has nothing to do with it: the
 # examples are the same each time. MMSR1_DRAW=1 draws new ones.
-settings.register_profile("mmsr1", deadline=None, derandomize=os.environ.get("MMSR1_DRAW") != "1")
+settings.register_profile("mmsr1", max_examples=examples(100), deadline=None, derandomize=os.environ.get("MMSR1_DRAW") != "1")
 settings.load_profile("mmsr1")
 # torch's threads wait busily, and the workers and what their tests start share the cores.
 os.environ.setdefault("OMP_NUM_THREADS", "1")

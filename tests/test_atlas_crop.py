@@ -23,6 +23,8 @@ from megatron_mmsr1.atlas.world import make_world
 from megatron_mmsr1.data.images import canonicalize
 from megatron_mmsr1.tools.crop import WHOLE, cut
 
+pytestmark = pytest.mark.long
+
 SIZE = AtlasSpec().canvas_size
 PIXELS = 56 * 56
 CORNER = st.integers(0, len(CORNERS) - 1)

@@ -19,6 +19,8 @@ from megatron_mmsr1.data.images import ImageStore
 from megatron_mmsr1.errors import UsageError
 from megatron_mmsr1.trajectory import Trajectory, collapse_pads
 
+pytestmark = pytest.mark.long
+
 TOKENIZER = build_tokenizer()
 PAD = TOKENIZER.get_vocab()["<|image_pad|>"]
 ACTION = {"i": "image_search", "t": "text_search", "c": "crop"}

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from examples import examples
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -45,13 +46,13 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @given(st.text())
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=examples(300), deadline=None)
 def test_any_text_survives_the_round_trip(text: str) -> None:
     assert TOKENIZER.decode(ids(text)) == text
 
 
 @given(st.lists(st.one_of(st.sampled_from(SPECIAL + TAGS), NAME, st.text(max_size=5), st.integers().map(str))).map("".join))
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=examples(300), deadline=None)
 def test_text_with_tags_and_names_survives_too(text: str) -> None:
     assert TOKENIZER.decode(ids(text)) == text
 
@@ -167,6 +168,7 @@ def test_weights_follow_the_seed_and_leave_the_callers_random_state() -> None:
     assert sum(v.numel() for v in a.values()) < 1.5e6
 
 
+@pytest.mark.long
 def test_transformers_load_the_checkpoint_unmodified(checkpoint: Path) -> None:
     import torch
     from PIL import Image

@@ -33,6 +33,7 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return out
 
 
+@pytest.mark.long
 def test_the_same_spec_writes_the_same_bytes(built: Path, tmp_path: Path) -> None:
     build(AtlasSpec(**SMALL), tmp_path / "again")
     files = sorted(p.relative_to(built) for p in built.rglob("*") if p.is_file())

@@ -35,6 +35,7 @@ def upload(directory: Path, data: bytes, name: str = "a.png") -> str:
     return str(path)
 
 
+@pytest.mark.long
 def test_a_question_is_taken_and_its_files_are_gone(tmp_path: Path) -> None:
     e = take({"text": " what ? ", "files": [upload(tmp_path, png())]}, Talk())
     assert (e.question, e.images) == ("what ?", [png()]) and not list(tmp_path.iterdir())
@@ -97,6 +98,7 @@ def test_compared_are_three_ways_that_differ_by_search_alone() -> None:
     ]
 
 
+@pytest.mark.long
 def test_the_offline_default_is_made_once_and_offers_questions(tmp_path: Path) -> None:
     cfg = prepare(tmp_path)
     corpus = Path(str(cfg.search.corpus))

@@ -11,6 +11,8 @@ from pydantic import BaseModel
 from megatron_mmsr1.config import RunConfig, parse
 from megatron_mmsr1.run.alarms import ALARMS
 
+pytestmark = pytest.mark.long
+
 PAGES = ("operations.md", "troubleshooting.md")
 
 

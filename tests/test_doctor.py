@@ -43,6 +43,7 @@ def test_tasks_that_do_not_come_are_named() -> None:
 
 
 # --------------------------------------------------------------------------------------------------------------------- disk
+@pytest.mark.long
 def test_the_disk_is_measured_where_the_run_will_write_and_nothing_is_left(tmp_path: Path) -> None:
     found = by_name(alone(disk.run, config(tmp_path / "runs" / "new")))
     assert found["directory"].data["path"] == str(tmp_path)

@@ -18,6 +18,8 @@ from megatron_mmsr1.rollout.balance import COOL_S, MAX_COOL_S, Balance
 from megatron_mmsr1.rollout.engine import EngineClient, EngineError
 from megatron_mmsr1.rollout.engines.sglang.wire import SGLangWire
 
+pytestmark = pytest.mark.long
+
 URLS = ["http://a", "http://b", "http://c"]
 
 

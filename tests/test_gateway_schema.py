@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import schemathesis
+from examples import examples
 from gateway_fixtures import served
 from hypothesis import HealthCheck, Phase, given, settings
 from schemathesis.generation import GenerationMode
@@ -41,7 +42,7 @@ def test_answers_are_the_declared_ones(gateway, document, path, method, mode):
 
     @given(case=operation.as_strategy(generation_mode=mode))
     @settings(
-        max_examples=80 if method == "POST" else 15,
+        max_examples=examples(80 if method == "POST" else 15),
         derandomize=True,
         database=None,
         phases=[Phase.generate],

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from examples import examples
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from PIL import Image
@@ -89,7 +90,7 @@ def test_canonical_form(width: int, height: int) -> None:
     assert canonicalize(c.png, **LIMITS) == c
 
 
-@settings(max_examples=25)
+@settings(max_examples=examples(25))
 @given(st.integers(1, 400), st.integers(1, 400))
 def test_canonicalize_is_idempotent(width: int, height: int) -> None:
     assume(max(height, width) / min(height, width) <= 100)
@@ -198,7 +199,7 @@ def test_junk_is_an_image_error(junk: bytes) -> None:
         canonicalize(junk, **LIMITS)
 
 
-@settings(max_examples=100)
+@settings(max_examples=examples(100))
 @given(st.data(), st.sampled_from(["PNG", "JPEG", "WEBP", "GIF", "TIFF"]))
 def test_damage_never_escapes_as_another_error(data: st.DataObject, fmt: str) -> None:
     raw = bytearray(picture(40, 40, fmt=fmt))

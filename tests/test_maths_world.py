@@ -133,6 +133,7 @@ def test_a_solution_is_one_token_a_word_and_its_ids_are_those_of_any_atlas_model
     assert len(plain) == len(TOKENIZER) and set(differing) <= set(spare)
 
 
+@pytest.mark.long
 def test_demonstrations_are_clean_first_and_then_as_faulty_as_asked() -> None:
     o = DemoOptions(examples=2000, clean_until=0.5, guess=0.4, slip=0.25, malformed=0.2)
     store = ImageStore(None)

@@ -8,6 +8,7 @@ import math
 import numpy as np
 import pytest
 import torch
+from examples import examples
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -63,7 +64,7 @@ def written_out(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tens
 
 @pytest.mark.parametrize("kernel", ["aten", "written out"])
 @given(TEXTS)
-@settings(max_examples=30)
+@settings(max_examples=examples(30))
 def test_attention_and_gradients_are_those_of_the_sequences_alone(kernel: str, texts: list[list[int]]) -> None:
     """The unshared row of each sequence has copies of the shared rows; a shared row's gradient is the sum over its copies."""
     found = forest([np.array(t) for t in texts], shared=True, shortest=1)

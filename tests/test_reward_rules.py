@@ -144,6 +144,7 @@ HOSTILE = [
 ]
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", ["multiple_choice", "openr1mm_accuracy_format", "repetition", "language"])
 @pytest.mark.parametrize("text", HOSTILE, ids=range(len(HOSTILE)))
 def test_hostile_text_of_100_kb_is_scored(name: str, text: str) -> None:

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
+from examples import examples
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from virtual_time import run
@@ -70,7 +71,7 @@ async def asks(throttle: Throttle, n: int, every: float = 0.0) -> list[TextReply
 
 
 @given(st.integers(1, 80), st.integers(1, 12))
-@settings(max_examples=30)
+@settings(max_examples=examples(30))
 def test_so_many_at_once_and_no_fewer(n: int, at_once: int) -> None:
     async def main() -> None:
         tool = Tool(lambda _: S.OK)
@@ -141,6 +142,7 @@ def test_a_threshold_of_1_never_pauses() -> None:
 
 
 # ----------------------------------------------------------------------------------------------------- while it is closed
+@pytest.mark.long
 @pytest.mark.parametrize("status", DOWN)
 @pytest.mark.parametrize("at_once", [1, 4, 500])
 def test_an_outage_costs_time_and_a_window_of_calls(status: S, at_once: int) -> None:
@@ -252,7 +254,7 @@ def test_the_limit_of_a_pause_ends_the_run_with_a_word() -> None:
 
 # ------------------------------------------------------------------------------------------------------- cancelled, raised
 @given(st.integers(0, 2**32), st.sampled_from([1, 3, 100]), st.floats(0.01, 4.0))
-@settings(max_examples=60)
+@settings(max_examples=examples(60))
 def test_whatever_is_cancelled_when_the_others_get_through(seed: int, at_once: int, seconds: float) -> None:
     """Outages come and go, calls come and are given up: who stays is answered, and the throttle stands open at the end. (The
     loop raises where everything waits for nothing.)"""

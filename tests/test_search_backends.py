@@ -100,6 +100,7 @@ MODES = {
 }
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("mode", MODES)
 async def test_whatever_breaks_is_typed_and_shows_no_key(spec: Spec, mode: str, caplog: pytest.LogCaptureFixture) -> None:
     how = MODES[mode]

@@ -74,6 +74,7 @@ async def test_what_honest_servers_send_is_read(answer: bytes) -> None:
     assert (await got(answer)).body == PLAIN
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     "answer",
     [
@@ -144,6 +145,7 @@ async def test_torn_and_garbled_answers_are_typed(answer: bytes) -> None:
     assert e.value.retry is None
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("start", "piece"),
     [
@@ -165,6 +167,7 @@ async def test_answers_without_end_are_left_at_a_cap(start: bytes, piece: bytes)
     assert e.value.status in (ToolStatus.REFUSED, TORN)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("start", [b"", b"HTTP/1.1 200 OK\r\nx: ", OPEN, CHUNKED + b"ffff\r\n"])
 async def test_slow_answers_end_at_the_deadline(start: bytes) -> None:
     """If a byte started the clock anew, they would never end."""

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from examples import examples
 from hostile import chunk, zlib_bomb
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -50,6 +51,7 @@ def recall(index: Index, *, turn: float, crop: float, noise: float) -> float:
     return hits / VIEWS
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("view", "at_least"),
     [
@@ -186,7 +188,7 @@ def encoded(fmt: str) -> bytes:
     return out.getvalue()
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=examples(300), deadline=None)
 @given(
     st.sampled_from([encoded(f) for f in ("PNG", "JPEG", "WEBP", "GIF", "BMP")]),
     st.lists(st.tuples(st.integers(0, 10_000), st.binary(max_size=4)), min_size=1, max_size=6),

@@ -299,6 +299,7 @@ async def test_a_rest_that_was_asked_for_is_kept_and_the_next_try_succeeds(world
     assert len(world.vendor.asked) == 2
 
 
+@pytest.mark.long
 async def test_a_vendor_that_is_silent_is_a_timeout_and_the_deadline_holds_for_thumbnails(world: World) -> None:
     world.vendor.script = [30.0]
     slow = world.open(allow=[world.vendor.host], timeout_s=0.2)

@@ -10,6 +10,7 @@ from typing import Any
 import aiohttp
 import orjson
 import pytest
+from examples import examples
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from search_app import PlayedImage, PlayedReader, PlayedText, Serving, serving
@@ -216,7 +217,7 @@ CALL = st.tuples(
 )
 
 
-@settings(max_examples=60)
+@settings(max_examples=examples(60))
 @given(st.lists(CALL, min_size=1, max_size=12))
 def test_the_last_answer_of_every_call_is_the_one_that_is_replayed(
     tmp_path_factory: pytest.TempPathFactory, calls: list[tuple[str, str, str, str]]

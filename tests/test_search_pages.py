@@ -90,6 +90,7 @@ def test_deep_nesting_is_survived() -> None:
     assert isinstance(page_text("<div>" * 50_000 + "x"), str)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("filler", ["a", "/*", ".", "A. ", "<|", "{", "}", "<p>", "&lt;", "'.", "style="])
 @pytest.mark.parametrize("around", ["<p>{}", "<style>{}</style>x", "<p style='{}'>x"])
 def test_no_page_takes_for_ever(filler: str, around: str) -> None:

@@ -51,6 +51,7 @@ async def test_a_page_comes_back_as_title_and_text() -> None:
         assert (reader.name, reader.local) == ("trafilatura", False)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("body", "kind", "want"),
     [
@@ -68,6 +69,7 @@ async def test_every_kind_of_page(body: bytes, kind: str, want: Page) -> None:
         assert await reader.read(url) == Page(url, want.title, want.text)
 
 
+@pytest.mark.long
 async def test_a_long_page_is_cut() -> None:
     async with reading(http(b"<p>" + b"word " * 500_000), max_chars=1_000) as (reader, _, url):
         assert len((await reader.read(url)).text) == 1_000

@@ -153,6 +153,7 @@ async def test_the_released_form_is_converted_and_found_by_the_questions_picture
     assert await backend.search(b"no picture at all", 5) == []
 
 
+@pytest.mark.long
 def test_the_same_conversion_writes_the_same_and_another_has_another_version(tmp_path: Path, released: Path) -> None:
     parquet = rows(tmp_path, IDS, QUESTIONS)
     convert(released, [parquet], tmp_path / "one")

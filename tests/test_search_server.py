@@ -13,6 +13,7 @@ from typing import Any
 
 import orjson
 import pytest
+from examples import examples
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from search_fixtures import TOWNS, png, url, write_corpus, write_images
@@ -202,7 +203,7 @@ async def test_a_hostile_picture_is_refused(client: SearchClient, name: str) -> 
     assert (reply.status, reply.hits) == ("refused", [])
 
 
-@settings(max_examples=150)
+@settings(max_examples=examples(150))
 @given(
     st.sampled_from(["/v1/search/text", "/v1/search/image", "/v1/read", "/v1/summarise", "/retrieve"]),
     st.dictionaries(

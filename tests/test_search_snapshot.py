@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 import zstandard
+from examples import examples
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from store_fixtures import BACKENDS, held, key, make, rows
@@ -69,7 +70,7 @@ ENTRIES = st.lists(
 )
 
 
-@settings(max_examples=20, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=examples(20), deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(entries=ENTRIES, data=st.data())
 def test_equal_entries_give_equal_bytes_there_and_back_again(tmp_path: Path, entries: Any, data: st.DataObject) -> None:
     for p in tmp_path.iterdir():

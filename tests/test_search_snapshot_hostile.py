@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 import zstandard
+from examples import examples
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from store_fixtures import held, make, rows
@@ -159,6 +160,7 @@ def test_the_archives_below_would_be_good(tmp_path: Path) -> None:
     store.close()
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(("make_it", "why"), HOSTILE.values(), ids=HOSTILE.keys())
 def test_a_hostile_archive_is_refused_and_adds_nothing(tmp_path: Path, make_it: Callable[[], bytes], why: str) -> None:
     file, fresh, old = tmp_path / "a.snap", tmp_path / "new.sqlite", tmp_path / "old.sqlite"
@@ -195,7 +197,7 @@ def test_bombs_cost_little_memory(tmp_path: Path) -> None:
     assert int(done.stdout) < 400  # MiB; a value may have 64, and is held a few times over
 
 
-@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=examples(150), deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(at=st.integers(0, len(archive()) - 1), bit=st.integers(0, 7), cut=st.booleans())
 def test_a_file_that_was_damaged_on_its_way_is_refused_or_means_the_same(tmp_path: Path, at: int, bit: int, cut: bool) -> None:
     raw = archive()

@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from examples import examples
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from store_fixtures import key
@@ -134,7 +135,7 @@ Entries = dict[bytes, tuple[str, bytes]]
 ENTRIES = st.dictionaries(
     st.binary(min_size=32, max_size=32), st.tuples(st.sampled_from(KINDS), st.binary(max_size=40)), max_size=12
 )
-QUICK = settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+QUICK = settings(max_examples=examples(25), deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 
 
 def digest_of(path: Path, groups: list[list[tuple[bytes, str, bytes]]]) -> str:

@@ -233,6 +233,7 @@ async def test_a_table_that_is_gone_is_a_typed_failure(store: Store) -> None:
 
 
 # ----------------------------------------------------------------------------------------------------------------- damage
+@pytest.mark.long
 async def test_every_flipped_bit_of_a_value_is_found(tmp_path: Path) -> None:
     path, value = tmp_path / "c.sqlite", b"a page that says something " * 3
     store = Store(path)

@@ -47,6 +47,7 @@ def size(data: bytes) -> tuple[int, int]:
         return image.size
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("kind", ["PNG", "JPEG", "WEBP", "GIF", "BMP"])
 @pytest.mark.parametrize(("given", "want"), [((900, 600), (300, 200)), ((200, 100), (200, 100)), ((1, 1), (1, 1))])
 def test_every_format_comes_back_within_the_side(kind: str, given: tuple[int, int], want: tuple[int, int]) -> None:
@@ -78,6 +79,7 @@ def test_what_an_eye_sees_is_kept_and_metadata_is_not() -> None:
     assert size(reencode(pictures[0], 1000)) == (200, 300)
 
 
+@pytest.mark.long
 def test_only_the_first_of_thousands_of_frames_is_decoded() -> None:
     frame = Image.new("P", (64, 64))
     data = encoded(frame, "GIF", save_all=True, append_images=[Image.new("P", (64, 64), i % 250 + 1) for i in range(3_000)])

@@ -79,6 +79,7 @@ def test_serve_says_where_it_listens(corpus: Path, as_json: bool, tmp_path: Path
     assert (tmp_path / "s.sqlite").exists()
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("argv", "says"),
     [
@@ -169,6 +170,7 @@ def test_an_estimate(capsys: Capture, tmp_path: Path) -> None:
 
 
 # ------------------------------------------------------------------------------------------------- export, import and stats
+@pytest.mark.long
 def test_a_store_goes_out_and_in(capsys: Capture, tmp_path: Path) -> None:
     a, b, snap = (str(tmp_path / n) for n in ("a.sqlite", "b.sqlite", "a.mmsr1snap"))
     ident = make(tmp_path / "a.sqlite", rows(30), {"text": {"name": "serper", "version": "1", "local": False}})

@@ -13,6 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import yaml
+from examples import examples
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -135,7 +136,7 @@ NUMBERS: dict[str, Any] = {
 }
 
 
-@settings(max_examples=20)
+@settings(max_examples=examples(20))
 @given(st.fixed_dictionaries({}, optional=NUMBERS))
 def test_every_value_arrives(values: dict[str, Any]) -> None:
     values.setdefault(f"{A}actor.ppo_mini_batch_size", values.get("data.train_batch_size", 32))
@@ -152,7 +153,7 @@ def test_every_value_arrives(values: dict[str, Any]) -> None:
 KNOWN = {*MMSEARCH_R1, *OPEN_R1}
 
 
-@settings(max_examples=50)
+@settings(max_examples=examples(50))
 @given(st.from_regex(r"[a-z_]{1,12}(\.[a-z_]{1,12}){0,2}", fullmatch=True))
 def test_an_unknown_name_is_named(key: str) -> None:
     if key in KNOWN or key.startswith(tuple(MMSEARCH_R1_BELOW)):

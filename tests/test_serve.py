@@ -225,6 +225,7 @@ def test_wrong_usage(args, said, model, tmp_path, capfd):
     assert said in capfd.readouterr().err
 
 
+@pytest.mark.long
 def test_servers_that_do_not_answer(model, tmp_path, capfd):
     for flag in ("--engine", "--search"):
         assert cli.main(["serve", str(model), "--no-demo", "--state", str(tmp_path), flag, "http://127.0.0.1:9"]) == 1

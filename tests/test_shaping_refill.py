@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import yaml
+from examples import examples
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from shaping_fixtures import ROWS, Killed, Life, Threads, live, some_live
@@ -72,7 +73,8 @@ def test_off_a_step_draws_and_trains_as_ever(home: Path) -> None:
     assert life.metrics == {0: {}, 1: {}, 2: {}} and not list((home / "checkpoints" / "000003").glob("carried*"))
 
 
-@settings(max_examples=25, deadline=None)
+@pytest.mark.long
+@settings(max_examples=examples(25), deadline=None)
 @given(st.floats(0.05, 1.0), st.integers(0, 5), st.sampled_from([1, 2, 4]), st.integers(1, 4))
 def test_every_live_group_is_trained_on_once_or_still_kept_and_no_other_is(
     share: float, seed: int, leaders: int, rounds: int
@@ -121,7 +123,8 @@ def test_the_shaped_rewards_decide_and_not_those_of_the_dump(home: Path) -> None
 
 
 # ------------------------------------------------------------------------------------------------------------ kill, resume
-@settings(max_examples=25, deadline=None)
+@pytest.mark.long
+@settings(max_examples=examples(25), deadline=None)
 @given(st.floats(0.1, 0.9), st.sampled_from([1, 2]), st.integers(1, 12), st.integers(1, 3))
 def test_a_killed_run_that_is_resumed_trains_on_what_an_undisturbed_one_does(
     share: float, leaders: int, dies_at: int, every: int

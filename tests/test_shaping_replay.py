@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from examples import examples
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from shaping_fixtures import ROWS, Life, live
@@ -92,7 +93,8 @@ def undisturbed(leaders: int, refill: bool) -> Life:
         return live(Path(out), seldom, shaping, steps=2 * EPOCH, leaders=leaders, group_size=4)
 
 
-@settings(max_examples=15, deadline=None)
+@pytest.mark.long
+@settings(max_examples=examples(15), deadline=None)
 @given(st.sampled_from([1, 2]), st.integers(1, 40), st.integers(1, 4), st.booleans())
 def test_a_killed_run_replays_what_an_undisturbed_one_does(leaders: int, dies_at: int, every: int, refill: bool) -> None:
     shaping = REPLAY | ({"refill": {"rounds": 2}} if refill else {})

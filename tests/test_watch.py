@@ -84,6 +84,7 @@ def test_another_site_s_name_for_this_machine_gets_nothing(tmp_path: Path) -> No
             assert ask(s, "/data", host=host)[0] == 200
 
 
+@pytest.mark.long
 def test_a_growing_run_a_line_half_written_and_a_restart(tmp_path: Path) -> None:
     run, cfg = make_run(tmp_path, steps=3)
     cfg.train.steps = 9
@@ -103,6 +104,7 @@ def test_a_growing_run_a_line_half_written_and_a_restart(tmp_path: Path) -> None
         assert ask(s, "/")[0] == 200
 
 
+@pytest.mark.long
 def test_what_cannot_be_read_is_said_and_the_numbers_stay(tmp_path: Path) -> None:
     run, _ = make_run(tmp_path, steps=3)
     with watching(run) as s:
