@@ -8,11 +8,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from megatron_mmsr1 import config
-from megatron_mmsr1.cluster.fits import expert_parameters
-from megatron_mmsr1.cluster.memory import BYTES, engine_bytes, own_parameters, trainer_bytes
 from megatron_mmsr1.cluster.nodes import Node
 from megatron_mmsr1.cluster.placement import ENGINES, nodes_wanted, plan
 from megatron_mmsr1.config import RunConfig
+from megatron_mmsr1.estimate import dimensions, engine
+from megatron_mmsr1.estimate.dimensions import Dimensions
+from megatron_mmsr1.estimate.memory import largest_held
+from megatron_mmsr1.estimate.parameters import layout
+from megatron_mmsr1.estimate.report import files_of
 
 ROOT = Path(__file__).parent.parent
 PAGE = ROOT / "docs" / "recipes.md"
@@ -40,8 +43,16 @@ def recipes() -> list[Path]:
     return sorted((ROOT / "configs").glob("qwen*.yaml"))
 
 
+def shape_file(cfg: RunConfig) -> Path:
+    return ROOT / "configs" / "shapes" / f"{Path(cfg.model.path).name}.json"
+
+
 def shape(cfg: RunConfig) -> dict:
-    return json.loads((ROOT / "configs" / "shapes" / f"{Path(cfg.model.path).name}.json").read_text())
+    return json.loads(shape_file(cfg).read_text())
+
+
+def sizes(cfg: RunConfig) -> Dimensions:
+    return dimensions.of_files(files_of(cfg, shape_file(cfg)))
 
 
 def assumed(cfg: RunConfig) -> Assumed:
@@ -85,12 +96,9 @@ def engine_count(cfg: RunConfig) -> tuple[int, int]:
 
 def row(path: Path) -> str:
     cfg = config.load(path)
-    n = shape(cfg)["parameters"]
+    d = sizes(cfg)
     engines, gpus = engine_count(cfg)
     p, m = cfg.placement, cfg.megatron
-    experts = expert_parameters(shape(cfg))
-    own = sum(own_parameters(m, n, experts))
-    reference = own * BYTES[cfg.model.dtype] if cfg.algorithm.kl_coef else 0
     where = f"{p.trainer.nodes} x {p.trainer.gpus_per_node} GPUs TP{m.tensor_parallel} "
     where += f"PP{m.pipeline_parallel} " * (m.pipeline_parallel > 1) + f"CP{m.context_parallel} " * (m.context_parallel > 1)
     where += f"EP{m.expert_parallel} " * (m.expert_parallel > 1)
@@ -99,7 +107,7 @@ def row(path: Path) -> str:
     where += f" on {p.engines.nodes} nodes" if p.engines.nodes else " beside them"
     data = "FVQA" if cfg.searches else "open-r1 maths, 8k"
     batch = f"{cfg.data.prompts_per_step} x {cfg.data.group_size}"
-    gib = f"{(trainer_bytes(cfg, n, experts) + reference) / 2**30:.0f} / {engine_bytes(cfg, n, gpus) / 2**30:.0f} GiB"
+    gib = f"{largest_held(cfg, d, layout(cfg, d)) / 2**30:.0f} / {engine.weights(cfg, d, gpus) / 2**30:.0f} GiB"
     times = f"{rollout_s(cfg):.0f} + {training_s(cfg):.0f} s"
     name = f"[{path.name}](../configs/{path.name})"
     return f"| {name} | {Path(cfg.model.path).name} | {data}, {batch} | {nodes_wanted(cfg)} | {where} | {gib} | {times} |"

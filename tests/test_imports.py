@@ -106,6 +106,18 @@ def test_shaping_is_pure() -> None:
             assert name.startswith(ours) or not name.startswith(PACKAGE), f"{p}: {name}"
 
 
+def test_estimates_are_pure() -> None:
+    """Told from the config and config.json alone, on any machine."""
+    allowed = {PACKAGE} | set(sys.stdlib_module_names)
+    ours = tuple(f"{PACKAGE}.{m}" for m in ("estimate", "config", "errors", "models"))
+    paths = in_room("estimate")
+    assert len(paths) > 5
+    for p in paths:
+        for name in imports(p):
+            assert name.split(".")[0] in allowed, f"{p}: {name}"
+            assert name.startswith(ours) or not name.startswith(PACKAGE), f"{p}: {name}"
+
+
 # A model family's half for the trainer: what stands beside its __init__.py, which is light, for data and rollouts.
 HEAVY_HALVES = [
     p for p in in_room("models") if p.name in ("_policy.py", "_text.py") or (p.parent.name != "models" and p.name[0] != "_")
@@ -223,6 +235,7 @@ def test_help_loads_nothing_heavy(argv: list[str]) -> None:
         "eval.results",
         "run.launch",
         "checkpoints.manifest",
+        "estimate.report",
         "run.lock",
     ],
 )

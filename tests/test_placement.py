@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from megatron_mmsr1 import config
-from megatron_mmsr1.cluster import memory, nodes
+from megatron_mmsr1.cluster import nodes
 from megatron_mmsr1.cluster.nodes import Node
 from megatron_mmsr1.cluster.picture import picture, steps
 from megatron_mmsr1.cluster.placement import ENGINES, JUDGE, SEARCH, SUMMARISER, TRAINER, gpus_wanted, nodes_wanted, plan
@@ -146,18 +146,6 @@ def test_gpus_that_a_job_must_ask_for() -> None:
     assert gpus_wanted(cfg(4, *base, "placement.engines={count: 1, gpus_each: 4}", "placement.colocated=true")) == 4
 
 
-def test_memory_of_a_known_model() -> None:
-    """7e9 parameters in bfloat16 over TP4 x DP2: 7e9 / 4 x (2 + 4 + 12 / 2) = 21e9 bytes; the engine's weights over 4 GPUs."""
-    c = cfg(8, "megatron.tensor_parallel=4", "model.dtype=bfloat16")
-    assert memory.trainer_bytes(c, 7_000_000_000) == 21_000_000_000
-    assert memory.engine_bytes(c, 7_000_000_000, 4) == 3_500_000_000
-    whole = c.model_copy(update={"megatron": c.megatron.model_copy(update={"distributed_optimizer": False})})
-    assert memory.trainer_bytes(whole, 7_000_000_000) == 31_500_000_000
-    # Two context-parallel ranks in the place of two replicas: the same weights on each, and the optimizer sharded over both.
-    shared = cfg(8, "megatron.tensor_parallel=4", "megatron.context_parallel=2", "model.dtype=bfloat16")
-    assert memory.trainer_bytes(shared, 7_000_000_000) == 21_000_000_000
-
-
 def test_the_places_of_ranks_are_megatron_core_s() -> None:
     """Tensor ranks follow each other, then context ranks, then replicas, then stages."""
     split = [f"megatron.{kind}_parallel=2" for kind in ("tensor", "context", "pipeline")]
@@ -167,12 +155,6 @@ def test_the_places_of_ranks_are_megatron_core_s() -> None:
     for rank, place in ((0, "tp 0, pp 0, dp 0, cp 0, leads a replica"), (3, "tp 1, pp 0, dp 0, cp 1")):
         assert f"rank {rank} ({place})" in shown
     assert "rank 4 (tp 0, pp 0, dp 1, cp 0, leads a replica)" in shown and "rank 14 (tp 0, pp 1, dp 1, cp 1)" in shown
-
-
-def test_memory_of_spread_experts() -> None:
-    """Experts of 8e9 of 10e9 parameters over EP4 x ETP1: 2e9 / 2 x (2 + 4 + 12 / 4) + 8e9 / 4 x (2 + 4 + 12 / 2) bytes."""
-    c = cfg(8, "megatron={tensor_parallel: 2, sequence_parallel: true, expert_parallel: 4}", "model.dtype=bfloat16")
-    assert memory.trainer_bytes(c, 10_000_000_000, 8_000_000_000) == 33_000_000_000
 
 
 def test_the_nodes_of_this_machine_and_of_slurm(monkeypatch: pytest.MonkeyPatch) -> None:

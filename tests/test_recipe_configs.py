@@ -10,12 +10,13 @@ from pathlib import Path
 import pytest
 
 from megatron_mmsr1 import config
-from megatron_mmsr1.cluster.fits import expert_parameters
-from megatron_mmsr1.cluster.memory import engine_bytes, trainer_bytes
 from megatron_mmsr1.cluster.nodes import Node
 from megatron_mmsr1.cluster.placement import SEARCH, nodes_wanted, plan
 from megatron_mmsr1.config import RunConfig
 from megatron_mmsr1.errors import UsageError
+from megatron_mmsr1.estimate import engine
+from megatron_mmsr1.estimate.memory import largest_held
+from megatron_mmsr1.estimate.parameters import layout as split
 from megatron_mmsr1.models import of_checkpoint
 from megatron_mmsr1.protocol import Prompts
 from megatron_mmsr1.run import preflight
@@ -59,10 +60,9 @@ def test_the_processes_fill_their_nodes_and_fit_their_gpus(path: Path) -> None:
     used = sorted((p.node, g) for p in placed.places for g in p.gpus)
     assert used == [(n, g) for n in range(len(nodes)) for g in range(8)]  # each once, none idle
     assert bool(placed.of(SEARCH)) == (cfg.searches and cfg.search.url is None)
-    n = recipes_docs.shape(cfg)["parameters"]
+    d = recipes_docs.sizes(cfg)
     _, gpus = recipes_docs.engine_count(cfg)
-    experts = expert_parameters(recipes_docs.shape(cfg))
-    assert trainer_bytes(cfg, n, experts) < 0.7 * GPU_BYTES and engine_bytes(cfg, n, gpus) < 0.5 * GPU_BYTES
+    assert largest_held(cfg, d, split(cfg, d)) < 0.7 * GPU_BYTES and engine.weights(cfg, d, gpus) < 0.5 * GPU_BYTES
 
 
 def test_a_layout_that_does_not_fit_is_refused(tmp_path: Path) -> None:

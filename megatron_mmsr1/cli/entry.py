@@ -16,6 +16,7 @@ import megatron_mmsr1.cli.bench as bench_verbs
 import megatron_mmsr1.cli.checkpoints as checkpoint_verbs
 import megatron_mmsr1.cli.cluster as cluster_verbs
 import megatron_mmsr1.cli.data as data_verbs
+import megatron_mmsr1.cli.estimate as estimate_verbs
 import megatron_mmsr1.cli.plugins as plugin_verbs
 import megatron_mmsr1.cli.report as report_verbs
 import megatron_mmsr1.cli.search as search_verbs
@@ -187,6 +188,7 @@ def build_parser() -> argparse.ArgumentParser:
     plugin_verbs.add(verbs)
     bench_verbs.add(verbs)
     cluster_verbs.add(verbs)
+    estimate_verbs.add(verbs)
     slurm_verbs.add(verbs)
 
     world_verbs.add(verbs)

@@ -29,13 +29,6 @@ def experts_of(config: Mapping[str, Any]) -> int:
     return int(text.get("num_experts") or text.get("num_local_experts") or 0)
 
 
-def expert_parameters(config: Mapping[str, Any]) -> int:
-    """How many parameters the experts of all layers have: two projections in and one out each."""
-    text = text_of(config)
-    width = int(text.get("moe_intermediate_size") or 0)
-    return int(text.get("num_hidden_layers") or 0) * experts_of(config) * 3 * int(text.get("hidden_size") or 0) * width
-
-
 def check(m: MegatronConfig, config: Mapping[str, Any]) -> None:
     """Raises UsageError that names the setting and the number that it does not divide."""
     for said in problems(m, config):

@@ -2,28 +2,30 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
-from megatron_mmsr1.cluster.fits import expert_parameters
-from megatron_mmsr1.cluster.memory import engine_bytes, parameters, trainer_bytes
 from megatron_mmsr1.cluster.placement import ENGINES, JUDGE, SEARCH, SUMMARISER, TRAINER, Place, Plan
 from megatron_mmsr1.config import RunConfig
+from megatron_mmsr1.errors import UsageError
+from megatron_mmsr1.estimate import dimensions, engine
+from megatron_mmsr1.estimate.dimensions import Dimensions
+from megatron_mmsr1.estimate.memory import held
+from megatron_mmsr1.estimate.parameters import layout, whole
+from megatron_mmsr1.estimate.report import size
+from megatron_mmsr1.models import of_checkpoint
 
 NAMES = {TRAINER: "rank", ENGINES: "engine", SEARCH: "search server", SUMMARISER: "summariser", JUDGE: "judge"}
 
 
 def picture(cfg: RunConfig, plan: Plan) -> str:
     """The plan as text, a line a process."""
-    path = Path(cfg.model.path)
-    n = parameters(path) if path.is_dir() else None
-    experts = expert_parameters(json.loads((path / "config.json").read_text())) if (path / "config.json").is_file() else 0
-    lines = [_head(cfg, n)]
+    d = _dimensions(cfg)
+    lines = [_head(cfg, d)]
     for number, node in enumerate(plan.nodes):
         here = [p for p in plan.places if p.node == number]
         gpus = f"{node.gpus} GPUs" if node.gpus else "no GPU"
         lines.append(f"node {number}  {node.name} ({node.address}), {gpus}")
-        lines += [f"  {_devices(p):<10} {_what(cfg, p):<40} {_memory(cfg, p, n, experts)}".rstrip() for p in here]
+        lines += [f"  {_devices(p):<10} {_what(cfg, p):<40} {_memory(cfg, p, d)}".rstrip() for p in here]
         used = {g for p in here for g in p.gpus}
         idle = [str(g) for g in range(node.gpus) if g not in used]
         if idle:
@@ -38,14 +40,26 @@ def steps(plan: Plan) -> str:
     return "\n".join(f"{name} {','.join(n.name for n in nodes)}" for name, nodes in plan.steps)
 
 
-def _head(cfg: RunConfig, n: int | None) -> str:
+def _dimensions(cfg: RunConfig) -> Dimensions | None:
+    """None for a model that is not here, or whose sizes are not known."""
+    if not (Path(cfg.model.path) / "config.json").is_file():
+        return None
+    try:
+        return dimensions.of_files(of_checkpoint(cfg.model.path, cfg.model.family))
+    except UsageError:
+        return None
+
+
+def _head(cfg: RunConfig, d: Dimensions | None) -> str:
     m = cfg.megatron
-    layout = f"TP{m.tensor_parallel} x PP{m.pipeline_parallel} x DP{cfg.data_parallel}"
-    layout += f" x CP{m.context_parallel}" * (m.context_parallel > 1)
+    split = f"TP{m.tensor_parallel} x PP{m.pipeline_parallel} x DP{cfg.data_parallel}"
+    split += f" x CP{m.context_parallel}" * (m.context_parallel > 1)
     if (m.expert_parallel, m.expert_tensor) != (1, m.tensor_parallel):
-        layout += f" (experts EP{m.expert_parallel} x TP{m.expert_tensor})"
-    model = f"{cfg.model.path} ({n / 1e9:.2f} G parameters)" if n else f"{cfg.model.path} (not here: memory unknown)"
-    return f"{cfg.name}: {cfg.train.ranks} ranks as {layout}, {model}"
+        split += f" (experts EP{m.expert_parallel} x TP{m.expert_tensor})"
+    there = Path(cfg.model.path).is_dir()
+    unknown = f"{'its sizes are not known' if there else 'not here'}: memory unknown"
+    model = f"{cfg.model.path} ({f'{whole(d).total / 1e9:.2f} G parameters' if d else unknown})"
+    return f"{cfg.name}: {cfg.train.ranks} ranks as {split}, {model}"
 
 
 def _what(cfg: RunConfig, p: Place) -> str:
@@ -62,13 +76,15 @@ def _what(cfg: RunConfig, p: Place) -> str:
     return f"{NAMES[p.role]}{f' {p.index}' if p.role == ENGINES else ''}{at}"
 
 
-def _memory(cfg: RunConfig, p: Place, n: int | None, experts: int) -> str:
-    if n is None or p.role not in (TRAINER, ENGINES):
+def _memory(cfg: RunConfig, p: Place, d: Dimensions | None) -> str:
+    """What is certain before a batch; `mmsr1 estimate` tells the rest."""
+    if d is None or p.role not in (TRAINER, ENGINES):
         return ""
-    each = trainer_bytes(cfg, n, experts) if p.role == TRAINER else engine_bytes(cfg, n, len(p.gpus))
-    what = "weights, gradients, optimizer" if p.role == TRAINER else "weights"
-    size = f"{each / 2**30:.1f} GiB" if each >= 2**29 else f"{each / 2**20:.1f} MiB"
-    return f"{size} {what}{' a GPU' if len(p.gpus) > 1 else ''}"
+    if p.role == ENGINES:
+        return f"{size(engine.weights(cfg, d, len(p.gpus)))} weights{' a GPU' if len(p.gpus) > 1 else ''}"
+    at = layout(cfg, d)
+    terms = held(cfg, d, at, p.index // (cfg.train.ranks // len(at.stages)))
+    return f"{size(sum(terms.values()))} {', '.join(terms)}"
 
 
 def _devices(p: Place) -> str:
