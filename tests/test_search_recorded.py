@@ -67,6 +67,7 @@ def test_a_pil_image_that_is_not_whole_costs_its_picture_only(tmp_path: Path) ->
         [{}, "RGB", "44", None, b""],
         [{}, ["RGB"], (1, 1), None, b"abc"],
         [{}, "P", (1, 1), [999], b"a"],
+        [{}, "P", (1, 1), 10**13, b"a"],
         ["nothing"],
         {"a": 1},
     ]

@@ -107,11 +107,12 @@ async def test_it_is_deleted_whatever_ends_the_search(s3: S3Server) -> None:
     assert [m for m, _ in s3.seen].count("DELETE") == 2
 
 
+@pytest.mark.parametrize(("status", "code"), [(403, "AccessDenied"), (404, "NoSuchBucket")])
 async def test_a_refused_upload_says_where_and_why_but_no_key_and_no_link(
-    s3: S3Server, caplog: pytest.LogCaptureFixture
+    s3: S3Server, caplog: pytest.LogCaptureFixture, status: int, code: str
 ) -> None:
     caplog.set_level(logging.DEBUG)
-    s3.fail = (403, "AccessDenied")
+    s3.fail = (status, code)
     uploader = bucket(s3)
     with pytest.raises(SearchFailure) as failed:
         async with uploader.public(PICTURE, "image/jpeg"):
@@ -119,7 +120,7 @@ async def test_a_refused_upload_says_where_and_why_but_no_key_and_no_link(
     await uploader.close()
     said = str(failed.value)
     assert failed.value.status is ToolStatus.UPSTREAM_ERROR
-    assert "pictures" in said and s3.url in said and "AccessDenied" in said
+    assert "pictures" in said and s3.url in said and code in said
     for secret in (ACCESS, SECRET, "X-Amz"):
         assert secret not in said and secret not in caplog.text
 

@@ -15,6 +15,8 @@ from urllib.parse import quote
 import aiohttp
 import orjson
 
+from megatron_mmsr1.untyped import is_dict
+
 MAX_CALLS, MAX_BYTES = 64, 1_000_000  # a batch
 PATHS = {"text": "/v1/search/text", "image": "/v1/search/image", "read": "/v1/read", "summarise": "/v1/summarise"}
 
@@ -65,10 +67,10 @@ class Batcher:
         try:
             timeout = aiohttp.ClientTimeout(total=timeout_s)
             async with self._pool().get(self._url + path, timeout=timeout, allow_redirects=False) as r:
-                said = orjson.loads(await r.read()) if r.status == 200 else {}
+                said = orjson.loads(await r.read()) if r.status == 200 else None
         except (aiohttp.ClientError, TimeoutError, orjson.JSONDecodeError):
             return {}
-        return said if isinstance(said, dict) else {}
+        return said if is_dict(said) else {}
 
     async def close(self) -> None:
         """What is under way is broken off, and what waits is not sent: both are answered so."""

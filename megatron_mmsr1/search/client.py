@@ -18,6 +18,7 @@ from pydantic import ValidationError
 from megatron_mmsr1.search.batching import CLOSED, Batcher, Item
 from megatron_mmsr1.search.wire import ImageReply, PageReply, Reply, SummaryReply, TextReply
 from megatron_mmsr1.trajectory import ToolStatus
+from megatron_mmsr1.untyped import is_dict
 
 RETRIES = 2
 BACKOFF_S = 0.2  # doubled a retry, with full jitter
@@ -126,4 +127,4 @@ def _detail(body: bytes) -> str:
         said = orjson.loads(body)
     except orjson.JSONDecodeError:
         return body[:200].decode("utf-8", "replace")
-    return str(said.get("detail", "")) if isinstance(said, dict) else ""
+    return str(said.get("detail", "")) if is_dict(said) else ""

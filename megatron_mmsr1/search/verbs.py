@@ -14,6 +14,7 @@ from megatron_mmsr1.errors import RunError
 from megatron_mmsr1.procs import http
 from megatron_mmsr1.search.store import entries as store_entries
 from megatron_mmsr1.search.store import file as store_file
+from megatron_mmsr1.untyped import is_dict
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -69,7 +70,7 @@ def from_server(url: str) -> dict[str, Any]:
         found = answer.json()
     except http.Unanswered:
         found = None
-    if answer.status != 200 or not isinstance(found, dict):
+    if answer.status != 200 or not is_dict(found):
         raise RunError(f"{url}/v1/stats answered HTTP {answer.status} without statistics: is it a search server of ours?")
     return found
 

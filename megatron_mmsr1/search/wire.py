@@ -10,6 +10,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PlainSeriali
 
 from megatron_mmsr1.protocol.results import ImageHit, TextHit
 from megatron_mmsr1.trajectory import ToolStatus
+from megatron_mmsr1.untyped import is_dict
 
 
 class Reply(BaseModel):
@@ -27,7 +28,7 @@ class Reply(BaseModel):
 
 
 def _hit_from_wire(value: Any) -> Any:
-    if not isinstance(value, dict):
+    if not is_dict(value):
         return value
     image = value.get("image")
     if isinstance(image, str):

@@ -17,7 +17,7 @@ ACCESS, SECRET, REGION = "AKIDTEST", "secret/with+odd=characters", "eu-test-1"
 
 
 class S3Server(RawServer):
-    """`objects`: path -> (bytes, content type). `fail`: (HTTP status, S3's code) for every PUT. `stall`: PUTs never answer."""
+    """`objects`: path -> (bytes, content type). `fail`: (status, S3's code) for PUT and DELETE. `stall`: PUTs never answer."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -38,7 +38,7 @@ class S3Server(RawServer):
         self.seen.append((method, path))
         if why := self._unsigned(method, target, headers, body):
             return _error(403, why)
-        if method == "PUT" and self.fail is not None:
+        if method in ("PUT", "DELETE") and self.fail is not None:
             return _error(*self.fail)
         if method == "PUT":
             self.objects[path] = body, headers.get("content-type", "")

@@ -22,6 +22,7 @@ from megatron_mmsr1.search.backends.interfaces import ImageResult, Page, SearchF
 from megatron_mmsr1.search.web.pages import page_text
 from megatron_mmsr1.search.web.pictures import reencode
 from megatron_mmsr1.trajectory import ToolStatus
+from megatron_mmsr1.untyped import is_dict
 
 
 class Corpus:
@@ -69,7 +70,7 @@ def rows(path: Path, keys: tuple[str, ...]) -> Iterator[tuple[int, dict[str, str
             row: Any = orjson.loads(raw)
         except orjson.JSONDecodeError as e:
             raise UsageError(f"{path}:{n}: not valid JSON: {e}") from None
-        if not isinstance(row, dict):
+        if not is_dict(row):
             raise UsageError(f"{path}:{n}: must be an object with {', '.join(keys)}")
         for key in keys:
             if not isinstance(row.get(key), str):

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
 
 from megatron_mmsr1.trajectory import ToolStatus
+from megatron_mmsr1.untyped import is_dict, is_list
 
 
 class SearchFailure(Exception):
@@ -124,9 +125,9 @@ class Summariser(Backend, Protocol):
 
 def listed(value: Any) -> list[dict[str, Any]]:
     """The objects of a JSON array; TypeError if it is none."""
-    if not isinstance(value, list):
+    if not is_list(value):
         raise TypeError(f"a list of results is documented, not {type(value).__name__}")
-    return [row for row in value if isinstance(row, dict)]
+    return [row for row in value if is_dict(row)]
 
 
 def words(value: Any) -> str:

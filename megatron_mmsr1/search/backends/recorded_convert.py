@@ -15,10 +15,9 @@ from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 
 import orjson
-import pyarrow as pa
-import pyarrow.parquet as pq
 
 from megatron_mmsr1.config.search import FetchSection
+from megatron_mmsr1.data import parquet
 from megatron_mmsr1.data.files import write_bytes
 from megatron_mmsr1.errors import RunError, UsageError
 from megatron_mmsr1.search.backends.interfaces import SearchFailure
@@ -26,6 +25,7 @@ from megatron_mmsr1.search.backends.recorded_source import Found, is_url, read
 from megatron_mmsr1.search.fetch import Fetcher
 from megatron_mmsr1.search.web.pictures import fetch_thumbnail, reencode
 from megatron_mmsr1.search.wire import MAX_IMAGE_BYTES
+from megatron_mmsr1.untyped import is_dict
 
 MAX_SIDE = 512
 FETCHES = 16  # downloads at once
@@ -44,7 +44,7 @@ class Report:
     pictures: int = 0  # hits with one
     entries_without_row: int = 0
     rows_without_entry: int = 0
-    missing: dict[str, int] = field(default_factory=dict)
+    missing: dict[str, int] = field(default_factory=dict[str, int])
 
     def __str__(self) -> str:
         lines = [
@@ -99,9 +99,10 @@ def convert(
 def _write(out: Path, report: Report, wanted: dict[str, list[Found]], pictures: _Pictures) -> None:
     urls = {f.picture for hits in wanted.values() for f in hits if isinstance(f.picture, str) and is_url(f.picture)}
     pictures.download(sorted(urls))
-    lines, missing = [], Counter[str]()
+    lines: list[bytes] = []
+    missing = Counter[str]()
     for key, hits in sorted(wanted.items()):
-        row = []
+        row: list[dict[str, str | None]] = []
         for hit in hits:
             file, why = pictures.file(hit)
             missing.update([why] if why else [])
@@ -117,21 +118,17 @@ def _write(out: Path, report: Report, wanted: dict[str, list[Found]], pictures: 
 def _keys(paths: Sequence[Path]) -> Iterator[tuple[str, str]]:
     """(data id, SHA-256 of the first picture's bytes) of each row that has a picture: what the rollout searches for."""
     for path in paths:
-        try:
-            with pq.ParquetFile(path) as file:
-                names = set(file.schema_arrow.names)
-                if not {"data_id", "images"} <= names:
-                    raise UsageError(f"{path} has columns {', '.join(sorted(names))}: need data_id and images (veRL)")
-                for batch in file.iter_batches(64, columns=["data_id", "images"]):
-                    for row in batch.to_pylist():
-                        cell = (row["images"] or [None])[0]
-                        data = cell.get("bytes") if isinstance(cell, dict) else cell
-                        if isinstance(data, bytes):
-                            yield str(row["data_id"]), hashlib.sha256(data).hexdigest()
-        except FileNotFoundError:
-            raise UsageError(f"no data file at {path}") from None
-        except (pa.ArrowInvalid, OSError) as e:
-            raise UsageError(f"{path} is not a readable parquet file: {e}") from None
+        names, groups = parquet.outline(path)
+        if not {"data_id", "images"} <= set(names):
+            raise UsageError(f"{path} has columns {', '.join(sorted(names))}: need data_id and images (veRL)")
+        for group in range(len(groups)):
+            table = parquet.row_group(path, group, ["data_id", "images"])
+            for at in range(0, groups[group], 64):  # few pictures at a time
+                for row in table.slice(at, 64).to_pylist():
+                    cell = (row["images"] or [None])[0]
+                    data = cell.get("bytes") if is_dict(cell) else cell
+                    if isinstance(data, bytes):
+                        yield str(row["data_id"]), hashlib.sha256(data).hexdigest()
 
 
 class _Pictures:

@@ -25,6 +25,7 @@ from PIL import Image
 from megatron_mmsr1.data.safe_pickle import Inert, load
 from megatron_mmsr1.errors import UsageError
 from megatron_mmsr1.search.web.pictures import MAX_PIXELS
+from megatron_mmsr1.untyped import is_dict, is_list, is_tuple
 
 TITLES = ("tool_returned_web_title_list", "tool_returned_web_title")
 PICTURES = ("tool_returned_images_urls", "cached_images_path")
@@ -63,7 +64,7 @@ def read(source: Path) -> dict[str, list[Found]]:
             raise UsageError(f"{source}: not valid JSON: {e}") from None
     else:
         held = load(source, PIL_IMAGES | _METADATA)
-    if not isinstance(held, dict):
+    if not is_dict(held):
         raise UsageError(f"{source}: holds a {type(held).__name__} where a mapping from data ids to results must stand")
     return {str(name): _results(f"{source}, entry {name!r}", record) for name, record in held.items()}
 
@@ -73,10 +74,10 @@ def is_url(text: str) -> bool:
 
 
 def _results(where: str, record: Any) -> list[Found]:
-    if not isinstance(record, dict):
+    if not is_dict(record):
         raise UsageError(f"{where}: is a {type(record).__name__}; it must hold {TITLES[0]} and {PICTURES[0]}")
     titles, pictures = (_list(where, record, keys) for keys in (TITLES, PICTURES))
-    out = []
+    out: list[Found] = []
     for n, (title, picture) in enumerate(zip_longest(titles, pictures)):
         if isinstance(title, str) and title.strip():  # a picture alone tells nobody anything
             out.append(_found(f"{where}, picture {n}", title.strip(), picture))
@@ -88,7 +89,7 @@ def _list(where: str, record: dict[Any, Any], keys: tuple[str, ...]) -> list[Any
     if key is None:
         raise UsageError(f"{where}: has {', '.join(map(str, record))[:200]}; expected {' or '.join(keys)}")
     value = record[key]
-    if not isinstance(value, list | tuple):
+    if not (is_list(value) or is_tuple(value)):
         raise UsageError(f"{where}: {key} is a {type(value).__name__}, not a list")
     return list(value)
 
@@ -111,7 +112,7 @@ def _encoded(state: Any) -> bytes:
 
     ValueError or TypeError if it is anything else.
     """
-    if not isinstance(state, list | tuple) or len(state) < 5:
+    if not (is_list(state) or is_tuple(state)) or len(state) < 5:
         raise ValueError("no state of an image")
     _, mode, size, palette, pixels = state[:5]
     width, height = size
@@ -119,6 +120,8 @@ def _encoded(state: Any) -> bytes:
         raise ValueError(f"mode {mode!r}"[:40])
     if not (isinstance(width, int) and isinstance(height, int) and 0 < width * height <= MAX_PIXELS and width > 0):
         raise ValueError(f"{width} x {height} pixels"[:40])
+    if not (palette is None or is_list(palette)):
+        raise ValueError(f"palette {palette!r}"[:40])
     image = Image.frombytes(mode, (width, height), pixels)
     if mode == "P":
         image.putpalette(bytes(palette or []))

@@ -10,7 +10,7 @@ import asyncio
 import contextlib
 import logging
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
 from pathlib import Path
 from urllib.parse import unquote
 
@@ -74,7 +74,7 @@ class SearchApp:
         )
 
     @contextlib.asynccontextmanager
-    async def _lifespan(self, _: Starlette) -> AsyncIterator[None]:
+    async def _lifespan(self, _: Starlette) -> AsyncGenerator[None]:
         self._ready = True
         yield
         self._ready = False
@@ -160,7 +160,8 @@ def _ledger_path(cfg: SearchConfig, cache_path: Path | None) -> Path | None:
 # ----------------------------------------------------------------------------------------------------------------------- bodies
 async def read_body(request: Request, limit: int = requests.MAX_BODY_BYTES) -> bytes:
     """The whole body. Raises HTTPException 413 past `limit` bytes, 400 for one that breaks off."""
-    chunks, size = [], 0
+    chunks: list[bytes] = []
+    size = 0
     try:
         async for chunk in request.stream():
             size += len(chunk)

@@ -112,8 +112,8 @@ def open_all(cfg: SearchConfig, path: Path | None, tools: Tools) -> tuple[Backen
 def describe(cache: Cache, backends: Backends) -> dict[str, Any]:
     """{"mode", "id", "entries", "backends"}: `id` is None without a store; in the replays it cannot change."""
     store = cache.store
-    held = {"id": None, "entries": {}} if store is None else {"id": store.snapshot_id(), "entries": store.counts()}
-    return {"mode": cache.mode, **held, "backends": _backends(backends)}
+    name, entries = (None, dict[str, int]()) if store is None else (store.snapshot_id(), store.counts())
+    return {"mode": cache.mode, "id": name, "entries": entries, "backends": _backends(backends)}
 
 
 def _backends(backends: Backends) -> dict[str, dict[str, Any]]:

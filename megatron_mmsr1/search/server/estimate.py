@@ -36,7 +36,7 @@ class Estimate:
     calls: float
     usd: float
     hours: float
-    notes: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list[str])
 
     def as_dict(self) -> dict[str, Any]:
         d = asdict(self)
@@ -89,7 +89,7 @@ def _notes(cfg: RunConfig, stages: list[Stage], today: datetime.date) -> list[st
     """What the person should know before believing the numbers."""
     if cfg.search.mode == "replay-strict":
         return ["search.mode is replay-strict: no backend is asked and nothing is billed"]
-    out = []
+    out: list[str] = []
     if cfg.search.url is not None:
         out.append(f"search.url={cfg.search.url} runs already: what it asks, and its prices and caps, are in its own config")
     elif not stages:
@@ -118,7 +118,7 @@ def _waits_s(cfg: RunConfig, x: Stage) -> float:
 
 
 def _caps(b: BudgetSection, steps: int, usd: float, calls: float) -> list[str]:
-    out = []
+    out: list[str] = []
     for name, cap, need in (
         ("run_usd", b.run_usd, usd * steps),
         ("run_calls", b.run_calls, calls * steps),

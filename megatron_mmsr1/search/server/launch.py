@@ -12,6 +12,7 @@ from megatron_mmsr1.procs import http
 from megatron_mmsr1.procs.http import answers
 from megatron_mmsr1.procs.ports import HOST
 from megatron_mmsr1.procs.service import Command, Service
+from megatron_mmsr1.untyped import is_dict
 
 DRAIN_S = 10  # how long the server lets calls in flight end after SIGTERM (search.server)
 NAME = "the search server"
@@ -66,7 +67,7 @@ def ask(url: str | None, path: str) -> dict[str, Any]:
         return {}
     try:
         answer = http.get(url.rstrip("/") + path, timeout_s=TIMEOUT_S)
-        said = answer.json() if answer.ok else {}
+        said = answer.json() if answer.ok else None
     except http.Unanswered:  # a server of another make, or one that is down: nothing to tell
         return {}
-    return said if isinstance(said, dict) else {}
+    return said if is_dict(said) else {}

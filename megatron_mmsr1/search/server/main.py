@@ -49,10 +49,14 @@ def serve(
             timeout_graceful_shutdown=DRAIN_S,
         )
         server = ListeningServer(settings, lambda: ready and ready(sock.getsockname()[1]))
+
         # uvicorn raises the signal again once it has drained; a drained server has ended well. Before it takes over the
         # signals, one must still stop it.
+        def drain(*_: object) -> None:
+            server.should_exit = True
+
         for sig in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(sig, lambda *_: setattr(server, "should_exit", True))
+            signal.signal(sig, drain)
         server.run(sockets=[sock])
 
 

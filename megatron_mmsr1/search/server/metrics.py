@@ -101,7 +101,7 @@ class UpstreamMetrics:
             "breaker": self.breaker_state,
             "breaker_turns": dict(self.breaker_turns),
             "retries": _whole(self.retries),
-            "usd": self.usd._value.get(),
+            "usd": _value(self.usd),
         }
 
     def record(self, status: ToolStatus, seconds: float) -> None:
@@ -117,4 +117,8 @@ class UpstreamMetrics:
 
 
 def _whole(counter: Counter) -> int:
-    return int(counter._value.get())  # the client library has no public way to read one
+    return int(_value(counter))
+
+
+def _value(counter: Counter) -> float:
+    return next(iter(counter.collect())).samples[0].value

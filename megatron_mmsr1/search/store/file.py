@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import sqlite3
 import time
-from collections.abc import Iterator
+from collections.abc import Generator
 from pathlib import Path
 
 from megatron_mmsr1.errors import RunError, UsageError
@@ -115,7 +115,7 @@ def _check(path: Path, db: sqlite3.Connection) -> bool:
 
 
 @contextlib.contextmanager
-def transaction(db: sqlite3.Connection, begin: str = "BEGIN IMMEDIATE") -> Iterator[None]:
+def transaction(db: sqlite3.Connection, begin: str = "BEGIN IMMEDIATE") -> Generator[None]:
     """All of it or nothing. IMMEDIATE: the tally that is read is the one that is written, whoever else writes."""
     db.execute(begin)
     try:
@@ -129,7 +129,7 @@ def transaction(db: sqlite3.Connection, begin: str = "BEGIN IMMEDIATE") -> Itera
 
 # ------------------------------------------------------------------------------------------------------------------- errors
 @contextlib.contextmanager
-def failing(path: Path) -> Iterator[None]:
+def failing(path: Path) -> Generator[None]:
     """What SQLite or the system raises becomes a StoreError that names the file."""
     try:
         yield

@@ -13,7 +13,7 @@ import json
 import os
 import sqlite3
 import time
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
@@ -107,7 +107,7 @@ def _opened(file: Path) -> BinaryIO:
 
 
 @contextlib.contextmanager
-def _beside(path: Path) -> Iterator[Path]:
+def _beside(path: Path) -> Generator[Path]:
     """A name on the same file system for what is not whole yet; gone in the end, with what SQLite puts beside it."""
     fresh = path.with_name(f".{path.name}.{os.getpid()}.part")
     names = [fresh.with_name(fresh.name + suffix) for suffix in ("", "-wal", "-shm")]
@@ -161,7 +161,8 @@ def _fill(path: Path, records: Iterator[bytes | Record], manifest: Manifest) -> 
     with contextlib.closing(store_file.open_writable(path, BUSY_S)) as db:
         more = True
         while more:
-            more, entries = False, []
+            more = False
+            entries: list[Entry] = []
             with store_file.transaction(db):
                 for record in itertools.islice(records, _GROUP):
                     more = True

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import math
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
@@ -25,7 +25,7 @@ def remaining() -> float:
 
 
 @asynccontextmanager
-async def within(seconds: float, what: str) -> AsyncIterator[None]:
+async def within(seconds: float, what: str) -> AsyncGenerator[None]:
     """End the block after `seconds`, or at the deadline around it if that comes first: SearchFailure(timeout) says `what`.
 
     Where two deadlines fall on one moment, the outer block raises and the inner one sees the cancellation only.
@@ -53,8 +53,8 @@ MARGIN = 0.05  # of the time left, kept back to put together what there is
 class Successes[T]:
     """`hits` by the candidate's rank; `cut_short`: infrastructure or the deadline, not the candidates, set the number."""
 
-    hits: dict[int, T] = field(default_factory=dict)
-    failures: list[SearchFailure] = field(default_factory=list)
+    hits: dict[int, T] = field(default_factory=dict[int, T])
+    failures: list[SearchFailure] = field(default_factory=list[SearchFailure])
 
     @property
     def cut_short(self) -> bool:

@@ -6,7 +6,7 @@ import functools
 import logging
 import ssl
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Generator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.cookiejar import CookieJar, DefaultCookiePolicy
@@ -18,6 +18,7 @@ import orjson
 from megatron_mmsr1.search.backends.interfaces import SearchFailure
 from megatron_mmsr1.search.upstream.secrets import Secret
 from megatron_mmsr1.trajectory import ToolStatus
+from megatron_mmsr1.untyped import is_dict, is_list
 
 MAX_REPLY_BYTES = 16 * 2**20
 # Connections a client: at each request httpx asks every idle one of them whether it is still alive, and several times over. One
@@ -37,11 +38,11 @@ class Ask:
 
     method: str
     url: str
-    params: Mapping[str, str | int] = field(default_factory=dict)
-    headers: Mapping[str, str] = field(default_factory=dict)
+    params: Mapping[str, str | int] = field(default_factory=dict[str, str | int])
+    headers: Mapping[str, str] = field(default_factory=dict[str, str])
     json: Any = None
-    secret_params: Mapping[str, Secret] = field(default_factory=dict)
-    secret_headers: Mapping[str, Secret] = field(default_factory=dict)
+    secret_params: Mapping[str, Secret] = field(default_factory=dict[str, Secret])
+    secret_headers: Mapping[str, Secret] = field(default_factory=dict[str, Secret])
     bearer: Secret | None = None
 
 
@@ -109,7 +110,8 @@ class Exchange:
         packed = r.headers.get("content-encoding", "identity").strip().lower()
         if packed not in ("identity", "gzip"):  # others unpack to thousands of times their size before anybody can look
             raise self._useless(f"answered in an encoding that was not asked for ({packed[:40]})")
-        chunks, size = [], 0
+        chunks: list[bytes] = []
+        size = 0
         async for chunk in r.aiter_bytes():
             size += len(chunk)
             if size > MAX_REPLY_BYTES:
@@ -118,7 +120,7 @@ class Exchange:
         return b"".join(chunks)
 
     @contextmanager
-    def _client(self) -> Iterator[httpx.AsyncClient]:
+    def _client(self) -> Generator[httpx.AsyncClient]:
         """The first with a free connection, so that few are kept open; the caller sees to it that there is one."""
         pool = next((p for p in self._pools if p.busy < p.connections), self._pools[0])
         pool.busy += 1
@@ -199,9 +201,9 @@ def message(said: Any, depth: int = 8) -> str:
         return said
     if not depth:
         return ""
-    if isinstance(said, dict):
+    if is_dict(said):
         return next((m for k in ("error", "message", "detail", "msg", "errors") if (m := message(said.get(k), depth - 1))), "")
-    return message(said[0], depth - 1) if isinstance(said, list) and said else ""
+    return message(said[0], depth - 1) if is_list(said) and said else ""
 
 
 def retry_after(headers: Mapping[str, str]) -> float:

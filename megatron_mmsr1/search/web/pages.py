@@ -1,5 +1,8 @@
 """A page's HTML to clean text: what a reader sees, and nothing that was put there for a model only."""
 
+# lxml has no types.
+# pyright: standard
+
 from __future__ import annotations
 
 import asyncio

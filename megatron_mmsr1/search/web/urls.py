@@ -165,7 +165,7 @@ def _host(name: str) -> str:
 
 def _ipv4(parts: list[str]) -> IPv4Address:
     """An address in any of the notations that C libraries read: fewer parts, hexadecimal, octal."""
-    values = []
+    values: list[int] = []
     for part in parts:
         octal = len(part) > 1 and part.startswith("0") and not part.startswith("0x")
         if not _IPV4_PART.fullmatch(part) or (octal and re.search("[89]", part)):

@@ -133,7 +133,7 @@ class Lens:
 
 def _matches(rows: Any, thumbnails: Sequence[str]) -> list[Match]:
     """The rows of a vendor's list that have a title; of the thumbnails, under the vendor's names, the first there is."""
-    out = []
+    out: list[Match] = []
     for row in listed(rows):
         title, page = words(row.get("title")).strip(), row.get("link")
         pictures = [v for name in thumbnails if isinstance(v := row.get(name), str) and (is_link(v) or v.startswith("data:"))]

@@ -90,7 +90,7 @@ def views(image: Image.Image) -> np.ndarray:
     small = _small(image)
     w, h = small.size
     fill = tuple(int(c) for c in np.median(np.asarray(small).reshape(-1, 3), axis=0))
-    out = []
+    out: list[np.ndarray] = []
     for degrees in TURNS:
         turned = small.rotate(degrees, Image.Resampling.BILINEAR, fillcolor=fill) if degrees else small
         for crop in CROPS:

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from itertools import batched
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import numpy as np
 from PIL import Image
@@ -137,8 +137,8 @@ class Encoder:
 
         try:
             # Not the whole AutoProcessor: its text half would want a tokenizer that nobody uses here.
-            self._processor: Any = AutoImageProcessor.from_pretrained(model, local_files_only=local_files_only)
-            self._model: Any = AutoModel.from_pretrained(
+            self._processor = cast(Any, AutoImageProcessor).from_pretrained(model, local_files_only=local_files_only)
+            self._model = cast(Any, AutoModel).from_pretrained(
                 model, local_files_only=local_files_only, dtype=getattr(torch, dtype), use_safetensors=True
             )
         except (OSError, ValueError) as e:

@@ -1,5 +1,8 @@
 """Text search over the local corpus: BM25 (Robertson and Zaragoza 2009; Lucene's idf) on titles and on texts, summed."""
 
+# bm25s has no types.
+# pyright: standard
+
 from __future__ import annotations
 
 import logging

@@ -82,5 +82,5 @@ def explain(code: int, said: Any) -> SearchFailure | None:
 def _read(said: Any, k: int) -> list[TextResult]:
     if "web" not in said and said["type"] != "search":  # a search that found no page has no `web`
         raise ValueError("neither results nor a search")
-    rows = said["web"]["results"] if "web" in said else []
-    return results(listed(rows), k, link="url", title="title", snippet="description")
+    rows = listed(said["web"]["results"] if "web" in said else [])
+    return results(rows, k, link="url", title="title", snippet="description")

@@ -10,7 +10,7 @@ import importlib.metadata
 import math
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
+from typing import Any, cast
 
 from megatron_mmsr1.config.search import TextSection
 from megatron_mmsr1.config.section import Section
@@ -29,10 +29,10 @@ class Options(Section):
 
 
 def make(section: TextSection, tools: Tools) -> Ddgs:
-    from ddgs import DDGS
+    import ddgs
 
     options = tools.options(section, Options, "search.text")
-    client = DDGS(timeout=math.ceil(section.timeout_s))
+    client = cast(Any, ddgs).DDGS(timeout=math.ceil(section.timeout_s))
     return Ddgs(section, options, client.text, tools.upstream("ddgs", section))
 
 

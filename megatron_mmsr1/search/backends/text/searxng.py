@@ -15,6 +15,7 @@ from megatron_mmsr1.search.backends.tools import Tools, endpoint
 from megatron_mmsr1.search.upstream.secrets import Secret
 from megatron_mmsr1.search.upstream.upstream import Ask, Upstream
 from megatron_mmsr1.trajectory import ToolStatus
+from megatron_mmsr1.untyped import is_list
 
 
 class Options(Section):
@@ -65,9 +66,9 @@ def explain(code: int, said: Any) -> SearchFailure | None:
 
 def _read(said: Any, k: int) -> list[TextResult]:
     found = results(listed(said["results"]), k, link="url", title="title", snippet="content")
-    silent = said.get("unresponsive_engines") or []
+    silent = said.get("unresponsive_engines")
     if not found and silent:
         # Nobody knows whether there is nothing: that must not look like an empty search. The server itself is well.
-        names = ", ".join(": ".join(filter(None, map(words, e))) if isinstance(e, list) else words(e) for e in silent)
+        names = ", ".join(": ".join(filter(None, map(words, e))) if is_list(e) else words(e) for e in silent)
         raise SearchFailure(ToolStatus.RATE_LIMITED, f"searxng found nothing, and of its engines some did not answer: {names}")
     return found

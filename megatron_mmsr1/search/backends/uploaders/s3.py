@@ -10,14 +10,14 @@ import asyncio
 import logging
 import re
 import secrets
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
 from datetime import timedelta
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
 import obstore
-from obstore.exceptions import BaseError, NotFoundError
+from obstore.exceptions import BaseError
 from obstore.store import S3Store
 from pydantic import Field
 
@@ -98,7 +98,7 @@ class S3:
         self._leaving: set[asyncio.Task[None]] = set()
 
     @asynccontextmanager
-    async def public(self, data: bytes, media_type: str) -> AsyncIterator[str]:
+    async def public(self, data: bytes, media_type: str) -> AsyncGenerator[str]:
         name = f"{self._settings.prefix}{secrets.token_urlsafe(24)}{_SUFFIX.get(media_type, '')}"
         try:
             try:
@@ -107,7 +107,7 @@ class S3:
                     await obstore.put_async(self._store, name, data, attributes=about, use_multipart=False)
                     life = timedelta(seconds=self._settings.expires_s)
                     url = await obstore.sign_async(self._store, "GET", name, life)
-            except BaseError as e:
+            except (BaseError, FileNotFoundError) as e:  # the latter for every 404, that of a bucket too
                 raise SearchFailure(ToolStatus.UPSTREAM_ERROR, f"{self._where} took no upload ({_code(e)})") from None
             yield url
         finally:
@@ -120,7 +120,7 @@ class S3:
         try:
             await obstore.delete_async(self._store, name)
             self._deleting.worked()
-        except NotFoundError:
+        except FileNotFoundError:
             pass  # the upload never arrived
         except BaseError as e:
             self._deleting.failed(f"{_code(e)}; links end by themselves")
@@ -137,7 +137,7 @@ def _endpoint(settings: Settings) -> str:
     return f"{scheme}://{settings.bucket}.{host}"
 
 
-def _code(e: BaseError) -> str:
+def _code(e: Exception) -> str:
     """The kind of error, and S3's own word for it. Not its text: that may quote a request with its signature."""
     said = re.search(r"<Code>(\w{1,64})</Code>", str(e))
     return type(e).__name__ + (f", {said[1]}" if said else "")

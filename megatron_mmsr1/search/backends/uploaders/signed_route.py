@@ -6,7 +6,7 @@ import hashlib
 import hmac
 import secrets
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncGenerator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
@@ -45,7 +45,7 @@ class SignedRoute:
         self._files, self._base, self._expires_s = files, base_url.rstrip("/"), expires_s
 
     @asynccontextmanager
-    async def public(self, data: bytes, media_type: str) -> AsyncIterator[str]:
+    async def public(self, data: bytes, media_type: str) -> AsyncGenerator[str]:
         link = self._files.put(data, media_type, self._expires_s)
         try:
             yield self._base + link
