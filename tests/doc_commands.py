@@ -47,6 +47,7 @@ MINUTES: dict[str, tuple[str, str]] = {
     "mmsr1 train configs/atlas.yaml train.steps=40": (f"train.steps=3 {FEW}", ""),
     "mmsr1 train configs/maths.yaml": (f"train.steps=2 {FEW}", ""),
     "mmsr1 eval configs/atlas.yaml --policies": (FEW, "oracle"),
+    "mmsr1 checkpoints list runs/atlas": ("", "step_000003"),
     "mmsr1 checkpoints verify runs/atlas": ("", "the run resumes from step_000003, which is whole"),
     "mmsr1 report runs/atlas": ("", "runs/atlas/report.html"),
     "mmsr1 data difficulty runs/atlas build/graded": ("", "wrote build/graded/train.parquet"),

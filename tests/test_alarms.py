@@ -46,6 +46,7 @@ BAD: dict[str, tuple[Row, bool]] = {
     "grad_norm": ({"grad_norm": 8.1}, True),
     "loss": ({"loss": -0.081}, True),  # eight times the 0.01 below which a distance is noise
     "skipped": ({"skipped_updates": 1.0}, True),
+    "checkpoint": ({"checkpoint_failures": 1.0}, True),
 }
 
 

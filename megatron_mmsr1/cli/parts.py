@@ -25,8 +25,10 @@ def verb(
     return p
 
 
-def group(verbs: Verbs[argparse.ArgumentParser], name: str, what: str) -> Verbs[argparse.ArgumentParser]:
-    p = verbs.add_parser(name, help=what, description=f"{what[0].upper()}{what[1:]}.", formatter_class=Format)
+def group(verbs: Verbs[argparse.ArgumentParser], name: str, what: str, *, also: str = "") -> Verbs[argparse.ArgumentParser]:
+    """`also`: another name that is understood."""
+    others, said = [also] if also else [], f"{what[0].upper()}{what[1:]}."
+    p = verbs.add_parser(name, help=what, description=said, formatter_class=Format, aliases=others)
     p.set_defaults(group=p)
     return p.add_subparsers(title="verbs", metavar="VERB")
 

@@ -226,7 +226,21 @@ class TrainConfig(Section):
     ranks: int = Field(default=1, gt=0, description="training processes, over all nodes")
     threads_per_rank: int | None = Field(default=None, description="CPU threads a rank; default: cores / ranks")
     save_interval: int = Field(default=50, gt=0)
-    keep_checkpoints: int = Field(default=2, gt=0)
+    async_checkpoint: bool = Field(
+        default=True, description="checkpoints are copied in host memory and written while training goes on; false: it waits"
+    )
+    checkpoint_failures: int = Field(
+        default=2, ge=0, description="checkpoints in a row that the disk may refuse before the run ends"
+    )
+    keep_checkpoints: int = Field(default=2, gt=0, description="the last ones stay; those that the next keys name stay too")
+    keep_every: int = Field(default=0, ge=0, description="checkpoints whose step this divides; 0: none")
+    keep_hours: float = Field(default=0.0, ge=0, description="checkpoints that are younger, in hours")
+    keep_best: int = Field(default=0, ge=0, description="so many checkpoints that are best by keep_metric")
+    keep_metric: str = Field(
+        default="eval/reward",
+        description="eval/reward, eval/accuracy: of the evaluation after the same step; else a metric of the last step, as "
+        "reward/mean. With a minus before it less is better: -loss",
+    )
     eval_interval: int = Field(default=0, ge=0, description="0: only before and after")
     eval_limit: int | None = None
     eval_max_failed: float = Field(

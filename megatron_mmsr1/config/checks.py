@@ -63,6 +63,16 @@ def _placement(cfg: RunConfig) -> Iterator[str]:
 def _training(cfg: RunConfig) -> Iterator[str]:
     if cfg.train.mode == "train-only" and not cfg.train.replay:
         yield "train.mode=train-only needs train.replay, the directory of a run's rollout dumps"
+    t = cfg.train
+    if (
+        t.keep_best
+        and t.keep_metric.lstrip("-").startswith("eval/")
+        and (not t.eval_interval or t.eval_interval % t.save_interval)
+    ):
+        yield (
+            f"train.keep_best by train.keep_metric={t.keep_metric} needs a checkpoint at each evaluation: set "
+            "train.eval_interval to a multiple of train.save_interval, or name a metric of the step"
+        )
     a = cfg.algorithm
     if (a.kl_target is not None or a.reference_interval) and not a.kl_coef:
         yield "algorithm.kl_target and algorithm.reference_interval are about a KL term: set algorithm.kl_coef above 0"

@@ -27,6 +27,7 @@ from megatron_mmsr1.megatron.model import Built, build
 from megatron_mmsr1.megatron.nonfinite import Guard
 from megatron_mmsr1.megatron.optimizer import build_optimizer
 from megatron_mmsr1.megatron.provider import shares_prefixes
+from megatron_mmsr1.megatron.saving import HostMemory, Save
 from megatron_mmsr1.megatron.schedule import learning_rate
 from megatron_mmsr1.megatron.update import Update
 from megatron_mmsr1.megatron.vision import VisionFeatures
@@ -185,10 +186,19 @@ class MegatronActor:
         """Collective. A name for the weights as they are now (`weights_id.py`)."""
         return weights_id(self.model, self.parallel)
 
-    def save(self, directory: str | Path, extra: dict[str, Any], beside: Callable[[Path], None] | None = None) -> None:
-        """Write model, optimizer, step and generators with `extra`, complete or not at all, and make it the latest; `beside` as
-        `checkpoint.save` has it."""
-        checkpoint.save(self, Path(directory), extra, beside)
+    def save(self, directory: str | Path, extra: dict[str, Any]) -> None:
+        """Write model, optimizer, step and generators with `extra`, complete or not at all, and make it the latest."""
+        self.begin_save(directory, extra).finish()
+
+    def begin_save(
+        self,
+        directory: str | Path,
+        extra: dict[str, Any],
+        beside: Callable[[Path], None] | None = None,
+        memory: HostMemory | None = None,
+    ) -> Save:
+        """As `save`, up to where the disk is at work; its `finish` does the rest (`saving.py`)."""
+        return checkpoint.begin(self, Path(directory), extra, beside, memory)
 
     def load(self, directory: str | Path) -> dict[str, Any]:
         """Resume from a checkpoint of any parallel layout; returns its `extra`. Raises RunError naming a damaged file."""

@@ -6,7 +6,6 @@ its size and SHA-256, and the layout that wrote it). It is written under a tempo
 
 from __future__ import annotations
 
-import queue
 import random
 from collections.abc import Callable
 from pathlib import Path
@@ -17,57 +16,41 @@ import torch
 import torch.distributed as dist
 from megatron.core import dist_checkpointing
 from megatron.core.dist_checkpointing.mapping import ShardedObject
-from megatron.core.dist_checkpointing.strategies import filesystem_async
 from megatron.core.tensor_parallel import get_cuda_rng_tracker
 
 from megatron_mmsr1.checkpoints import manifest
-from megatron_mmsr1.checkpoints.manifest import LATEST, Manifest
-from megatron_mmsr1.data import files
+from megatron_mmsr1.checkpoints.manifest import Manifest
 from megatron_mmsr1.errors import RunError, UsageError
 from megatron_mmsr1.megatron import platform
 from megatron_mmsr1.megatron.optimizer import restore
 from megatron_mmsr1.megatron.parallel import Parallel
-from megatron_mmsr1.procs import patches
+from megatron_mmsr1.megatron.saving import EXTRA, HostMemory, Save
 
 if TYPE_CHECKING:
     from megatron_mmsr1.megatron.actor import MegatronActor
     from megatron_mmsr1.megatron.model import Built
 
-EXTRA = "extra.pt"
 REFERENCE = "reference."  # prefix of the reference's weights, which are kept once they are a step's of the run
 KIND = "distributed_optimizer"  # its state and the plain optimizer's are laid out differently; neither loads the other's
 
 
-def save(actor: MegatronActor, directory: Path, extra: dict[str, Any], beside: Callable[[Path], None] | None = None) -> None:
-    """Collective. `extra` holds plain Python values. `beside`: called on every rank with the directory that is being written,
-    to add files of its own. An older checkpoint at `directory` is replaced."""
+def begin(
+    actor: MegatronActor,
+    directory: Path,
+    extra: dict[str, Any],
+    beside: Callable[[Path], None] | None = None,
+    memory: HostMemory | None = None,
+) -> Save:
+    """Collective. A checkpoint of now, which takes the place of an older one at `directory` when it is finished. `extra` holds
+    plain Python values; `beside` and `memory` as `Save` has them."""
     p = actor.parallel
-    part = directory.parent / f".{directory.name}.part"
-    if p.rank == 0:
-        part = files.fresh_directory(directory)
-    p.barrier()
     state = _state(actor, is_loading=False)
     if actor.reference_step:
         state["reference"] = _reference(actor)
     state["rng"] = _rng_object(p, _rng_state())
-    # megatron-core would start a server process a rank for this queue, which only its asynchronous saves need.
-    patches.check("checkpoint-queue")
-    filesystem_async._results_queue = queue.Queue()  # pyright: ignore[reportAttributeAccessIssue]
-    dist_checkpointing.save(state, str(part))
-    p.barrier()
-    if p.rank == 0:
-        kept = {"extra": extra, "step": actor.step, KIND: actor.cfg.megatron.distributed_optimizer}
-        kept |= {"reference_step": actor.reference_step, "kl_coef": actor.kl_coef}
-        torch.save(kept, part / EXTRA)
-    if beside is not None:
-        beside(part)
-    p.barrier()
-    digests = _shared_checksums(part, p)
-    if p.rank == 0:
-        manifest.of_directory(part, digests, layout=_layout(p), step=actor.step).write(part)
-        files.replace_directory(part, directory)
-        files.write_text(directory.parent / LATEST, directory.name)
-    p.barrier()
+    kept = {"extra": extra, "step": actor.step, KIND: actor.cfg.megatron.distributed_optimizer}
+    kept |= {"reference_step": actor.reference_step, "kl_coef": actor.kl_coef, "skipped_in_a_row": actor.guard.in_a_row}
+    return Save(p, directory, state, kept, layout=_layout(p), step=actor.step, beside=beside, memory=memory)
 
 
 def load(actor: MegatronActor, directory: Path) -> dict[str, Any]:
@@ -108,6 +91,7 @@ def load(actor: MegatronActor, directory: Path) -> dict[str, Any]:
         actor.kl_coef = float(kept.get("kl_coef", actor.kl_coef))
     if "rng" in loaded:
         _set_rng_state(loaded["rng"])
+    actor.guard.in_a_row = int(kept.get("skipped_in_a_row", 0))
     actor.step = kept["step"]
     return kept["extra"]
 
@@ -142,14 +126,6 @@ def _reference(actor: MegatronActor) -> dict[str, Any]:
     assert actor.reference is not None
     metadata = {"distrib_optim_sharding_type": "fully_reshardable"}
     return actor.reference.model.core.sharded_state_dict(prefix=REFERENCE, metadata=metadata)
-
-
-def _shared_checksums(directory: Path, p: Parallel) -> dict[str, str]:
-    """Collective. Of every file, each rank reading its part of them."""
-    names = sorted(f.name for f in directory.iterdir())
-    found: list[dict[str, str]] = [{}] * p.world
-    dist.all_gather_object(found, manifest.checksums(directory, names[p.rank :: p.world]), group=p.objects)
-    return {name: digest for part in found for name, digest in part.items()}
 
 
 def _verify(directory: Path, p: Parallel) -> Manifest:

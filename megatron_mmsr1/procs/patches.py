@@ -82,8 +82,8 @@ PATCHES = (
         "checkpoint-queue",
         "megatron-core",
         "0.19.2",
-        "megatron/checkpoint.py",
-        "saving starts a server process a rank for a queue that only asynchronous saves need",
+        "megatron/saving.py",
+        "saving starts a server process a rank for a queue, and writes what it has planned itself; a thread of ours does",
     ),
     Patch(
         "sglang-on-cpu",

@@ -144,6 +144,16 @@ def _skipped(rows: Sequence[Row], cfg: RunConfig) -> str:
     return f"{count:.0f} optimizer updates of the step were skipped: their gradients are not finite (nonfinite/ says whose)"
 
 
+def _checkpoint(rows: Sequence[Row], cfg: RunConfig) -> str:
+    count = _value(rows[-1], "checkpoint_failures")
+    if not count:
+        return ""
+    most = cfg.train.checkpoint_failures
+    return (
+        f"{count:.0f} checkpoints in a row were not written, of train.checkpoint_failures={most} that may be: run.log says why"
+    )
+
+
 ALARMS = (
     Alarm("invalid_turns", _invalid_turns),
     Alarm("entropy", _entropy),
@@ -154,6 +164,7 @@ ALARMS = (
     Alarm("grad_norm", _grad_norm, sudden=True, demonstrations=True),
     Alarm("loss", _loss, sudden=True, demonstrations=True),
     Alarm("skipped", _skipped, sudden=True, demonstrations=True),
+    Alarm("checkpoint", _checkpoint, sudden=True, demonstrations=True),
 )
 
 

@@ -62,10 +62,14 @@ class Evaluations:
             return
         logger.info(result.line())
 
-    def evaluate_if_due(self, step: int) -> None:
-        """Collective. After every `train.eval_interval` steps but the last."""
+    def due(self, step: int) -> bool:
+        """After every `train.eval_interval` steps but the last."""
         every = self.cfg.train.eval_interval
-        if every and step % every == 0 and 0 < step < self.cfg.train.steps:
+        return self.on and bool(every) and step % every == 0 and 0 < step < self.cfg.train.steps
+
+    def evaluate_if_due(self, step: int) -> None:
+        """Collective."""
+        if self.due(step):
             self.evaluate(step_name(step), step=step)
 
 

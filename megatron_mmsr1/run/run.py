@@ -62,7 +62,7 @@ class Run:
         dataset = self._dataset() if grpo else None
         sampler = sampler_of(cfg, dataset) if dataset is not None else None
         kept = Kept(cfg, self.parallel, home / "images")
-        self.checkpoints = Checkpoints(cfg, self.actor, sampler, kept)
+        self.checkpoints = Checkpoints(cfg, self.actor, sampler, kept, self._warn, self._info)
         self.step = self.checkpoints.restore()
         self.logger = RunLog(self.out, cfg, resume_step=self.step) if self.lead else None
         if self.logger and self.checkpoints.source:
@@ -89,7 +89,9 @@ class Run:
         """The outlines of all ranks' finished trajectories of this step, the same list on every rank."""
         assert self.rollouts is not None
         self.phases.enter("rollout", step)
-        return self.rollouts.take(step)
+        outlines = self.rollouts.take(step)
+        self.checkpoints.settle()
+        return outlines
 
     def shares(self, kept: list[Trajectory]) -> list[Trajectory]:
         """The same list, in which those that this rank trains on are whole; the others stay outlines."""
@@ -150,27 +152,34 @@ class Run:
         fresh = set(map(id, trajectories))
         own = sum(id(t) in fresh for t in trained)
         shown = self.rollouts.local if self.rollouts else []
-        metrics |= self.shaping
+        metrics |= self.shaping | self.checkpoints.metrics()
         metrics |= {"engines/absent": float(len(self.weights.absent))} if self.weights.transport else {}
         self.step_log.write(step, metrics, trajectories, trained=own, seconds=seconds, generated=made, shown=shown)
 
     def evaluate(self, name: str, *, at: int) -> None:
         """Held-out questions, if the run stands at step `at`."""
         if self.step == at:
+            self.checkpoints.settle(wait=True)
             self.phases.enter(f"evaluation {name}", at)
             self.evaluations.evaluate(name, step=at)
 
     def evaluate_if_due(self, step: int) -> None:
+        if self.evaluations.due(step):
+            self.checkpoints.settle(wait=True)
         self.phases.enter("evaluation", step)
         self.evaluations.evaluate_if_due(step)
 
     # ------------------------------------------------------------------------------------------------------ checkpoints
     def save_if_due(self, step: int) -> None:
-        """RunError, with a checkpoint written first, once the search budget is used up or the person asked to stop."""
+        """A checkpoint begun where one is due, and one that is written put in its place. RunError, with a checkpoint written
+        first, once the search budget is used up or the person asked to stop."""
+        self.checkpoints.settle()
         asked = self.parallel.broadcast_object(Stop(self.out).requested if self.lead else False)
         if self.checkpoints.due(step) or self.spent or asked:
             self.phases.enter("checkpoint", step)
             self.checkpoints.save(step, self.watch)
+        if self.spent or asked or step == self.cfg.train.steps:
+            self.checkpoints.require(step)
         if self.spent:
             raise RunError(self._stopped())
         if asked and step < self.cfg.train.steps:

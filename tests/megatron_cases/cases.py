@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from functools import partial
 
-from megatron_cases import behaviour, errors, layouts, persistence, units
+from megatron_cases import behaviour, errors, layouts, persistence, saving, units
 from megatron_cases.harness import LAYOUTS, Lab
 
 Case = Callable[[Lab], None]
@@ -91,6 +91,9 @@ CASES: dict[int, dict[str, Case]] = {
         "checkpoints_refused": errors.checkpoints,
         "trajectories_refused": errors.trajectories,
         "torn_training_checkpoint": errors.torn_training_checkpoint,
+        "steps_go_on_while_saving": partial(saving.steps_go_on, layout="tp1"),
+        "complete_state": partial(saving.complete_state, layout="tp1"),
+        "full_disk": partial(saving.full_disk, layout="tp1"),
     },
     2: {
         "log_prob_of_a_split_vocabulary": units.log_prob,
@@ -158,6 +161,11 @@ CASES: dict[int, dict[str, Case]] = {
         "exact_resume_tp2_sp": partial(persistence.exact_resume, layout="tp2_sp"),
         "load_tp1_checkpoint_as_tp2_sp": partial(persistence.load_elsewhere, source="tp1", layout="tp2_sp"),
         **{f"refreshed_reference_{n}": partial(persistence.refreshed_reference, layout=n) for n in ("tp2_sp", "pp2")},
+        **{f"steps_go_on_while_saving_{n}": partial(saving.steps_go_on, layout=n) for n in ("tp2_sp", "dp2")},
+        "replicas_share_the_writing": saving.replicas_share_the_writing,
+        "complete_state_tp2_sp": partial(saving.complete_state, layout="tp2_sp"),
+        "full_disk_pp2": partial(saving.full_disk, layout="pp2"),
+        "a_mistake_while_saving": saving.other_failures,
         "exact_resume_dp2": partial(persistence.exact_resume, layout="dp2", distributed=False),
         "load_tp2_sp_checkpoint_as_pp2": partial(persistence.load_elsewhere, source="tp2_sp", layout="pp2"),
         "load_tp2_sp_checkpoint_as_dp2": partial(persistence.load_elsewhere, source="tp2_sp", layout="dp2"),
@@ -203,6 +211,7 @@ CASES: dict[int, dict[str, Case]] = {
         "exact_resume_cp2_dp2": partial(persistence.exact_resume, layout="cp2_dp2"),
         "load_cp2_dp2_checkpoint_as_dp4": partial(persistence.load_elsewhere, source="cp2_dp2", layout="dp4"),
         "export_every_weight_tp2_pp2": partial(persistence.export_every_weight, layout="tp2_pp2"),
+        "steps_go_on_while_saving_tp2_dp2_sp": partial(saving.steps_go_on, layout="tp2_dp2_sp"),
         "load_tp2_sp_checkpoint_as_tp2_pp2": partial(persistence.load_elsewhere, source="tp2_sp", layout="tp2_pp2_sp"),
         "bfloat16_tp2_pp2_sp": partial(behaviour.bfloat16, layout="tp2_pp2_sp"),
         "layout_refused": errors.layout,
