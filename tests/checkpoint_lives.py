@@ -124,7 +124,7 @@ def kills(root: Path, n: int, rng: random.Random) -> list[dict[str, Any]]:
     goes on in the same directory; one that comes to its end is kept, and another begins."""
     found: list[dict[str, Any]] = []
     runs = 0
-    while len(found) < n or found[-1]["codes"] != [0, 0]:
+    while sum(f["killed"] for f in found) < n or found[-1]["codes"] != [0, 0]:
         if not found or found[-1]["codes"] == [0, 0]:
             runs += 1
         out = root / f"upset_{runs}"
