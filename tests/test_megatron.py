@@ -16,8 +16,8 @@ HERE = Path(__file__).parent
 
 @pytest.fixture(scope="module")
 def root(tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest) -> Path:
-    """Tiny checkpoints (one of each model family, two with tied embeddings), and what became of each case: results_<world>.json
-    holds "" or what went wrong. Worlds smaller than one that is asked for run first."""
+    """Tiny checkpoints (one of each model family, two with tied embeddings, one of five layers), and what became of
+    each case: results_<world>.json holds "" or what went wrong. Worlds smaller than one that is asked for run first."""
     from megatron_cases import tiny
 
     path = tmp_path_factory.mktemp("megatron")
@@ -27,6 +27,7 @@ def root(tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureReques
     tiny.make_checkpoint(path / "qwen3_vl", family="qwen3_vl")
     tiny.make_checkpoint(path / "qwen3_vl_tied", family="qwen3_vl", tied=True)
     tiny.make_checkpoint(path / "qwen3_vl_moe", family="qwen3_vl_moe")
+    tiny.make_checkpoint(path / "qwen3_vl_moe_odd", family="qwen3_vl_moe", layers=5)
     tiny.make_checkpoint(path / "qwen2", family="qwen2")
     tiny.make_checkpoint(path / "qwen3", family="qwen3", tied=True)
     asked = [item.callspec.params["world"] for item in request.session.items if item.path == request.path]  # type: ignore[attr-defined]

@@ -122,7 +122,7 @@ def test_bytes_that_are_no_picture_are_told_without_an_object_s_address(data: by
     ("more", "says"),
     [
         (["train.ranks=3", "megatron.tensor_parallel=3"], "tensor_parallel=3: the model's 4 attention heads"),
-        (["train.ranks=3", "megatron.tensor_parallel=1", "megatron.pipeline_parallel=3"], "4 layers do not divide over 3"),
+        (["train.ranks=5", "megatron.tensor_parallel=1", "megatron.pipeline_parallel=5"], "4 layers are too few for 5 chunks"),
         (["reward.name=foo"], "reward.name=foo: no such reward"),
         (["model.path=Qwen/Qwen2.5-VL-7B-Instruct"], "hf download Qwen/Qwen2.5-VL-7B-Instruct --local-dir"),
     ],

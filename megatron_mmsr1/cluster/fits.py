@@ -29,15 +29,16 @@ def experts_of(config: Mapping[str, Any]) -> int:
     return int(text.get("num_experts") or text.get("num_local_experts") or 0)
 
 
-def check(m: MegatronConfig, config: Mapping[str, Any]) -> None:
-    """Raises UsageError that names the setting and the number that it does not divide."""
-    for said in problems(m, config):
+def check(m: MegatronConfig, config: Mapping[str, Any], *, first: int = 0) -> None:
+    """Raises UsageError that names the setting and the number that it does not divide. `first`: so many of the first layers
+    must stand beside the vision tower."""
+    for said in problems(m, config, first=first):
         raise UsageError(said)
 
 
-def problems(m: MegatronConfig, config: Mapping[str, Any]) -> Iterator[str]:
+def problems(m: MegatronConfig, config: Mapping[str, Any], *, first: int = 0) -> Iterator[str]:
     """A sentence for each size that does not divide."""
-    text, tp, pp = text_of(config), m.tensor_parallel, m.pipeline_parallel
+    text, tp = text_of(config), m.tensor_parallel
     experts = experts_of(config)
     for what, key in SPLIT.items():
         n = text.get(key)
@@ -45,8 +46,8 @@ def problems(m: MegatronConfig, config: Mapping[str, Any]) -> Iterator[str]:
             yield f"megatron.tensor_parallel={tp}: the model's {n} {what} do not divide over {tp} ranks"
     yield from _experts(m, experts, text.get("moe_intermediate_size"))
     layers = text.get("num_hidden_layers")
-    if isinstance(layers, int) and layers % pp and not m.provider:  # native fields may split unevenly
-        yield f"megatron.pipeline_parallel={pp}: the model's {layers} layers do not divide over {pp} stages"
+    if isinstance(layers, int):
+        yield from stages(m, layers, first)
 
 
 def _experts(m: MegatronConfig, experts: int, width: int | None) -> Iterator[str]:
@@ -66,3 +67,18 @@ def _experts(m: MegatronConfig, experts: int, width: int | None) -> Iterator[str
     if width and width % etp:
         name = "tensor_parallel" if m.expert_tensor_parallel is None else "expert_tensor_parallel"
         yield f"megatron.{name}={etp}: the model's {width} feed-forward units of an expert do not divide over {etp} ranks"
+
+
+def stages(m: MegatronConfig, layers: int, first: int) -> Iterator[str]:
+    """A sentence for a pipeline that so many layers do not fill, the `first` of them in its first chunk."""
+    chunks, split = m.pipeline_parallel * m.virtual_pipeline, m.pipeline_split
+    name = f"megatron.pipeline_parallel={m.pipeline_parallel}"
+    name += f" with virtual_pipeline={m.virtual_pipeline}" * (m.virtual_pipeline > 1)
+    beside = f"the first {first} layers of this model take features of the vision tower and must stand with it"
+    if split is None and layers < max(first, 1) + chunks - 1:
+        more = f", and {beside}" if first > 1 else ""
+        yield f"{name}: the model's {layers} layers are too few for {chunks} chunks{more}; use fewer stages"
+    elif split is not None and (sum(split) != layers or min(split) < 1):
+        yield f"megatron.pipeline_split={split}: the model has {layers} layers, and each chunk needs one"
+    elif split is not None and split[0] < first:
+        yield f"megatron.pipeline_split={split}: {beside}; give the first chunk {first}"

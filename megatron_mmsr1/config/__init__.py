@@ -181,6 +181,16 @@ class MegatronConfig(Section):
 
     tensor_parallel: int = Field(default=1, gt=0)
     pipeline_parallel: int = Field(default=1, gt=0)
+    virtual_pipeline: int = Field(
+        default=1,
+        gt=0,
+        description="chunks of layers that each pipeline stage holds in turns: above 1 stages wait less and exchange more",
+    )
+    pipeline_split: list[int] | None = Field(
+        default=None,
+        description="decoder layers of each stage (of each chunk in the model's order, with virtual_pipeline); null: so that "
+        "stages cost alike, the vision tower and the output layer counted",
+    )
     context_parallel: int = Field(
         default=1,
         gt=0,

@@ -36,6 +36,13 @@ def _layout(cfg: RunConfig) -> Iterator[str]:
             f"train.ranks={ranks} is not a multiple of expert tensor ({m.expert_tensor}) x expert ({m.expert_parallel}) x "
             f"pipeline parallel ({m.pipeline_parallel}) = {experts}: lower megatron.expert_parallel"
         )
+    if m.virtual_pipeline > 1 and m.pipeline_parallel == 1:
+        yield f"megatron.virtual_pipeline={m.virtual_pipeline} needs megatron.pipeline_parallel > 1"
+    if m.pipeline_split is not None and len(m.pipeline_split) != m.pipeline_parallel * m.virtual_pipeline:
+        yield (
+            f"megatron.pipeline_split has {len(m.pipeline_split)} numbers, but there are pipeline ({m.pipeline_parallel}) x "
+            f"virtual pipeline ({m.virtual_pipeline}) = {m.pipeline_parallel * m.virtual_pipeline} chunks of layers"
+        )
     if m.sequence_parallel and m.tensor_parallel == 1:
         yield "megatron.sequence_parallel needs megatron.tensor_parallel > 1"
 

@@ -41,8 +41,9 @@ class _Piece:
     cost: float
 
 
-def plan(items: Sequence[Size], dp_size: int, budget: int, hidden: int) -> list[list[list[int]]]:
-    """Indices by data-parallel rank and micro-batch, the same on every rank that asks, every rank with as many micro-batches.
+def plan(items: Sequence[Size], dp_size: int, budget: int, hidden: int, multiple: int = 1) -> list[list[list[int]]]:
+    """Indices by data-parallel rank and micro-batch, the same on every rank that asks, every rank with as many micro-batches,
+    a `multiple` of a number.
 
     A group stays in one micro-batch as far as the `budget` of tokens and the balance of ranks allow. A rank with fewer packs
     than the fullest one splits its largest; one with fewer sequences than that gets empty ones, so that pipelines and
@@ -61,6 +62,7 @@ def plan(items: Sequence[Size], dp_size: int, budget: int, hidden: int) -> list[
         for mine in _spread(pieces, items, dp_size, hidden)
     ]
     count = max(1, *(len(p) for p in packs))
+    count += -count % multiple
     return [_split_to(p, count) for p in packs]
 
 

@@ -6,6 +6,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from megatron_mmsr1.cluster.stages import beside_layers
 from megatron_mmsr1.errors import UsageError
 from megatron_mmsr1.models import ModelFiles
 
@@ -33,7 +34,8 @@ class Tower:
 @dataclass(frozen=True)
 class Dimensions:
     """A decoder of `layers` layers of width `hidden`: `heads` query heads and `groups` key-value heads of size `head`,
-    feed-forward width `ffn` (of one expert, where there are `experts`, of which a token goes to `chosen`)."""
+    feed-forward width `ffn` (of one expert, where there are `experts`, of which a token goes to `chosen`). The `first` layers
+    stand beside the tower; `beside`: what a trained tower and the output layer count in layers (`cluster/stages.py`)."""
 
     layers: int
     hidden: int
@@ -48,6 +50,8 @@ class Dimensions:
     experts: int = 0
     chosen: int = 0
     tower: Tower | None = None
+    first: int = 0
+    beside: tuple[float, float] = (0.0, 0.0)
 
     @property
     def query(self) -> int:
@@ -84,6 +88,8 @@ def of_files(files: ModelFiles) -> Dimensions:
         experts=_size(text, "num_experts" if "num_experts" in text else "num_local_experts", files) if moe else 0,
         chosen=_size(text, "num_experts_per_tok", files) if moe else 0,
         tower=_tower(name.removesuffix("_moe"), config, hidden) if files.family.sees_pictures else None,
+        first=files.family.layers_beside_tower(config),
+        beside=beside_layers(config, trains_tower=True),
     )
 
 

@@ -9,6 +9,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
+from megatron_mmsr1.cluster.fits import stages
+from megatron_mmsr1.cluster.stages import divided
 from megatron_mmsr1.config import RunConfig
 from megatron_mmsr1.errors import UsageError
 from megatron_mmsr1.estimate.dimensions import Dimensions, Tower
@@ -57,30 +59,22 @@ class Parameters:
 
 
 def layout(cfg: RunConfig, d: Dimensions) -> Layout:
-    """UsageError for a split that does not come out even, or one that only megatron-core could count."""
+    """UsageError for a pipeline that the layers do not fill."""
     m = cfg.megatron
     data = cfg.data_parallel * m.context_parallel
-    stages = _stages(cfg, d.layers)
     same = cfg.train.ranks // (m.expert_tensor * m.expert_parallel * m.pipeline_parallel)
     split = m.context_parallel, m.expert_parallel, m.expert_tensor, same
-    return Layout(m.tensor_parallel, stages, data, m.sequence_parallel, m.distributed_optimizer, *split)
+    return Layout(m.tensor_parallel, _stages(cfg, d), data, m.sequence_parallel, m.distributed_optimizer, *split)
 
 
-def _stages(cfg: RunConfig, layers: int) -> tuple[int, ...]:
-    """As megatron-core's get_num_layers_to_build counts them."""
-    native, pp = cfg.megatron.provider, cfg.megatron.pipeline_parallel
-    if native.get("pipeline_model_parallel_layout") is not None:
-        raise UsageError("megatron.provider.pipeline_model_parallel_layout: its stages are not counted here")
-    first, last = (native.get(f"num_layers_in_{which}_pipeline_stage") for which in ("first", "last"))
-    before, behind = (bool(native.get(f"account_for_{which}_in_pipeline_split")) for which in ("embedding", "loss"))
-    free = layers + before + behind - (first or 0) - (last or 0)
-    rest = pp - (first is not None) - (last is not None)
-    if free < 0 or (free % rest if rest > 0 else free):
-        raise UsageError(f"megatron.pipeline_parallel={pp}: the model's {layers} layers do not divide over {pp} stages")
-    stages = [free // rest if rest > 0 else 0] * pp
-    stages[0] = (stages[0] if first is None else first) - before
-    stages[-1] = (stages[-1] if last is None else last) - behind
-    return tuple(stages)
+def _stages(cfg: RunConfig, d: Dimensions) -> tuple[int, ...]:
+    """As the trainer divides them (`cluster/stages.py`); a stage holds every `pipeline_parallel`-th chunk."""
+    m = cfg.megatron
+    for said in stages(m, d.layers, d.first):
+        raise UsageError(said)
+    before, behind = d.beside
+    chunks = divided(m, d.layers, first=d.first, beside=(before * (not cfg.model.vision_frozen), behind))
+    return tuple(sum(chunks[i :: m.pipeline_parallel]) for i in range(m.pipeline_parallel))
 
 
 def of_stage(d: Dimensions, at: Layout, stage: int) -> Parameters:

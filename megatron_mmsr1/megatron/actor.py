@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import time
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -138,7 +139,7 @@ class MegatronActor:
             metrics["kl_coef"] = self.kl_coef  # the one that this step had
             self.kl_coef = adapted(self.kl_coef, metrics["kl"], a.kl_target, a.kl_gain)
         if self.reference is not None and a.reference_interval and self.step % a.reference_interval == 0:
-            self.reference.model.core.load_state_dict(self.model.core.state_dict())
+            self.reference.model.load_state_dict(self.model.state_dict())
             self.reference.vision.clear()
             self.reference_step = self.step
 
@@ -238,7 +239,18 @@ class MegatronActor:
         return shares.owners(items, updates, self.parallel.dp_size, self.packing.budget, self.packing.hidden)
 
     def micro_batches(self, trajectories: Sequence[Trajectory], *, every_token: bool = False) -> list[MicroBatch]:
-        """This replica's share, of each the part that this context-parallel rank holds."""
-        p, g = self.parallel, self.packing
-        packs = shares.plan(shares.sizes(trajectories, shared=g.shared), p.dp_size, g.budget, g.hidden)[p.dp_rank]
-        return [batches.collate(trajectories, members, g, every_token=every_token) for members in packs]
+        """This replica's share, of each the part that this context-parallel rank holds. Interleaved pipeline stages get a
+        multiple of their number, all of one length: megatron-core's schedule has no other for a pipeline of two."""
+        p, g, m = self.parallel, self.packing, self.cfg.megatron
+        interleaved = m.virtual_pipeline > 1
+        sizes = shares.sizes(trajectories, shared=g.shared)
+        packs = shares.plan(sizes, p.dp_size, g.budget, g.hidden, p.pp_size if interleaved else 1)[p.dp_rank]
+        made = [batches.collate(trajectories, members, g, every_token=every_token) for members in packs]
+        if not interleaved:
+            return made
+        longest = max(b.padded for b in made)
+        alike = replace(g, multiple=longest)
+        return [
+            b if b.padded == longest else batches.collate(trajectories, members, alike, every_token=every_token)
+            for b, members in zip(made, packs, strict=True)
+        ]

@@ -43,6 +43,7 @@ class MicroBatch:
     source: np.ndarray  # int64 [N]: the scored token's place in its trajectory
     owner: np.ndarray  # int64 [N]: its trajectory, as an index into the global list
     places: list[np.ndarray]  # int64, of each member: the row of each of its tokens
+    padded: int  # T, over all context-parallel ranks
     computed: int  # tokens without padding
 
 
@@ -173,6 +174,7 @@ def collate(trajectories: Sequence[Trajectory], members: list[int], g: PackingSp
         source=_joined(source),
         owner=_joined(owner),
         places=places,
+        padded=len(flat),
         computed=sum(r.end - r.start for r in runs.runs),
     )
 

@@ -80,11 +80,10 @@ def load(actor: MegatronActor, directory: Path) -> dict[str, Any]:
     if held.layout == _layout(p):
         state["rng"] = _rng_object(p, None)
     loaded: Any = dist_checkpointing.load(state, str(directory))
-    actor.model.core.load_state_dict(loaded["model"])
+    actor.model.load_state_dict(loaded["model"])
     restore(actor.optimizer, loaded["optimizer"])
     if actor.reference is not None and refreshed:
-        weights = {name.removeprefix(REFERENCE): x for name, x in loaded["reference"].items()}
-        actor.reference.model.core.load_state_dict(weights)
+        actor.reference.model.load_state_dict(loaded["reference"], REFERENCE)
         actor.reference.vision.clear()
     actor.reference_step = refreshed
     if actor.cfg.algorithm.kl_target is not None:
@@ -99,9 +98,9 @@ def load(actor: MegatronActor, directory: Path) -> dict[str, Any]:
 def load_weights(model: Built, directory: Path, p: Parallel) -> None:
     """Collective. The model's weights alone, of a checkpoint of any layout. Raises RunError as `load` does."""
     _verify(directory, p)
-    state = {"model": model.core.sharded_state_dict(metadata={"distrib_optim_sharding_type": "fully_reshardable"})}
+    state = {"model": model.sharded_state_dict()}
     loaded: Any = dist_checkpointing.load(state, str(directory))
-    model.core.load_state_dict(loaded["model"])
+    model.load_state_dict(loaded["model"])
 
 
 def latest(parent: Path, p: Parallel) -> Path | None:
@@ -112,10 +111,9 @@ def latest(parent: Path, p: Parallel) -> Path | None:
 
 
 def _state(actor: MegatronActor, *, is_loading: bool) -> dict[str, Any]:
-    # A new dict each time: megatron-core writes its process groups into it.
     # Without a prefix, weights of experts have the same names whether an optimizer of their own holds them or not.
     metadata = {"distrib_optim_sharding_type": "fully_reshardable", "chained_optim_avoid_prefix": True}
-    model = actor.model.core.sharded_state_dict(metadata=metadata)
+    model = actor.model.sharded_state_dict()
     return {
         "model": model,
         "optimizer": actor.optimizer.sharded_state_dict(model, is_loading=is_loading, metadata=metadata),
@@ -124,8 +122,7 @@ def _state(actor: MegatronActor, *, is_loading: bool) -> dict[str, Any]:
 
 def _reference(actor: MegatronActor) -> dict[str, Any]:
     assert actor.reference is not None
-    metadata = {"distrib_optim_sharding_type": "fully_reshardable"}
-    return actor.reference.model.core.sharded_state_dict(prefix=REFERENCE, metadata=metadata)
+    return actor.reference.model.sharded_state_dict(REFERENCE)
 
 
 def _verify(directory: Path, p: Parallel) -> Manifest:

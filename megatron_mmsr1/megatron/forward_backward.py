@@ -13,7 +13,7 @@ from torch import Tensor
 from megatron_mmsr1.megatron.batch import MicroBatch
 from megatron_mmsr1.megatron.context_parallel import joined
 from megatron_mmsr1.megatron.logprob import LogitsHead, TokenHead
-from megatron_mmsr1.megatron.model import Built
+from megatron_mmsr1.megatron.model import Built, unwrapped
 from megatron_mmsr1.megatron.vision import VisionFeatures
 from megatron_mmsr1.models._policy import Head
 
@@ -88,7 +88,8 @@ class ForwardBackward:
     ) -> list[Any]:
         def forward(batches: Iterator[tuple[int, MicroBatch]], chunk: Any) -> tuple[Tensor, Any]:
             i, b = next(batches)
-            features = self.vision(self.model.core, b.images) if self.model.core.pre_process else None
+            core = unwrapped(chunk)
+            features = self.vision(core, b.images) if core.pre_process else None
             if features is not None and b.image_rows is not None:
                 features = features.index_select(0, b.image_rows)
             out = chunk(
@@ -101,12 +102,13 @@ class ForwardBackward:
             )
             return out, lambda scores: finish(i, scores)
 
+        each = [iter(list(enumerate(batches))) for _ in self.model.chunks]  # every chunk of layers sees every micro-batch
         return get_forward_backward_func()(
             forward_step_func=forward,
-            data_iterator=iter(list(enumerate(batches))),
+            data_iterator=each if len(each) > 1 else each[0],
             model=self.model.chunks,
             num_microbatches=len(batches),
-            seq_length=batches[0].input_ids.shape[1],  # a hint only: stages exchange the shape of each micro-batch
+            seq_length=batches[0].input_ids.shape[1],  # a hint only, but for interleaved stages: others exchange shapes
             micro_batch_size=1,
             forward_only=forward_only,
         )

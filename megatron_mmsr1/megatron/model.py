@@ -10,7 +10,6 @@ from typing import Any
 
 from megatron.bridge import AutoBridge
 from megatron.core.distributed import DistributedDataParallelConfig, finalize_model_grads
-from megatron.core.transformer.transformer_block import get_num_layers_to_build
 from transformers import AutoConfig
 
 from megatron_mmsr1.config import RunConfig
@@ -23,16 +22,40 @@ from megatron_mmsr1.models._policy import PolicyModel
 
 @dataclasses.dataclass
 class Built:
-    """A model on this rank: `chunks` as megatron-core's schedules take them, `core` without wrappers, the bridge for export."""
+    """A model on this rank: `chunks` as megatron-core's schedules take them, several with virtual pipeline parallelism, `cores`
+    the same without wrappers, the bridge for export."""
 
     bridge: AutoBridge
     chunks: list[Any]
-    core: PolicyModel
+    cores: list[PolicyModel]
     files: ModelFiles
+
+    @property
+    def core(self) -> PolicyModel:
+        """The first chunk: the one with the tower, on the first stage."""
+        return self.cores[0]
 
     @property
     def config(self) -> Any:
         return self.core.config
+
+    def state_dict(self) -> dict[str, Any]:
+        """By chunk."""
+        return {str(i): core.state_dict() for i, core in enumerate(self.cores)}
+
+    def sharded_state_dict(self, prefix: str = "") -> dict[str, Any]:
+        """By chunk, for a checkpoint of any layout."""
+        # A new dict each time: megatron-core writes its process groups into it.
+        kind = "fully_reshardable"
+        return {
+            str(i): core.sharded_state_dict(prefix=prefix, metadata={"distrib_optim_sharding_type": kind})
+            for i, core in enumerate(self.cores)
+        }
+
+    def load_state_dict(self, state: dict[str, Any], prefix: str = "") -> None:
+        """What the two above gave."""
+        for i, core in enumerate(self.cores):
+            core.load_state_dict({name.removeprefix(prefix): value for name, value in state[str(i)].items()})
 
 
 def build(cfg: RunConfig, path: Path, *, trainable: bool, key: str = "model.path", random_weights: bool = False) -> Built:
@@ -64,20 +87,21 @@ def build(cfg: RunConfig, path: Path, *, trainable: bool, key: str = "model.path
             fp16=False,
             bf16=provider.bf16,
         )
-    core = _unwrap(chunks[0])
+    cores = [unwrapped(chunk) for chunk in chunks]
     rope.install()
+    core = cores[0]
     core.config.apply_rope_fusion = True
     # The loss has divided by the global token count already: no token count reaches this.
     core.config.finalize_model_grads_func = lambda models, _, **kwargs: finalize_model_grads(models, None, **kwargs)
     if not trainable:
-        core.requires_grad_(False)
-    return Built(bridge, chunks, core, files)
+        for core in cores:
+            core.requires_grad_(False)
+    return Built(bridge, chunks, cores, files)
 
 
 def described(cfg: RunConfig, files: ModelFiles, path: str | Path, *, config_only: bool) -> tuple[AutoBridge, Any]:
     """The bridge of a checkpoint, and its description ("provider") of the model as this config wants it built. `config_only`:
-    nothing but config.json is read. Raises UsageError as `provider.configure` and
-    `ModelFiles.check_first_stage`."""
+    nothing but config.json is read. Raises UsageError as `provider.configure`."""
     kind = files.family.provider()  # first: a family that megatron-bridge does not know is made known to it here
     if config_only:
         bridge = AutoBridge.from_hf_config(AutoConfig.from_pretrained(path))
@@ -85,16 +109,8 @@ def described(cfg: RunConfig, files: ModelFiles, path: str | Path, *, config_onl
         bridge = AutoBridge.from_hf_pretrained(str(path))
     base: Any = bridge.to_megatron_provider(load_weights=False)
     provider = kind(**{f.name: getattr(base, f.name) for f in dataclasses.fields(base) if f.init})
-    configure(provider, cfg, files.config)
-    files.check_first_stage(_layers_of_first_stage(provider), provider.pipeline_model_parallel_size)
+    configure(provider, cfg, files)
     return bridge, provider
-
-
-def _layers_of_first_stage(provider: Any) -> int:
-    layout = provider.pipeline_model_parallel_layout
-    if layout is not None:
-        return layout.get_num_layers_to_build(vp_stage=0, pp_rank=0)
-    return get_num_layers_to_build(provider, vp_stage=0, pp_rank=0)
 
 
 def _load(bridge: AutoBridge, chunks: list[Any], names: set[str], path: Path) -> list[Any]:
@@ -123,7 +139,8 @@ def _freeze(chunks: list[Any], frozen: frozenset[str], trainable: bool) -> list[
     return chunks
 
 
-def _unwrap(module: Any) -> PolicyModel:
+def unwrapped(module: Any) -> PolicyModel:
+    """The model in a chunk of `Built.chunks`."""
     while not isinstance(module, PolicyModel):
         module = module.module
     return module

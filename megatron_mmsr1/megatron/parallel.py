@@ -195,6 +195,7 @@ def init(cfg: RunConfig) -> Parallel:
     parallel_state.initialize_model_parallel(
         m.tensor_parallel,
         m.pipeline_parallel,
+        m.virtual_pipeline if m.virtual_pipeline > 1 else None,
         context_parallel_size=m.context_parallel,
         expert_model_parallel_size=m.expert_parallel,
         expert_tensor_parallel_size=m.expert_tensor,

@@ -8,17 +8,23 @@ from typing import Any
 
 import torch
 
-from megatron_mmsr1.cluster import fits
-from megatron_mmsr1.config import RunConfig
+from megatron_mmsr1.cluster import fits, stages
+from megatron_mmsr1.config import MegatronConfig, RunConfig
 from megatron_mmsr1.errors import UsageError
 from megatron_mmsr1.megatron import bridge, platform
+from megatron_mmsr1.models import ModelFiles
 
 # Fields that other settings decide; setting them natively would contradict those.
 OWNED = {
     "tensor_model_parallel_size": "megatron.tensor_parallel",
     "pipeline_model_parallel_size": "megatron.pipeline_parallel",
     "context_parallel_size": "megatron.context_parallel",
-    "virtual_pipeline_model_parallel_size": "the trainer, which does not interleave pipeline stages",
+    "virtual_pipeline_model_parallel_size": "megatron.virtual_pipeline",
+    "pipeline_model_parallel_layout": "megatron.pipeline_split",
+    "num_layers_in_first_pipeline_stage": "megatron.pipeline_split",
+    "num_layers_in_last_pipeline_stage": "megatron.pipeline_split",
+    "account_for_embedding_in_pipeline_split": "megatron.pipeline_split",
+    "account_for_loss_in_pipeline_split": "megatron.pipeline_split",
     "sequence_parallel": "megatron.sequence_parallel",
     "recompute_granularity": "megatron.recompute",
     "params_dtype": "model.dtype",
@@ -48,7 +54,7 @@ _FUSIONS = (
 )
 
 
-def configure(provider: Any, cfg: RunConfig, hf_config: dict[str, Any]) -> None:
+def configure(provider: Any, cfg: RunConfig, files: ModelFiles) -> None:
     """Set parallelism, precision, recompute and the native fields of `megatron.provider` on a fresh provider.
 
     Raises UsageError for an unknown or owned native field, and for a model that does not divide over the ranks.
@@ -65,8 +71,10 @@ def configure(provider: Any, cfg: RunConfig, hf_config: dict[str, Any]) -> None:
     provider.bf16, provider.fp16 = dtype is torch.bfloat16, False
     # Gradients are sums of shares that the loss has already divided by the global token count.
     provider.calculate_per_token_loss = True
-    provider.batch_p2p_comm = platform.has_cuda()
-    provider.mrope_section = _mrope_section(hf_config)
+    # Interleaved stages of a pipeline of two have one neighbour on both sides, whose messages a batch would mix up.
+    provider.batch_p2p_comm = platform.has_cuda() and m.virtual_pipeline == 1
+    provider.overlap_p2p_comm = m.virtual_pipeline > 1
+    provider.mrope_section = _mrope_section(files.config)
     provider.apply_rope_fusion = False  # NVIDIA's kernel; rope.py takes its place once the model is built
     provider.attention_dropout = provider.hidden_dropout = 0.0
     if m.recompute == "full":
@@ -92,14 +100,28 @@ def configure(provider: Any, cfg: RunConfig, hf_config: dict[str, Any]) -> None:
         raise UsageError(
             "megatron.provider.moe_token_dispatcher_type=allgather wants micro-batches of one length: use alltoall"
         )
-    fits.check(m, hf_config)
+    first = files.family.layers_beside_tower(files.config)
+    fits.check(m, files.config, first=first)
+    _stages(provider, m, stages.split(m, files.config, first=first, trains_tower=not cfg.model.vision_frozen))
     try:
         provider.finalize()
     except (AssertionError, ValueError) as e:
         raise UsageError(f"megatron: megatron-core refuses this model configuration: {e}") from e
     # Pipeline stages exchange the shape of each micro-batch. After finalize, which would judge it by a dispatcher of
     # mixture-of-experts models that dense models do not use.
-    provider.variable_seq_lengths = m.pipeline_parallel > 1
+    # Interleaved stages have micro-batches of one length (`MegatronActor.micro_batches`).
+    provider.variable_seq_lengths = m.pipeline_parallel > 1 and m.virtual_pipeline == 1
+
+
+def _stages(provider: Any, m: MegatronConfig, layers: list[int]) -> None:
+    """So many decoder layers for each chunk, the embedding in the first and the loss in the last."""
+    if m.pipeline_parallel == 1:
+        return
+    chunks = [["decoder"] * n for n in layers]
+    chunks[0].insert(0, "embedding")
+    chunks[-1].append("loss")
+    provider.pipeline_model_parallel_layout = chunks
+    provider.virtual_pipeline_model_parallel_size = m.virtual_pipeline if m.virtual_pipeline > 1 else None
 
 
 def shares_prefixes(cfg: RunConfig) -> bool:

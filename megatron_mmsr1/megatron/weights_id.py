@@ -19,7 +19,8 @@ def weights_id(model: Built, p: Parallel) -> str:
     matter.
     """
     mine, experts = hashlib.sha256(), hashlib.sha256()
-    for name, value in sorted(model.core.named_parameters()):
+    named = [(f"{i or ''}{name}", value) for i, core in enumerate(model.cores) for name, value in core.named_parameters()]
+    for name, value in sorted(named):
         # megatron-core's mark of what is not the same on all data-parallel ranks: experts with a layout of their own.
         digest = mine if getattr(value, "allreduce", True) else experts
         digest.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())

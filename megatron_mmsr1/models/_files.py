@@ -34,16 +34,6 @@ class ModelFiles:
             known = ", ".join(self.family.freeze_groups)
             raise UsageError(f"model.freeze: {self.family.name} has no {', '.join(unknown)}; there are {known}")
 
-    def check_first_stage(self, layers: int, stages: int) -> None:
-        """UsageError if the first of so many pipeline `stages`, which has the tower, has too few decoder `layers`."""
-        needed = self.family.layers_beside_tower(self.config)
-        if layers < needed:
-            raise UsageError(
-                f"megatron.pipeline_parallel={stages}: the first stage has {layers} layers, but the first {needed} of this "
-                "model take features of the vision tower and must stand with it: use fewer stages, or give the first one more "
-                "layers (megatron.provider.num_layers_in_first_pipeline_stage)"
-            )
-
     def check_processor(self) -> None:
         """UsageError if the checkpoint's image processor, which the engine uses, makes other numbers of a picture than the
         family's rule does: engine and trainer would see different pictures. What its file leaves out is taken to agree."""

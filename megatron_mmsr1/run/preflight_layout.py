@@ -7,11 +7,8 @@ from megatron_mmsr1.config import RunConfig
 
 
 def layout(cfg: RunConfig) -> None:
-    """Raises UsageError as `fits.check` and `ModelFiles.check_first_stage`."""
+    """Raises UsageError as `fits.check`."""
     from megatron_mmsr1.models import of_checkpoint
 
     files = of_checkpoint(cfg.model.path, cfg.model.family)
-    fits.check(cfg.megatron, files.config)
-    layers, stages = fits.text_of(files.config).get("num_hidden_layers"), cfg.megatron.pipeline_parallel
-    if isinstance(layers, int) and not cfg.megatron.provider:
-        files.check_first_stage(layers // stages, stages)
+    fits.check(cfg.megatron, files.config, first=files.family.layers_beside_tower(files.config))

@@ -19,6 +19,7 @@ def over(model: str, case: Callable[..., None], **options: object) -> Case:
 second = partial(over, "qwen2_vl")
 third = partial(over, "qwen3_vl")
 mixture = partial(over, "qwen3_vl_moe")
+odd = partial(over, "qwen3_vl_moe_odd")  # five layers, of which the first two stand beside the tower
 
 
 CASES: dict[int, dict[str, Case]] = {
@@ -50,6 +51,8 @@ CASES: dict[int, dict[str, Case]] = {
         "qwen3_vl_moe_gradients_equal_transformers": mixture(layouts.gradients_equal_transformers),
         "qwen3_vl_moe_baseline_gradients": mixture(layouts.baseline),
         "qwen3_vl_moe_export_every_weight": mixture(persistence.export_every_weight),
+        "qwen3_vl_moe_odd_logits_equal_transformers": odd(layouts.logits_equal_transformers),
+        "qwen3_vl_moe_odd_baseline_gradients": odd(layouts.baseline),
         "qwen3_vl_moe_models_refused": mixture(errors.moe_models),
         **{
             f"{family}_{name}": over(family, case)
@@ -131,6 +134,21 @@ CASES: dict[int, dict[str, Case]] = {
             f"qwen3_vl_moe_ep2_{what}": mixture(getattr(layouts, what), layout="ep2")
             for what in ("logits_and_gradients", "steps", "plain_optimizer", "one_sequence")
         },
+        "pp2_uneven_logits_and_gradients": partial(layouts.logits_and_gradients, layout="pp2_uneven"),
+        **{
+            f"vpp2_{what}": partial(getattr(layouts, what), layout="vpp2")
+            for what in ("logits_and_gradients", "steps", "selected")
+        },
+        "exact_resume_vpp2": partial(persistence.exact_resume, layout="vpp2"),
+        "load_vpp2_checkpoint_as_pp2_uneven": partial(persistence.load_elsewhere, source="vpp2", layout="pp2_uneven"),
+        "refreshed_reference_vpp2": partial(persistence.refreshed_reference, layout="vpp2"),
+        "fewer_sequences_than_stages": partial(layouts.one_sequence, layout="vpp2"),
+        "tied_embeddings_vpp2": partial(layouts.tied, layout="vpp2"),
+        **{
+            f"qwen3_vl_moe_odd_{name}_logits_and_gradients": odd(layouts.logits_and_gradients, layout=name)
+            for name in ("pp2", "vpp2")
+        },
+        "qwen3_vl_moe_odd_export_every_weight_vpp2": odd(persistence.export_every_weight, layout="vpp2"),
         "qwen3_vl_moe_etp1_tp2_logits_and_gradients": mixture(layouts.logits_and_gradients, layout="etp1_tp2"),
         "qwen3_vl_moe_export_every_weight_ep2": mixture(persistence.export_every_weight, layout="ep2"),
         "qwen3_vl_moe_not_finite_ep2": mixture(behaviour.not_finite, layout="ep2"),
@@ -196,6 +214,8 @@ CASES: dict[int, dict[str, Case]] = {
             f"qwen3_vl_moe_{name}_steps": mixture(layouts.steps, layout=name)
             for name in ("ep2_edp2", "ep2_pp2", "ep2_tp2", "ep2_etp2_tp2")
         },
+        "vpp2_tp2_sp_steps": partial(layouts.steps, layout="vpp2_tp2_sp"),
+        "qwen3_vl_moe_odd_ep2_vpp2_steps": odd(layouts.steps, layout="ep2_vpp2"),
         "qwen3_vl_moe_ep2_pp2_logits_and_gradients": mixture(layouts.logits_and_gradients, layout="ep2_pp2"),
         "qwen3_vl_moe_ep2_etp2_tp2_logits_and_gradients": mixture(layouts.logits_and_gradients, layout="ep2_etp2_tp2"),
         "qwen3_vl_moe_export_every_weight_ep2_etp2_tp2": mixture(persistence.export_every_weight, layout="ep2_etp2_tp2"),

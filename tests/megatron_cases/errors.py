@@ -138,7 +138,7 @@ def layout(lab: Lab) -> None:
 
 def deepstack_layout(lab: Lab) -> None:
     """Four layers over four stages leave the tower's stage one of the two that take its inner features."""
-    with raises(UsageError, "pipeline_parallel=4", "first stage has 1 layers", "first 2 of this model", "num_layers_in_first"):
+    with raises(UsageError, "pipeline_parallel=4", "4 layers are too few for 4 chunks", "first 2 layers", "use fewer stages"):
         lab.actor(megatron={"pipeline_parallel": 4})
 
 

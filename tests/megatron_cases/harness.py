@@ -96,6 +96,10 @@ LAYOUTS = {
     "ep2_pp2": {"expert_parallel": 2, "pipeline_parallel": 2},
     "ep2_tp2": {"expert_parallel": 2, "tensor_parallel": 2, "sequence_parallel": True},
     "ep2_etp2_tp2": {"expert_parallel": 2, "expert_tensor_parallel": 2, "tensor_parallel": 2, "sequence_parallel": True},
+    "pp2_uneven": {"pipeline_parallel": 2, "pipeline_split": [3, 1]},
+    "vpp2": {"pipeline_parallel": 2, "virtual_pipeline": 2},
+    "ep2_vpp2": {"expert_parallel": 2, "pipeline_parallel": 2, "virtual_pipeline": 2},
+    "vpp2_tp2_sp": {"pipeline_parallel": 2, "virtual_pipeline": 2, "tensor_parallel": 2, "sequence_parallel": True},
     "etp1_tp2": {"expert_tensor_parallel": 1, "tensor_parallel": 2, "sequence_parallel": True},
 }
 

@@ -20,8 +20,9 @@ def export_every_weight(lab: Lab, layout: str = "tp1") -> None:
     """Every live weight doubled, so that an export cannot pass by copying its source; transformers reads it."""
     actor = lab.actor(megatron=LAYOUTS[layout])
     with torch.no_grad():
-        for p in actor.model.core.parameters():
-            p.mul_(2.0)
+        for core in actor.model.cores:
+            for p in core.parameters():
+                p.mul_(2.0)
     target = lab.root / f"export_{layout}"
     for _ in range(2):  # the second replaces the first
         actor.export(target)
