@@ -131,8 +131,9 @@ def _rank(home: Path, name: str, dtype: str, rank: int, world: int, port: int, t
 
     d = dimensions.of_files(of_checkpoint(home))
     at = layout(cfg, d)
-    count = ROLLOUTS // EACH // cfg.data_parallel or 1
-    each = ROLLOUTS // cfg.data_parallel // count
+    mine = ROLLOUTS // cfg.data_parallel
+    each = min(EACH, mine)
+    count = -(-mine // each)
     work = Work(count, each * LENGTH, each * LENGTH // 2, 0, 0, LENGTH, 0, 1)
     stage = actor.parallel.pp_rank
     told = ranks(cfg, d, at, work, "cpu")[stage]
