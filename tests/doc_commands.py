@@ -30,6 +30,10 @@ SECONDS: dict[str, tuple[str, str]] = {
     "mmsr1 plan configs/qwen2.5-vl-7b-fvqa.yaml --nodes 4 --gpus 8": ("", "16 ranks as TP4 x PP1 x DP4"),
     "mmsr1 plan configs/atlas.yaml placement.engines.nodes=1 --nodes 2 --gpus 0": ("", "2 ranks as TP2 x PP1 x DP1"),
     "mmsr1 estimate configs/qwen2.5-vl-7b-fvqa.yaml --config-json configs/shapes/Qwen2.5-VL-7B-Instruct.json": ("", "largest"),
+    "mmsr1 plan configs/qwen3-vl-30b-a3b-fvqa.yaml --layouts --config-json configs/shapes/Qwen3-VL-30B-A3B-Instruct.json": (
+        "",
+        "layouts of 32 ranks fit H100",
+    ),
     "mmsr1 serve --new-key anna gateway.keys=gateway.keys": ("", "mmsr1-"),
     "mmsr1 search serve corpus=build/atlas": ("cache=runs/a/search-cache.sqlite --port 0", "searching bm25 over build/atlas"),
     "mmsr1 search query 'Where does the Velo river end?'": ("--url {url}", "1. "),

@@ -1,4 +1,4 @@
-"""What `mmsr1 estimate` counts before a run. Against real ranks: tests/megatron_cases/memory.py."""
+"""What `mmsr1 estimate` counts before a run. Against real ranks: benchmarks/estimate.py."""
 
 from __future__ import annotations
 
@@ -15,11 +15,12 @@ from hypothesis import strategies as st
 from megatron_mmsr1 import config
 from megatron_mmsr1.cli import main
 from megatron_mmsr1.errors import UsageError
-from megatron_mmsr1.estimate import dimensions, memory
+from megatron_mmsr1.estimate import dimensions, layouts, memory
 from megatron_mmsr1.estimate.batch import Batch, Work, work
+from megatron_mmsr1.estimate.devices import DEVICES
 from megatron_mmsr1.estimate.dimensions import Dimensions
 from megatron_mmsr1.estimate.parameters import layout, of_stage, whole
-from megatron_mmsr1.estimate.report import files_of
+from megatron_mmsr1.estimate.report import Asked, files_of
 from megatron_mmsr1.estimate.step import Rates, step
 
 ROOT = Path(__file__).parent.parent
@@ -216,3 +217,68 @@ def test_the_verb(capsys: pytest.CaptureFixture[str]) -> None:
     assert "no rates of this device" in capsys.readouterr().out
     assert main(["estimate", recipe, "--config-json", "nowhere.json"]) == 2
     assert main(["estimate", recipe, "--config-json", str(shape), "--tflops", "-1"]) == 2
+
+
+# ------------------------------------------------------------------------------------------------------------------ layouts
+def recipe(name: str, *more: str) -> tuple[config.RunConfig, Path]:
+    c = config.load(ROOT / "configs" / f"{name}.yaml", list(more))
+    return c, ROOT / "configs" / "shapes" / f"{Path(c.model.path).name}.json"
+
+
+def proposed(name: str, *more: str, gib: float = 80) -> tuple[config.RunConfig, list[layouts.Proposal]]:
+    c, shape = recipe(name, *more)
+    h100 = dataclasses.replace(DEVICES["H100"], memory=int(gib * 2**30))
+    return c, layouts.proposals(c, Asked(h100, config_json=shape))
+
+
+@pytest.mark.parametrize("name", ["qwen2.5-vl-7b-fvqa", "qwen3-vl-30b-a3b-fvqa"])
+def test_what_is_proposed_is_a_layout_that_a_run_takes(name: str) -> None:
+    _, found = proposed(name)
+    seconds = [round(p.seconds, 2) for p in found]
+    assert seconds == sorted(seconds)
+    for p in found:
+        assert p.estimate.largest.peak.total <= 0.9 * 80 * 2**30 and p.why.endswith(".")
+        assert config.load(ROOT / "configs" / f"{name}.yaml", p.settings).megatron == p.estimate.cfg.megatron
+
+
+def test_less_memory_leaves_out_what_does_not_fit_it() -> None:
+    _, every = proposed("qwen2.5-vl-7b-fvqa", gib=1000)
+    _, some = proposed("qwen2.5-vl-7b-fvqa", gib=60)
+    assert 0 < len(some) < len(every)
+    fitting = [p for p in every if p.estimate.largest.peak.total <= 0.9 * 60 * 2**30]
+    assert [p.settings for p in some] == [p.settings for p in fitting]
+    with pytest.raises(UsageError, match=r"no layout of train\.ranks=16 fits"):
+        proposed("qwen2.5-vl-7b-fvqa", gib=4)
+
+
+def test_a_model_that_fits_one_gpu_is_not_split() -> None:
+    """Every split costs exchange or waiting."""
+    best = proposed("qwen2-vl-2b-maths")[1][0].estimate.cfg.megatron
+    assert (best.tensor_parallel, best.pipeline_parallel) == (1, 1)
+
+
+def test_experts_are_spread_only_where_there_are_some() -> None:
+    assert {p.estimate.cfg.megatron.expert_parallel for p in proposed("qwen2.5-vl-7b-fvqa")[1]} == {1}
+    assert {p.estimate.cfg.megatron.expert_parallel for p in proposed("qwen3-vl-30b-a3b-fvqa")[1]} >= {1, 2, 4, 8}
+
+
+def test_a_group_of_experts_inside_a_node_exchanges_by_its_links() -> None:
+    rates = Rates(1e14, 1e12, 4e11, 1e9)
+    c, shape = recipe("qwen3-vl-30b-a3b-fvqa", "megatron.tensor_parallel=1", "megatron.sequence_parallel=false")
+    d = sizes(shape)
+
+    def spread(ranks: int) -> float:
+        m = c.megatron.model_copy(update={"expert_parallel": ranks, "pipeline_parallel": 1})
+        new = c.model_copy(update={"megatron": m})
+        return step(new, d, layout(new, d), work(new, Batch()), rates, "transformer-engine")["expert parallel"]
+
+    per_node = c.train.ranks // c.placement.trainer.nodes
+    assert spread(2 * per_node) > 100 * spread(per_node)
+
+
+def test_plan_prints_them(capsys: pytest.CaptureFixture[str]) -> None:
+    _, shape = recipe("qwen3-vl-30b-a3b-fvqa")
+    path = str(ROOT / "configs" / "qwen3-vl-30b-a3b-fvqa.yaml")
+    assert main(["plan", path, "--layouts", "--config-json", str(shape)]) == 0
+    out = capsys.readouterr().out
+    assert "layouts of 32 ranks fit H100" in out and "megatron.tensor_parallel=" in out and "GiB in the fullest rank" in out

@@ -7,8 +7,7 @@ from pathlib import Path
 
 from megatron_mmsr1.cli.parts import Verbs, verb, with_config
 from megatron_mmsr1.errors import UsageError
-
-GPUS = ("A100-40G", "A100-80G", "H100", "H200", "cpu")
+from megatron_mmsr1.estimate.devices import DEVICES, EFFICIENCY, NETWORK
 
 
 def add(verbs: Verbs[argparse.ArgumentParser]) -> None:
@@ -22,16 +21,19 @@ def add(verbs: Verbs[argparse.ArgumentParser]) -> None:
         )
     )
     p.add_argument("--config-json", type=Path, metavar="FILE", help="the model's config.json, where model.path is not here")
-    p.add_argument("--gpu", choices=GPUS, default="H100", help="default: %(default)s")
+    p.add_argument("--gpu", choices=tuple(DEVICES), default="H100", help="default: %(default)s")
     p.add_argument("--memory-gib", type=float, help="of the GPU, in place of its data sheet's")
     p.add_argument("--tflops", type=float, help="dense operations a second, in place of the data sheet's")
     p.add_argument("--memory-gb-s", type=float, help="bandwidth of its memory, in place of the data sheet's")
     p.add_argument("--link-gb-s", type=float, help="to another GPU of its node, one way, in place of the data sheet's")
     p.add_argument(
-        "--network-gb-s", type=float, default=50, help="between nodes, a GPU and one way (default: %(default)s, assumed)"
+        "--network-gb-s",
+        type=float,
+        default=NETWORK / 1e9,
+        help="between nodes, a GPU and one way (default: %(default)s, assumed)",
     )
     p.add_argument(
-        "--efficiency", type=float, default=0.35, help="share of --tflops that is reached (default: %(default)s, assumed)"
+        "--efficiency", type=float, default=EFFICIENCY, help="share of --tflops that is reached (default: %(default)s, assumed)"
     )
     p.add_argument("--rollout-s", type=float, help="seconds of a step's rollouts, as measured")
     p.add_argument(
@@ -57,7 +59,6 @@ def _estimate(args: argparse.Namespace) -> None:
     from megatron_mmsr1 import config
     from megatron_mmsr1.estimate import report
     from megatron_mmsr1.estimate.batch import Batch
-    from megatron_mmsr1.estimate.devices import DEVICES
 
     for name in ("memory_gib", "tflops", "memory_gb_s", "link_gb_s", "network_gb_s", "efficiency", "prompt_tokens"):
         given = getattr(args, name)

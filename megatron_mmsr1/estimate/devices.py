@@ -29,3 +29,7 @@ DEVICES = {
         Device("cpu", None, None, None, None, "no figures: give --tflops, --memory-gb-s and --link-gb-s as measured"),
     )
 }
+GPUS = tuple(name for name in DEVICES if name != "cpu")
+
+# Assumed: the share of `flops` that a step reaches, and bytes a second between nodes, a GPU and one way.
+EFFICIENCY, NETWORK = 0.35, 50e9

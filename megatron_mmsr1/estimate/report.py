@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,7 @@ from megatron_mmsr1.estimate import dimensions, engine, memory
 from megatron_mmsr1.estimate import step as steps
 from megatron_mmsr1.estimate.activations import Layers
 from megatron_mmsr1.estimate.batch import Batch, Work, work
-from megatron_mmsr1.estimate.devices import Device
+from megatron_mmsr1.estimate.devices import EFFICIENCY, NETWORK, Device
 from megatron_mmsr1.estimate.dimensions import Dimensions
 from megatron_mmsr1.estimate.parameters import Layout, layout
 from megatron_mmsr1.models import REGISTRY, Family, ModelFiles, get, of_checkpoint
@@ -24,11 +24,11 @@ class Asked:
     """What a person adds to the config. `rollout_s`: seconds of a step's rollouts, None: not known."""
 
     device: Device
-    batch: Batch
-    efficiency: float
-    network: float
-    rollout_s: float | None
-    layers: Layers
+    batch: Batch = field(default_factory=Batch)
+    efficiency: float = EFFICIENCY
+    network: float = NETWORK
+    rollout_s: float | None = None
+    layers: Layers = "transformer-engine"
     config_json: Path | None = None
 
 

@@ -120,7 +120,9 @@ def _stage(
         micro["pipeline"] = 2 * ends * stream / at.tokens_over / network
     if at.spread > 1:  # a token's row to each of its experts and back, and their gradients
         rows = 4 * n * d.chosen * stream / at.tensor * at.expert_tensor * (at.spread - 1) / at.spread
-        micro["expert parallel"] = rows / network
+        # Their ranks follow one another: such a group is in one node where it is no larger than that.
+        near = at.spread * at.expert_tensor <= cfg.train.ranks // cfg.placement.trainer.nodes
+        micro["expert parallel"] = rows / (rates.link if near else network)
     once = {"optimizer": UPDATE[layers] * shard(trained, at) / rates.bandwidth}
     sent = (trained.total - trained.experts) * (at.data - 1) / at.data
     sent += trained.experts * (at.expert_data - 1) / at.expert_data

@@ -108,7 +108,8 @@ class ForwardBackward:
             data_iterator=each if len(each) > 1 else each[0],
             model=self.model.chunks,
             num_microbatches=len(batches),
-            seq_length=batches[0].input_ids.shape[1],  # a hint only, but for interleaved stages: others exchange shapes
+            # A hint only, but for interleaved stages, as others exchange shapes; of all context-parallel ranks together.
+            seq_length=batches[0].padded,
             micro_batch_size=1,
             forward_only=forward_only,
         )
