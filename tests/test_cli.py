@@ -26,11 +26,13 @@ MMSR1 = [sys.executable, "-m", "megatron_mmsr1.cli"]
 
 
 def verbs(parser: argparse.ArgumentParser, path: tuple[str, ...] = ()) -> Iterator[tuple[str, ...]]:
+    """Each by its name; an alias, which argparse lists behind it, is the same verb."""
     groups = [a for a in parser._actions if isinstance(a, argparse._SubParsersAction)]
     if not groups:
         yield path
     for group in groups:
-        for name, child in group.choices.items():
+        names = {child: name for name, child in reversed(group.choices.items())}
+        for child, name in names.items():
             yield from verbs(child, (*path, name))
 
 
@@ -53,6 +55,10 @@ def test_help_has_one_example_that_parses(verb: tuple[str, ...], capsys: pytest.
     example = shlex.split(text.partition("example:")[2].strip().splitlines()[0])
     assert example[: 1 + len(verb)] == ["mmsr1", *verb]
     assert callable(cli.parse(example[1:]).run)
+
+
+def test_an_alias_is_its_verb() -> None:
+    assert cli.parse(["checkpoint", "list", "runs/a"]).run is cli.parse(["checkpoints", "list", "runs/a"]).run
 
 
 def test_overrides_may_stand_on_either_side_of_a_flag() -> None:
