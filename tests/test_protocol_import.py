@@ -8,7 +8,7 @@ import pickle
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from megatron_mmsr1.cli import main
@@ -74,6 +74,7 @@ def test_the_command_writes_prompts_that_load_byte_for_byte(tmp_path: Path, caps
     assert "2.pkl: holds no <image>" in capsys.readouterr().err
 
 
+@example("<image>", "a\x85b", "\u2028")  # line ends to YAML
 @given(st.text().map(lambda s: s + "<image>"), st.text(), st.text())
 def test_any_texts_survive_the_yaml(tmp_path_factory, first: str, image: str, text: str) -> None:
     directory = tmp_path_factory.getbasetemp()

@@ -59,7 +59,10 @@ def import_prompts(first: Path, after_image: Path, after_text: Path, out: Path) 
     if "<image>" not in texts["first"]:
         raise UsageError(f"{first}: holds no <image>, so it is not the prompt of the first round")
     out.parent.mkdir(parents=True, exist_ok=True)
-    out.write_text(yaml.safe_dump(texts, allow_unicode=True, sort_keys=False), encoding="utf-8")
+    written = yaml.safe_dump(texts, allow_unicode=True, sort_keys=False)
+    if yaml.safe_load(written) != texts:  # as it is with NEL (U+0085), which YAML reads as a line's end
+        written = yaml.safe_dump(texts, sort_keys=False)  # escapes all but ASCII
+    out.write_text(written, encoding="utf-8")
     prompts = Prompts.load(out)
     if any(getattr(prompts, key) != text for key, text in texts.items()):
         raise UsageError(f"{out}: the prompts hold characters that YAML does not keep")
