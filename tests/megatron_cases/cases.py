@@ -237,3 +237,49 @@ CASES: dict[int, dict[str, Case]] = {
         "layout_refused": errors.layout,
     },
 }
+
+# By world: what says more of a layout, or of a family in it, that others of these cases compare already; minutes of CPU
+# together. Only where slow tests are asked for.
+SLOW = {
+    2: {
+        "cp2_selected",
+        "cp2_weights_after_steps",
+        "qwen2_vl_cp2_logits_and_gradients",
+        "qwen3_cp2_logits_and_gradients",
+        "qwen3_vl_moe_cp2_logits_and_gradients",
+        "shared_prefixes_cp2",
+        "vpp2_selected",
+        "vpp2_steps",
+        "refreshed_reference_vpp2",
+        "tied_embeddings_vpp2",
+        "qwen3_vl_moe_odd_vpp2_logits_and_gradients",
+        "qwen3_vl_moe_odd_export_every_weight_vpp2",
+        "qwen3_vl_moe_ep2_plain_optimizer",
+        "qwen3_vl_moe_ep2_plain_optimizer_elsewhere",
+        "qwen3_vl_moe_export_every_weight_ep2",
+        "qwen3_vl_moe_not_finite_ep2",
+        "qwen3_vl_moe_exact_resume_ep2",
+        "qwen3_vl_moe_load_ep2_checkpoint_as_dp2",
+        "steps_go_on_while_saving_dp2",
+    },
+    4: {
+        "tp2_cp2_sp_steps",
+        "pp2_cp2_steps",
+        "cp4_logits_and_gradients",
+        "cp2_dp2_weights_after_steps",
+        "qwen3_vl_pp2_cp2_logits_and_gradients",
+        "export_every_weight_cp2_dp2",
+        "load_tp1_checkpoint_as_cp2_dp2",
+        "exact_resume_cp2_dp2",
+        "load_cp2_dp2_checkpoint_as_dp4",
+        "qwen3_vl_moe_ep2_edp2_steps",
+        "qwen3_vl_moe_ep2_pp2_logits_and_gradients",
+        "qwen3_vl_moe_ep2_etp2_tp2_logits_and_gradients",
+        "qwen3_vl_moe_export_every_weight_ep2_etp2_tp2",
+        "qwen3_vl_moe_export_every_weight_ep2_pp2",
+        "qwen3_vl_moe_load_ep2_checkpoint_as_ep2_pp2",
+        "qwen3_vl_moe_odd_ep2_vpp2_steps",
+        "steps_go_on_while_saving_tp2_dp2_sp",
+    },
+}
+assert all(SLOW[world] <= CASES[world].keys() for world in SLOW)

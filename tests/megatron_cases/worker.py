@@ -51,7 +51,10 @@ def serve(root: Path, world: int, rank: int, port: int) -> None:
 
     lab = Lab(root, world, rank)
     results = {}
+    left_out = set[str]() if os.environ.get("MMSR1_SLOW_CASES") == "1" else cases.SLOW.get(world, set())
     for name, case in cases.CASES[world].items():
+        if name in left_out:
+            continue
         problem = ""
         try:
             case(lab)
