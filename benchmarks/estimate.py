@@ -189,7 +189,7 @@ def rates(dtype: str) -> tuple[float, float]:
     x, w = torch.randn(EACH * LENGTH, 256, dtype=getattr(torch, dtype)), torch.randn(256, 1408, dtype=getattr(torch, dtype))
     done, started = 0, time.process_time()
     while time.process_time() - started < 0.5:
-        x @ w
+        torch.matmul(x, w)
         done += 1
     flops = 2 * x.shape[0] * 256 * 1408 * done / (time.process_time() - started)
     a, b, c = (torch.ones(EACH * LENGTH, 1408) for _ in range(3))
