@@ -9,7 +9,6 @@ import argparse
 import json
 import multiprocessing
 import os
-import socket
 import sys
 import tempfile
 import time
@@ -45,6 +44,7 @@ def main() -> None:
     from record import record
 
     from benchmarks.gpu import actor as actors
+    from benchmarks.gpu import shapes
 
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--out", type=Path, default=ROOT / "benchmarks" / "results" / "estimate.json")
@@ -58,27 +58,18 @@ def main() -> None:
     actors.prepare()
     rows: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory() as home:
-        write(Path(home))
+        shapes.write("qwen2_5_vl_3b", Path(home), tiny=True, text=TEXT)
         for name in args.only or LAYOUTS:
             rows += measured(Path(home), name, args.dtype, args.seconds)
             record(args.out, rows)
 
 
-def write(home: Path) -> None:
-    from benchmarks.gpu import shapes
-
-    config = shapes.write("qwen2_5_vl_3b", home, tiny=True)
-    config["text_config"] |= TEXT
-    config["vision_config"]["out_hidden_size"] = TEXT["hidden_size"]
-    (home / "config.json").write_text(json.dumps(config))
-
-
 def measured(home: Path, name: str, dtype: str, timed: bool) -> list[dict[str, Any]]:
     """A row a pipeline stage, of its fullest rank: ranks are forked from this process, which has imported megatron."""
+    from megatron_mmsr1.procs.ports import free_port
+
     world, _ = LAYOUTS[name]
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        port = s.getsockname()[1]
+    port = free_port()
     context: Any = multiprocessing.get_context("fork")
     ranks = [context.Process(target=_rank, args=(home, name, dtype, r, world, port, timed)) for r in range(world)]
     for r in ranks:

@@ -37,10 +37,7 @@ def main() -> None:
     actors.prepare()
     rows: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory() as home:
-        config = shapes.write(prefixes.SHAPE, Path(home), tiny=True)
-        config["text_config"] |= TEXT
-        config["vision_config"]["out_hidden_size"] = TEXT["hidden_size"]
-        (Path(home) / "config.json").write_text(json.dumps(config))
+        config = shapes.write(prefixes.SHAPE, Path(home), tiny=True, text=TEXT)
         actor = actors.make(Path(home), tokens=16384, dtype="float32", random_weights=True, rate=prefixes.RATE)
         for case in prefixes.cases(actor, config, args.prompt, args.prompt / 1000):
             assert case[-1]["apart"] <= prefixes.ALLOWED["float32"], case

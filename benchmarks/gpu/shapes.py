@@ -30,15 +30,16 @@ _TINY_TEXT = {
 _TINY_FIRST = 600  # the id of the first of TOKENS in a tiny model
 
 
-def write(name: str, directory: Path, *, tiny: bool) -> dict[str, Any]:
-    """Write config.json and tokenizer of a shape, or of a tiny model of its family; returns the config."""
+def write(name: str, directory: Path, *, tiny: bool, text: dict[str, Any] | None = None) -> dict[str, Any]:
+    """Write config.json and tokenizer of a shape, or of a tiny model of its family, whose language model `text` may size;
+    returns the config."""
     from tokenizers import Tokenizer, models
     from transformers import PreTrainedTokenizerFast
 
     config = json.loads((HERE / f"{name}.json").read_text())
     ids = dict(TOKENS)
     if tiny:
-        config, ids = _shrunk(config, ids)
+        config, ids = _shrunk(config, ids, _TINY_TEXT | (text or {}))
     directory.mkdir(parents=True, exist_ok=True)
     (directory / "config.json").write_text(json.dumps(config, indent=1))
     words = {f"w{i}": i for i in range(max(ids.values()) + 1) if i not in ids.values()}  # a vocabulary may have no holes
@@ -48,15 +49,15 @@ def write(name: str, directory: Path, *, tiny: bool) -> dict[str, Any]:
     return config
 
 
-def _shrunk(config: dict[str, Any], ids: dict[str, int]) -> tuple[dict[str, Any], dict[str, int]]:
+def _shrunk(config: dict[str, Any], ids: dict[str, int], sizes: dict[str, Any]) -> tuple[dict[str, Any], dict[str, int]]:
     ids = {token: _TINY_FIRST + i for i, token in enumerate(ids)}
-    hidden = _TINY_TEXT["hidden_size"]
+    hidden = sizes["hidden_size"]
     vision: dict[str, Any] = config["vision_config"] | {"depth": 2, "num_heads": 2}
     if config["model_type"] == "qwen2_vl":  # whose vision config calls the language model's width hidden_size
         vision |= {"embed_dim": 32, "mlp_ratio": 2, "hidden_size": hidden}
     else:
         vision |= {"hidden_size": 32, "intermediate_size": 64, "out_hidden_size": hidden, "fullatt_block_indexes": [1]}
-    text = config["text_config"] | _TINY_TEXT | {"bos_token_id": 0, "eos_token_id": ids["<|im_end|>"]}
+    text = config["text_config"] | sizes | {"bos_token_id": 0, "eos_token_id": ids["<|im_end|>"]}
     return config | {
         "image_token_id": ids["<|image_pad|>"],
         "video_token_id": ids["<|video_pad|>"],

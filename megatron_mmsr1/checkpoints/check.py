@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from megatron_mmsr1.checkpoints.manifest import LATEST, MANIFEST, faults, read
+from megatron_mmsr1.checkpoints.manifest import LATEST, MANIFEST, directories, faults, named_latest, read
 from megatron_mmsr1.errors import RunError, UsageError
 
 
@@ -28,7 +28,7 @@ def to_check(source: Path) -> list[Path]:
     if (source / MANIFEST).is_file() or source.name.startswith("step_"):
         return [source]
     home = source / "checkpoints" if (source / "checkpoints").is_dir() else source
-    found = sorted(d for d in home.glob("step_*") if d.is_dir())
+    found = directories(home)
     model = source / "model"
     found += [model] if (model / MANIFEST).is_file() else []
     if not found:
@@ -36,16 +36,16 @@ def to_check(source: Path) -> list[Path]:
     return found
 
 
-def check(directories: list[Path]) -> Iterator[Checked]:
+def check(chosen: list[Path]) -> Iterator[Checked]:
     """Each one after every file of it was read: minutes for a large one."""
-    for directory in directories:
+    for directory in chosen:
         try:
             held = read(directory, "it is not complete")
         except RunError as e:
             yield Checked(directory, [str(e)])
             continue
         broken = list(faults(directory, held, contents=True))
-        yield Checked(directory, broken, len(held.files), sum(size for size, _ in held.files.values()))
+        yield Checked(directory, broken, len(held.files), held.bytes)
 
 
 def advice(checked: list[Checked]) -> str:
@@ -55,14 +55,13 @@ def advice(checked: list[Checked]) -> str:
     said = [f"export {c.directory} again" for c in checked if c.faults and c not in steps]
     if steps:
         home = steps[0].directory.parent
-        pointer = home / LATEST
-        named = pointer.read_text().strip() if pointer.is_file() else ""
+        named = named_latest(home)
         if named in whole:
             said.insert(0, f"the run resumes from {named}, which is whole")
         elif len(steps) < sum(1 for _ in home.glob("step_*")):
             said.insert(0, f"mmsr1 checkpoints verify {home.parent} looks at the others too")
         elif whole:
-            said.insert(0, f"resume from {whole[-1]}: echo {whole[-1]} > {pointer}")
+            said.insert(0, f"resume from {whole[-1]}: echo {whole[-1]} > {home / LATEST}")
         else:
             said.insert(
                 0, f"none is whole: remove {home}, and the same command begins at step 0, with the rollouts that are kept"

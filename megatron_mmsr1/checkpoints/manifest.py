@@ -36,6 +36,11 @@ class Manifest:
     step: int | None = None  # train steps done
     weights: str = ""  # names the weights (`megatron.weights_id`)
 
+    @property
+    def bytes(self) -> int:
+        """Of all files."""
+        return sum(size for size, _ in self.files.values())
+
     def write(self, directory: Path) -> None:
         files = {name: {"bytes": size, "sha256": digest} for name, (size, digest) in sorted(self.files.items())}
         d = {"layout": self.layout, "step": self.step, "weights": self.weights, "files": files}
@@ -101,12 +106,23 @@ def faults(directory: Path, held: Manifest, *, contents: bool, part: tuple[int, 
                 )
 
 
+def directories(parent: Path) -> list[Path]:
+    """The checkpoints in `parent` by their step, complete or not; those that are being written have other names."""
+    return sorted(d for d in parent.glob("step_*") if d.is_dir())
+
+
+def named_latest(parent: Path) -> str:
+    """What the file `parent/latest` names; "" without it."""
+    pointer = parent / LATEST
+    return pointer.read_text().strip() if pointer.is_file() else ""
+
+
 def latest(parent: Path) -> Path | None:
     """The checkpoint that the file `parent/latest` names; None without that file. RunError if it names nothing complete."""
     pointer = parent / LATEST
     if not pointer.is_file():
         return None
-    name = pointer.read_text().strip()
+    name = named_latest(parent)
     if not name or not (parent / name / MANIFEST).is_file():
         raise RunError(f"{pointer} names {name!r}, which is not a complete checkpoint: write another's name there")
     return parent / name

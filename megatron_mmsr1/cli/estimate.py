@@ -7,6 +7,7 @@ from pathlib import Path
 
 from megatron_mmsr1.cli.parts import Verbs, verb, with_config
 from megatron_mmsr1.errors import UsageError
+from megatron_mmsr1.estimate.batch import Batch
 from megatron_mmsr1.estimate.devices import DEVICES, EFFICIENCY, NETWORK
 
 
@@ -41,11 +42,12 @@ def add(verbs: Verbs[argparse.ArgumentParser]) -> None:
         choices=("transformer-engine", "cpu"),
         help="whose layers compute; default: transformer-engine's, with --gpu cpu megatron-core's local ones",
     )
+    mean = Batch()
     for name, value, what in (
-        ("prompt", 1400, "of the first prompt, its pictures included"),
-        ("sampled", 400, "that are sampled"),
-        ("observed", 1500, "that tools return"),
-        ("picture", 700, "of all these that stand for pictures"),
+        ("prompt", mean.prompt, "of the first prompt, its pictures included"),
+        ("sampled", mean.sampled, "that are sampled"),
+        ("observed", mean.observed, "that tools return"),
+        ("picture", mean.picture, "of all these that stand for pictures"),
     ):
         p.add_argument(
             f"--{name}-tokens", type=int, default=value, help=f"tokens a trajectory {what} (default: %(default)s, assumed)"
@@ -58,7 +60,6 @@ def _estimate(args: argparse.Namespace) -> None:
 
     from megatron_mmsr1 import config
     from megatron_mmsr1.estimate import report
-    from megatron_mmsr1.estimate.batch import Batch
 
     for name in ("memory_gib", "tflops", "memory_gb_s", "link_gb_s", "network_gb_s", "efficiency", "prompt_tokens"):
         given = getattr(args, name)

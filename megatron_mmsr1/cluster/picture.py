@@ -11,7 +11,7 @@ from megatron_mmsr1.estimate import dimensions, engine
 from megatron_mmsr1.estimate.dimensions import Dimensions
 from megatron_mmsr1.estimate.memory import held
 from megatron_mmsr1.estimate.parameters import layout, whole
-from megatron_mmsr1.estimate.report import size
+from megatron_mmsr1.estimate.report import size, split_of
 from megatron_mmsr1.models import of_checkpoint
 
 NAMES = {TRAINER: "rank", ENGINES: "engine", SEARCH: "search server", SUMMARISER: "summariser", JUDGE: "judge"}
@@ -52,8 +52,7 @@ def _dimensions(cfg: RunConfig) -> Dimensions | None:
 
 def _head(cfg: RunConfig, d: Dimensions | None) -> str:
     m = cfg.megatron
-    split = f"TP{m.tensor_parallel} x PP{m.pipeline_parallel} x DP{cfg.data_parallel}"
-    split += f" x CP{m.context_parallel}" * (m.context_parallel > 1)
+    split = split_of(cfg)
     if (m.expert_parallel, m.expert_tensor) != (1, m.tensor_parallel):
         split += f" (experts EP{m.expert_parallel} x TP{m.expert_tensor})"
     there = Path(cfg.model.path).is_dir()

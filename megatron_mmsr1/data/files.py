@@ -81,11 +81,16 @@ def building(target: Path, *, sync: bool = True) -> Generator[Path]:
         raise
 
 
+def part_of(target: Path) -> Path:
+    """Where `fresh_directory` makes the next content of `target`."""
+    return target.with_name(f".{target.name}.part")
+
+
 def fresh_directory(target: Path) -> Path:
     """An empty directory beside `target` for its next content, always of the same name, so that what an interrupted write
     left is cleared away. For builders of several processes, of which one makes it; else use `building`."""
     restore(target)
-    part = target.with_name(f".{target.name}.part")
+    part = part_of(target)
     if part.exists():
         shutil.rmtree(part)
     part.mkdir(parents=True)

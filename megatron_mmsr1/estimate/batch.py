@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-from megatron_mmsr1.config import RunConfig
+if TYPE_CHECKING:
+    from megatron_mmsr1.config import RunConfig
 
 
 @dataclass(frozen=True)

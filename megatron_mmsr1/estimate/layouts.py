@@ -13,7 +13,8 @@ from typing import Any
 from megatron_mmsr1.cluster.fits import experts_of, problems
 from megatron_mmsr1.config import MegatronConfig, RunConfig, checks
 from megatron_mmsr1.errors import UsageError
-from megatron_mmsr1.estimate.report import Asked, Estimate, estimate, files_of, size
+from megatron_mmsr1.estimate.dimensions import of_files
+from megatron_mmsr1.estimate.report import Asked, Estimate, files_of, of_model, size
 
 USABLE = 0.9  # of a GPU's memory: what CUDA, NCCL and fragmentation take is not counted
 LOST = {"bubble": "waiting in the pipeline"}  # terms by the names that a person reads, where those differ
@@ -54,13 +55,13 @@ def proposals(cfg: RunConfig, asked: Asked) -> list[Proposal]:
 
     UsageError for a model whose sizes cannot be told, a GPU whose rates are not known, and where no layout fits."""
     files, device = files_of(cfg, asked.config_json), asked.device
-    first, found = files.family.layers_beside_tower(files.config), list[Proposal]()
+    d, found = of_files(files), list[Proposal]()
     was = cfg.megatron.model_dump()
     for m in _candidates(cfg, experts_of(files.config)):
         new = cfg.model_copy(update={"megatron": m})
-        if checks.problems(new) or any(problems(m, files.config, first=first)):
+        if checks.problems(new) or any(problems(m, files.config, first=d.first)):
             continue
-        e = estimate(new, asked)
+        e = of_model(new, asked, d)
         if e.seconds is None:
             raise UsageError(f"--gpu {device.name}: its rates are not known, so that layouts cannot be compared")
         if device.memory is None or e.largest.peak.total <= USABLE * device.memory:

@@ -74,8 +74,11 @@ def _family(raw: dict[str, Any], cfg: RunConfig, where: Path) -> Family:
 
 def estimate(cfg: RunConfig, asked: Asked) -> Estimate:
     """UsageError for a model or layout whose sizes cannot be told."""
-    files = files_of(cfg, asked.config_json)
-    d = dimensions.of_files(files)
+    return of_model(cfg, asked, dimensions.of_files(files_of(cfg, asked.config_json)))
+
+
+def of_model(cfg: RunConfig, asked: Asked, d: Dimensions) -> Estimate:
+    """As `estimate`, of a model whose sizes are known already."""
     at = layout(cfg, d)
     w = work(cfg, asked.batch)
     x = asked.device
@@ -118,11 +121,16 @@ def as_text(e: Estimate) -> str:
     return "\n".join([*_memory(e), "", *_engine(e), "", *_time(e), "", *_said(e)])
 
 
+def split_of(cfg: RunConfig) -> str:
+    """How the ranks share the model and its tokens, in a line."""
+    m = cfg.megatron
+    split = f"TP{m.tensor_parallel} x PP{m.pipeline_parallel} x DP{cfg.data_parallel}"
+    return split + f" x CP{m.context_parallel}" * (m.context_parallel > 1)
+
+
 def _memory(e: Estimate) -> list[str]:
     m, w = e.cfg.megatron, e.work
-    split = f"TP{m.tensor_parallel} x PP{m.pipeline_parallel} x DP{e.cfg.data_parallel}"
-    split += f" x CP{m.context_parallel}" * (m.context_parallel > 1)
-    split += f" x EP{m.expert_parallel}" * (m.expert_parallel > 1)
+    split = split_of(e.cfg) + f" x EP{m.expert_parallel}" * (m.expert_parallel > 1)
     batches = f"{w.updates} updates of {w.count} micro-batches of {w.tokens} tokens a rank"
     out = [f"{e.cfg.name}: {split}, {e.asked.layers} layers, recompute {m.recompute}; {batches}"]
     for r in e.ranks:

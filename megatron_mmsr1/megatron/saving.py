@@ -104,7 +104,7 @@ class Save:
         memory: HostMemory | None,
     ) -> None:
         self.parallel, self.directory, self.step, self.layout = p, directory, step, layout
-        self.part = directory.with_name(f".{directory.name}.part")
+        self.part = files.part_of(directory)
         self._digests: dict[str, str] = {}  # of the files that this rank has written
         self._results: list[Any] = []  # where in its shards each tensor is
         self._error: Exception | None = None
@@ -191,7 +191,7 @@ class Save:
         held.write(self.part)
         files.replace_directory(self.part, self.directory)
         files.write_text(self.directory.parent / LATEST, self.directory.name)
-        return sum(size for size, _ in held.files.values())
+        return held.bytes
 
     @contextlib.contextmanager
     def _together(self) -> Iterator[None]:

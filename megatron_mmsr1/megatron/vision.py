@@ -101,15 +101,10 @@ class VisionFeatures:
         """A micro-batch's gradient of its images: kept, and sent on where it was the last."""
         grad, values.grad = values.grad, None
         assert grad is not None
-        at = 0
-        units: dict[int, _Encoded] = {}
-        for i in images:
-            unit, rows = self._encoded[i.sha256]
-            n = rows.stop - rows.start
-            unit.grad[rows] += grad[at : at + n]
-            units[id(unit)] = unit
-            at += n
-        for unit in units.values():
+        held = [self._encoded[i.sha256] for i in images]
+        for (unit, rows), part in zip(held, grad.split([rows.stop - rows.start for _, rows in held]), strict=True):
+            unit.grad[rows] += part
+        for unit in {id(unit): unit for unit, _ in held}.values():
             unit.left -= 1
             if not unit.left:
                 self._encoded = {sha: (held, rows) for sha, (held, rows) in self._encoded.items() if held is not unit}

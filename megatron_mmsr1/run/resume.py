@@ -12,12 +12,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from megatron_mmsr1.checkpoints.manifest import named_latest
 from megatron_mmsr1.config import RunConfig
 from megatron_mmsr1.data.sampler import ResumableSampler
 from megatron_mmsr1.errors import RunError
 from megatron_mmsr1.megatron.saving import HostMemory, NotWritten, Save
 from megatron_mmsr1.run.kept import Kept
-from megatron_mmsr1.run.saved import named_latest, prune
+from megatron_mmsr1.run.saved import prune
 from megatron_mmsr1.run.search_watch import SearchWatch
 
 if TYPE_CHECKING:

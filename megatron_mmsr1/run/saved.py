@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from megatron_mmsr1.checkpoints.manifest import LATEST, MANIFEST, Manifest, faults, read
+from megatron_mmsr1.checkpoints.manifest import MANIFEST, Manifest, directories, faults, named_latest, read
 from megatron_mmsr1.checkpoints.retention import Rule, Saved, removable
 from megatron_mmsr1.config import RunConfig
 from megatron_mmsr1.errors import RunError
@@ -33,23 +33,18 @@ class Found:
 
     @property
     def bytes(self) -> int:
-        return sum(size for size, _ in self.held.files.values()) if self.held else 0
+        return self.held.bytes if self.held else 0
 
 
 def checkpoints(home: Path) -> Iterator[Found]:
-    """Those in the directory `home` by their step; the ones that are being written have other names."""
-    for directory in sorted(d for d in home.glob("step_*") if d.is_dir()):
+    """Those in the directory `home` by their step."""
+    for directory in directories(home):
         try:
             held = read(directory, "it is not complete")
         except RunError as e:
             yield Found(directory, step_of(directory), 0.0, None, str(e))
             continue
         yield Found(directory, step_of(directory), (time.time() - (directory / MANIFEST).stat().st_mtime) / 3600, held)
-
-
-def named_latest(home: Path) -> str:
-    """What the file `latest` names; "" without it."""
-    return (home / LATEST).read_text().strip() if (home / LATEST).is_file() else ""
 
 
 def scores(out: Path, metric: str) -> dict[int, float]:
