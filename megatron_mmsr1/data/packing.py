@@ -6,6 +6,10 @@ import heapq
 from bisect import bisect_left, insort
 from collections.abc import Sequence
 
+import numpy as np
+
+EVEN = 1.002  # the heaviest list over the mean that is even enough
+
 
 def pack(lengths: Sequence[int], budget: int) -> list[list[int]]:
     """Indices of `lengths` in bins whose sums stay within `budget`; an oversize sequence gets a bin of its own.
@@ -45,51 +49,56 @@ def balance(costs: Sequence[float], k: int) -> list[list[int]]:
     """Indices of `costs` in `k` lists whose sums are as equal as a quick heuristic makes them.
 
     Largest first onto the lightest list (Graham 1969: at most 4/3 of the optimum), then moves and swaps between the
-    heaviest list and the others for as long as they lower the maximum, at most once an item. No list stays empty while
-    another holds two. Raises ValueError for k < 1 or a negative cost.
+    heaviest list and a lighter one, until the heaviest is within `EVEN` of the mean or none of them helps. No list stays empty
+    while another holds two. Raises ValueError for k < 1 or a negative cost.
     """
-    if k < 1 or any(not c >= 0 for c in costs):
+    values = np.asarray(costs, dtype=np.float64)
+    if k < 1 or not (values >= 0).all():
         raise ValueError(f"k={k} must be positive and no cost negative")
+    order = np.argsort(-values, kind="stable")
     lists: list[list[int]] = [[] for _ in range(k)]
     heap = [(0.0, 0, j) for j in range(k)]
-    for i in sorted(range(len(costs)), key=lambda i: (-costs[i], i)):
-        load, count, j = heapq.heappop(heap)
+    for i, cost in zip(order.tolist(), values[order].tolist(), strict=True):
+        load, count, j = heap[0]
         lists[j].append(i)
-        heapq.heappush(heap, (load + costs[i], count + 1, j))
-    loads = [sum(costs[i] for i in members) for members in lists]
-    for _ in range(len(costs)):
-        if not _improve(costs, lists, loads):
-            break
+        heapq.heapreplace(heap, (load + cost, count + 1, j))
+    _even_out(values, lists)
     return [sorted(members) for members in lists]
 
 
-def _improve(costs: Sequence[float], lists: list[list[int]], loads: list[float]) -> bool:
-    """One move or swap out of the heaviest list, the best over all partners. False if none helps."""
-    heavy = max(range(len(loads)), key=lambda j: (loads[j], -j))
-    best: tuple[float, int, int, int | None] | None = None
-    for light in range(len(loads)):
-        gap = loads[heavy] - loads[light]
-        if light == heavy or gap <= 0:
-            continue
-        ordered = sorted(lists[light], key=lambda i: (costs[i], i))
-        keys = [costs[i] for i in ordered]
-        for i in lists[heavy]:
-            # Moving a difference d leaves max(load - d, light + d), smallest at d = gap / 2.
-            at = bisect_left(keys, costs[i] - gap / 2)
-            for partner in [*ordered[max(at - 1, 0) : at + 1], None]:
-                d = costs[i] - (0.0 if partner is None else costs[partner])
-                peak = max(loads[heavy] - d, loads[light] + d)
-                if 0 < d < gap and len(lists[heavy]) > (partner is None) and (best is None or peak < best[0]):
-                    best = (peak, light, i, partner)
-    # Without a margin, rounding could make two lists trade the same items for ever.
-    if best is None or best[0] >= loads[heavy] * (1 - 1e-12):
+def _even_out(costs: np.ndarray, lists: list[list[int]]) -> None:
+    """Moves and swaps out of the heaviest of `lists`, which are changed."""
+    own = [costs[x] for x in lists]
+    loads = np.array([x.sum() for x in own])
+    enough = loads.mean() * EVEN
+    for _ in range(len(costs)):
+        heavy = int(loads.argmax())
+        if loads[heavy] <= enough or not any(_exchange(own, lists, loads, heavy, int(j)) for j in loads.argsort(kind="stable")):
+            return
+
+
+def _exchange(own: list[np.ndarray], lists: list[list[int]], loads: np.ndarray, heavy: int, light: int) -> bool:
+    """The best move or swap between these two. False if none makes the heavier of them lighter."""
+    gap = loads[heavy] - loads[light]
+    if light == heavy or gap <= 0:
         return False
-    _, light, i, partner = best
-    lists[heavy].remove(i)
-    lists[light].append(i)
-    if partner is not None:
-        lists[light].remove(partner)
-        lists[heavy].append(partner)
+    # A move is a swap with nothing. Moving a difference d leaves the larger of load - d and light + d: smallest at d = gap / 2.
+    partners = np.append(own[light], 0.0) if len(own[heavy]) > 1 else own[light]
+    if not len(partners):
+        return False
+    d = own[heavy][:, None] - partners
+    off = np.abs(d - gap / 2)
+    a, b = divmod(int(off.argmin()), len(partners))
+    # Without a margin, rounding could make two lists trade the same items for ever.
+    if off[a, b] >= gap / 2 - loads[heavy] * 1e-12:
+        return False
+    given, taken = lists[heavy].pop(a), lists[light].pop(b) if b < len(lists[light]) else None
+    lists[light].append(given)
+    own[light] = np.append(np.delete(own[light], b) if taken is not None else own[light], own[heavy][a])
+    own[heavy] = np.delete(own[heavy], a)
+    if taken is not None:
+        lists[heavy].append(taken)
+        own[heavy] = np.append(own[heavy], partners[b])
     for j in (heavy, light):
-        loads[j] = sum(costs[i] for i in lists[j])
+        loads[j] = own[j].sum()
     return True
