@@ -47,6 +47,13 @@ def beside_layers(config: Mapping[str, Any], *, trains_tower: bool) -> tuple[flo
     return PICTURE * tower_parameters(config) / layer * trains_tower, SCORED * head / layer
 
 
+def picture_cost(config: Mapping[str, Any], *, trains_tower: bool) -> float:
+    """What a token of a picture costs in the tower, in tokens of text that pass through the decoder forwards and backwards. A
+    frozen tower runs forwards only, a third of both. 0 where config.json does not say."""
+    decoder = layer_parameters(config) * int(text_of(config).get("num_hidden_layers") or 0)
+    return tower_parameters(config) / decoder * (1.0 if trains_tower else 1 / 3) if decoder else 0.0
+
+
 def layer_parameters(config: Mapping[str, Any]) -> int:
     """Those of a decoder layer's matrices that a token passes through; 0 where config.json does not say."""
     text = text_of(config)

@@ -15,6 +15,7 @@ from transformers import AutoTokenizer
 
 from megatron_mmsr1.algorithm.composition import compose
 from megatron_mmsr1.algorithm.kl_control import adapted
+from megatron_mmsr1.cluster import stages
 from megatron_mmsr1.config import RunConfig
 from megatron_mmsr1.data import shares
 from megatron_mmsr1.data.images import ImageStore
@@ -60,7 +61,9 @@ class MegatronActor:
             merge=self.model.files.pictures.merge,
             multiple=batches.multiple(self.parallel.tp_size if cfg.megatron.sequence_parallel else 1, share),
             budget=cfg.megatron.tokens_per_microbatch,
-            hidden=config.hidden_size,
+            rates=shares.Rates(
+                config.hidden_size, stages.picture_cost(self.model.files.config, trains_tower=not cfg.model.vision_frozen)
+            ),
             banned=frozenset(self.banned),
             device=platform.device(),
             shared=shares_prefixes(cfg),
@@ -235,16 +238,16 @@ class MegatronActor:
     def owners(self, trajectories: Sequence[Trajectory]) -> list[int]:
         """The data-parallel rank that `train_step` gives each of these to, outlines or not. Others need its outline only."""
         updates = 1 if self.algorithm.supervised else self.cfg.algorithm.updates_per_step
-        items = shares.sizes(trajectories, shared=self.packing.shared)
-        return shares.owners(items, updates, self.parallel.dp_size, self.packing.budget, self.packing.hidden)
+        items = shares.sizes(trajectories, shared=self.packing.shared, merge=self.packing.merge)
+        return shares.owners(items, updates, self.parallel.dp_size, self.packing.budget, self.packing.rates)
 
     def micro_batches(self, trajectories: Sequence[Trajectory], *, every_token: bool = False) -> list[MicroBatch]:
         """This replica's share, of each the part that this context-parallel rank holds. Interleaved pipeline stages get a
         multiple of their number, all of one length: megatron-core's schedule has no other for a pipeline of two."""
         p, g, m = self.parallel, self.packing, self.cfg.megatron
         interleaved = m.virtual_pipeline > 1
-        sizes = shares.sizes(trajectories, shared=g.shared)
-        packs = shares.plan(sizes, p.dp_size, g.budget, g.hidden, p.pp_size if interleaved else 1)[p.dp_rank]
+        sizes = shares.sizes(trajectories, shared=g.shared, merge=g.merge)
+        packs = shares.plan(sizes, p.dp_size, g.budget, g.rates, p.pp_size if interleaved else 1)[p.dp_rank]
         made = [batches.collate(trajectories, members, g, every_token=every_token) for members in packs]
         if not interleaved:
             return made

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from megatron_mmsr1.data import zigzag
 from megatron_mmsr1.data.prefixes import forest
+from megatron_mmsr1.data.shares import Rates
 from megatron_mmsr1.errors import UsageError
 from megatron_mmsr1.megatron.layout import ALONE, Packed, Share, packed
 from megatron_mmsr1.models import Family
@@ -56,7 +57,7 @@ class PackingSpec:
     merge: int
     multiple: int  # T is padded to a multiple of this: see `multiple`
     budget: int  # tokens a micro-batch
-    hidden: int
+    rates: Rates  # what a trajectory costs
     banned: frozenset[int]
     device: torch.device
     shared: bool  # whether what trajectories begin with stands once
