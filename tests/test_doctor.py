@@ -164,7 +164,8 @@ def test_the_model_s_own_attention_is_run(family: str, tmp_path: Path) -> None:
     path = COLD_START if family == "qwen2_5_vl" else qwen2_vl_fixtures.write(tmp_path / "model")
     model = {"path": str(path), "dtype": "float32"}
     cfg = config(tmp_path, model=model, megatron={"tensor_parallel": 2}, train={"ranks": 2})
-    kernels, difference = alone(attention.run, cfg)
+    kernel, kernels, difference = alone(attention.run, cfg)
+    assert kernel.level is Level.OK and kernel.value.startswith("padded (")
     assert difference.level is Level.OK, difference
     assert 0 < max(difference.data.values()) < attention.TOLERANCE["float32"]
     if kernels.data["device"] == "cpu":
@@ -180,8 +181,8 @@ def test_a_model_that_is_not_there_is_an_error_that_names_it(tmp_path: Path) -> 
 
 @pytest.mark.parametrize(("error", "gradient"), [(0.5, 0.0), (0.0, 0.5), (math.nan, 0.0), (0.0, math.nan)])
 def test_a_kernel_that_is_wrong_is_an_error(error: float, gradient: float) -> None:
-    said = {"layer": "L", "kernels": ["k"], "dtype": "bfloat16", "device": "x", "error": error, "gradient_error": gradient}
-    _, found = attention.findings(said)
+    said = {"choice": "c", "slow": False, "layer": "L", "kernels": ["k"], "dtype": "bfloat16", "device": "x"}
+    _, _, found = attention.findings(said | {"error": error, "gradient_error": gradient})
     assert found.level is Level.ERROR and json.dumps(dict(found.data), allow_nan=False)
 
 

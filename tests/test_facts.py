@@ -41,11 +41,6 @@ def test_what_a_training_process_says_of_itself_is_true() -> None:
     assert out.stdout.splitlines()[-1] == "None []", out.stdout
 
 
-def test_attention_is_named_as_what_it_is() -> None:
-    assert "scaled_dot_product_attention over padded" in facts._attention({"transformer-engine": None}, True)["trainer"]
-    assert facts._attention({"transformer-engine": "2.20.2"}, True)["trainer"] == "transformer-engine"
-
-
 def test_every_patch_fits_this_environment_and_its_file_checks_it() -> None:
     root = Path(facts.__file__).parents[1]
     for p in patches.PATCHES:

@@ -48,6 +48,13 @@ def test_the_cpu_agrees_with_itself_to_the_bit_and_bfloat16_drifts(results: dict
     assert all(r["tensors"] > 50 and not r["only_in_one"] for r in gradients), "tower and language model alike"
 
 
+def test_each_kernel_that_is_here_is_compared(results: dict[str, dict[str, Any]]) -> None:
+    rows = {(r["kernel"], r["sequences"]): r for r in results["attention"]["rows"]}
+    assert rows.keys() == {("padded", "whole"), ("padded", "shared")}
+    assert all(0 < max(r["output"], r["gradients"]) < 1e-5 for r in rows.values()), "float32"
+    assert all(any(s.startswith(n) for s in results["attention"]["skipped"]) for n in ("transformer-engine", "varlen", "flex"))
+
+
 def test_what_a_group_begins_with_is_computed_once(results: dict[str, dict[str, Any]]) -> None:
     rows = [r for r in results["prefixes"]["rows"] if r["way"] == "ratio"]
     assert len(rows) == 2 and all(r["tokens"] > 2 and r["operations"] > 2 for r in rows)

@@ -246,3 +246,8 @@ def test_contracts_load_without_torch(name: str) -> None:
 @pytest.mark.parametrize("name", ["search.client", "search.server", "reward.mmsearch", "data.images"])
 def test_tools_load_without_torch(name: str) -> None:
     assert not {"torch", "sglang", "megatron"} & loaded_by(f"import {PACKAGE}.{name}")
+
+
+def test_the_choice_of_an_attention_loads_no_trainer() -> None:
+    """`mmsr1 doctor` asks for it on any machine, and megatron.core may be imported only once `platform.install` has run."""
+    assert not {"megatron", "transformers"} & loaded_by(f"import {PACKAGE}.megatron.attention.choice")

@@ -13,9 +13,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from megatron_mmsr1.data.prefixes import forest
-from megatron_mmsr1.megatron import attention_kernels
+from megatron_mmsr1.megatron.attention import parts
+from megatron_mmsr1.megatron.attention.prefix import PrefixAttention
 from megatron_mmsr1.megatron.layout import packed
-from megatron_mmsr1.megatron.prefix_attention import PrefixAttention
 
 CPU = torch.device("cpu")
 # Few tokens and short texts: beginnings that agree, also at several depths, equal sequences, and some that begin another.
@@ -81,7 +81,7 @@ def test_attention_and_gradients_are_those_of_the_sequences_alone(kernel: str, t
     wanted = torch.autograd.grad(outs, theirs, to_out)
     with pytest.MonkeyPatch.context() as patch:
         if kernel == "written out":  # what CUDA does in float32
-            patch.setattr(attention_kernels, "_on_cpu", lambda q: False)
+            patch.setattr(parts, "_on_cpu", lambda q: False)
         out = PrefixAttention.apply(*ours, layout, 1 / math.sqrt(8))
         given_back = torch.autograd.grad([out[r] for r in rows], ours, [g.float() for g in to_out])
     for r, o in zip(rows, outs, strict=True):

@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 
 from megatron_mmsr1.data import zigzag
 from megatron_mmsr1.data.prefixes import forest
+from megatron_mmsr1.megatron.attention.prefix import PrefixAttention
 from megatron_mmsr1.megatron.layout import Share, packed
-from megatron_mmsr1.megatron.prefix_attention import PrefixAttention
 
 CPU = torch.device("cpu")
 RANKS = st.integers(1, 5)

@@ -30,6 +30,7 @@ def make(
     freeze_vision: bool = True,
     supervised: bool = False,
     provider: dict[str, Any] | None = None,
+    megatron: dict[str, Any] | None = None,
     rate: float = 1e-6,
 ) -> Any:
     """A MegatronActor of one rank that packs up to `tokens` tokens into a micro-batch; GRPO without a reference, or SFT."""
@@ -41,7 +42,7 @@ def make(
         {
             "model": {"path": str(path), "dtype": dtype, "freeze_vision": freeze_vision},
             "protocol": {"max_prompt_tokens": 1, "max_turn_tokens": 1},  # so that a tiny budget of tokens is allowed
-            "megatron": {"tokens_per_microbatch": tokens, "provider": provider or {}},
+            "megatron": {"tokens_per_microbatch": tokens, "provider": provider or {}} | (megatron or {}),
             "algorithm": {"name": "sft"} if supervised else {"kl_coef": 0.0},
             "optimizer": {"lr": rate},
         }
@@ -67,6 +68,15 @@ def set_recompute(actor: Any, mode: str) -> None:
     for module in actor.model.core.modules():
         if hasattr(module, "checkpoint_core_attention"):
             module.checkpoint_core_attention = mode == "selective"
+
+
+def set_attention(actor: Any, kernel: str) -> None:
+    """What `megatron.attention` would have set, on a model whose attention is ours."""
+    from megatron_mmsr1.megatron.attention.layer import PackedAttention
+
+    for module in actor.model.core.modules():
+        if isinstance(module, PackedAttention):
+            module.kernel = kernel
 
 
 def rollouts(lengths: Sequence[int], words: int, *, seed: int = 0) -> list[Trajectory]:

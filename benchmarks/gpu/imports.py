@@ -105,9 +105,9 @@ def _attention(job: Job) -> None:
     ):
         _probe(job, "attention", backend.name.lower(), under(backend))
     _probe(job, "attention", "torch's own choice", lambda: ", ".join(_kernel_names(lambda: _attend(job.device), job.device)))
-    from megatron_mmsr1.procs.facts import collect
+    from megatron_mmsr1.megatron.attention.choice import choose, situation
 
-    job.row(kind="attention", name="the trainer's", there=True, detail=collect(ports={})["attention"]["trainer"])
+    job.row(kind="attention", name="the trainer's", there=True, detail=choose("auto", situation()).reason)
 
 
 def _attend(device: str) -> None:

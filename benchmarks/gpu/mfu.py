@@ -18,11 +18,11 @@ from typing import Any
 from benchmarks.gpu import actor as actors
 from benchmarks.gpu import flops, shapes
 from benchmarks.gpu.job import Job
+from megatron_mmsr1.errors import UsageError
 
 # Lengths as of a search conversation's rollouts: 8,192 and 16,384 tokens.
 PACKS = {"8k": [1024, 1536, 2048, 3584], "16k": [1024, 1536, 2048, 2560, 4096, 5120]}
 TINY_PACKS = {"8k": [16, 24, 24], "16k": [16, 24, 40, 48]}
-DEFAULTS = ("padded", "transformer-engine")  # what the trainer takes by itself; other kernels may refuse a shape
 RECOMPUTE = ("none", "selective", "full")
 # megatron-core's switches that a dense model without transformer-engine could have on.
 FUSIONS = (
@@ -32,37 +32,53 @@ FUSIONS = (
     "persist_layer_norm",
     "apply_rope_fusion",
 )
+# Of the gradient norm, FP8's against bfloat16's: three bits of a number's digits instead of eight.
+ALLOWED_FP8 = 0.1
 STEPS = 2  # that are measured, after one that is not
 CASE_S = 8  # a case is not begun with less time than this left
 
-Attention = Callable[[], contextlib.AbstractContextManager[Any]]
+Around = Callable[[], contextlib.AbstractContextManager[Any]]
 
 
-def attentions(*, cuda: bool) -> dict[str, Attention]:
-    """Name -> what to enter around a step. The padded attention asks torch, which chooses a kernel unless told to use one."""
+def attentions(*, cuda: bool) -> dict[str, tuple[str, Around]]:
+    """Name -> kernel of ours, and what to enter around a step. `padded` asks torch, which chooses unless told what to use."""
     from torch.nn.attention import SDPBackend, sdpa_kernel
 
-    backends = [SDPBackend.FLASH_ATTENTION]
-    backends += [SDPBackend.CUDNN_ATTENTION, SDPBackend.EFFICIENT_ATTENTION] if cuda else [SDPBackend.MATH]
-    forced = {f"padded-{b.name.lower().removesuffix('_attention')}": lambda b=b: sdpa_kernel([b]) for b in backends}
-    return {"padded": contextlib.nullcontext, **forced}
+    from megatron_mmsr1.megatron.attention.choice import KERNELS, situation
+
+    here = situation()
+    ours: dict[str, tuple[str, Around]] = {
+        n: (n, contextlib.nullcontext) for n, k in KERNELS.items() if k.attend is not None and not k.lacks(here)
+    }
+    backends = [SDPBackend.EFFICIENT_ATTENTION] if cuda else [SDPBackend.FLASH_ATTENTION, SDPBackend.MATH]
+    for b in backends:
+        ours[f"padded-{b.name.lower().removesuffix('_attention')}"] = ("padded", lambda b=b: sdpa_kernel([b]))
+    return ours
 
 
 def run(job: Job) -> None:
     actors.prepare()
     from megatron_mmsr1.megatron.bridge import has_transformer_engine
 
-    fused = has_transformer_engine()
-    work = [(name, te) for name in shapes.NAMES for te in ([True, False] if fused else [False])]
-    for i, (name, te) in enumerate(work):
+    ways = ["local"]
+    if has_transformer_engine():
+        ways = ["transformer-engine", "fp8", "local"]
+    else:
+        job.skipped("transformer-engine's layers and FP8: it is not installed")
+    work = [(name, way) for name in shapes.NAMES for way in ways]
+    norms: dict[Any, float] = {}  # gradient norms of transformer-engine's layers in bfloat16, by case
+    for i, (name, way) in enumerate(work):
         share = job.left_s / (len(work) - i)
         with tempfile.TemporaryDirectory() as home:
             config = shapes.write(name, Path(home), tiny=job.tiny)
-            _shape(job, name, config, Path(home), te=te, until=time.monotonic() + share)
+            try:
+                _shape(job, name, config, Path(home), way=way, norms=norms, until=time.monotonic() + share)
+            except UsageError as e:  # FP8, which not every GPU has
+                job.skipped(f"{name}, {way}: {e}")
         actors.release()
 
 
-def _shape(job: Job, name: str, config: dict[str, Any], home: Path, *, te: bool, until: float) -> None:
+def _shape(job: Job, name: str, config: dict[str, Any], home: Path, *, way: str, norms: dict[Any, float], until: float) -> None:
     from megatron_mmsr1.megatron.layers import local_block
 
     packs = TINY_PACKS if job.tiny else PACKS
@@ -72,12 +88,13 @@ def _shape(job: Job, name: str, config: dict[str, Any], home: Path, *, te: bool,
         tokens=max(sum(p) for p in packs.values()),
         dtype="bfloat16",
         random_weights=True,
-        provider={} if te else {"transformer_layer_spec": local_block},
+        provider={"transformer_layer_spec": local_block} if way == "local" else {},
+        megatron={"local": {"attention": "padded"}, "fp8": {"fp8": "current"}}.get(way, {}),
     )
     fusions = {k: bool(getattr(actor.model.config, k)) for k in FUSIONS}
     built = {"seconds": time.monotonic() - started, "parameters": _parameters(actor), "fusions": fusions}
     job.row(shape=name, what="built", **built)
-    ways = {"transformer-engine": contextlib.nullcontext} if te else attentions(cuda=job.device == "cuda")
+    ways = attentions(cuda=job.device == "cuda") if way == "local" else {way: ("", contextlib.nullcontext)}
     cases = [(a, r, p) for a in ways for r in RECOMPUTE for p in packs]
     for attention, recompute, pack in cases:
         case = {"shape": name, "attention": attention, "recompute": recompute, "tokens": sum(packs[pack])}
@@ -85,11 +102,19 @@ def _shape(job: Job, name: str, config: dict[str, Any], home: Path, *, te: bool,
             job.skipped(f"{name}, {attention}, recompute {recompute}, {pack} tokens: no time was left")
             continue
         actors.set_recompute(actor, recompute)
-        with ways[attention]():
+        kernel, around = ways[attention]
+        actors.set_attention(actor, kernel)
+        with around():
             found = _measured(actor, config, packs[pack])
         job.row(**case, **found)
-        if attention in DEFAULTS and "error" in found and not found["error"].startswith("OutOfMemoryError"):
+        # One that is forced may refuse a shape; one that says that it lacks nothing may not.
+        if not attention.startswith("padded-") and "error" in found and not found["error"].startswith("OutOfMemoryError"):
             job.fault(f"{case}: {found['error']}")
+        at = (name, recompute, pack)
+        if way == "transformer-engine" and "grad_norm" in found:
+            norms[at] = found["grad_norm"]
+        elif way == "fp8" and at in norms and not abs(found.get("grad_norm", 0) / norms[at] - 1) <= ALLOWED_FP8:
+            job.fault(f"{case}: the gradient norm is {found.get('grad_norm')}, in bfloat16 {norms[at]}")
 
 
 def _measured(actor: Any, config: dict[str, Any], lengths: list[int]) -> dict[str, Any]:

@@ -43,11 +43,12 @@ def _there(module: str) -> bool:
 # torch and psutil are needed by every part, and by what says on which machine it ran.
 COMMON = {"torch": "torch", "psutil": "psutil", "numpy": "numpy"}
 PARTS = (
-    PartSpec("imports", 0.12, 10, COMMON),
-    PartSpec("parity", 0.16, 30, COMMON | _TRAINER),
+    PartSpec("imports", 0.10, 10, COMMON),
+    PartSpec("parity", 0.15, 30, COMMON | _TRAINER),
+    PartSpec("attention", 0.07, 20, COMMON | _TRAINER),
     PartSpec("prefixes", 0.08, 30, COMMON | _TRAINER),
-    PartSpec("mfu", 0.33, 40, COMMON | _TRAINER),
+    PartSpec("mfu", 0.32, 40, COMMON | _TRAINER),
     PartSpec("head", 0.06, 10, COMMON | _TRAINER),
     PartSpec("profile", 0.10, 20, COMMON | _TRAINER),
-    PartSpec("transport", 0.15, 30, COMMON | _TRAINER),
+    PartSpec("transport", 0.12, 30, COMMON | _TRAINER),
 )

@@ -1,4 +1,4 @@
-"""Train steps whose packs hold what a group begins with once (megatron/prefix_attention.py), against whole rollouts: tokens,
+"""Train steps whose packs hold what a group begins with once (megatron/attention/prefix.py), against whole rollouts: tokens,
 operations, seconds, peak memory; loss and gradient norm must agree.
 
 Groups of 8 with the lengths of MMSearch-R1's rollouts on FVQA: a prompt of about 500 tokens of text and 500 of a picture (here
@@ -36,8 +36,8 @@ def run(job: Job) -> None:
     with tempfile.TemporaryDirectory() as home:
         config = shapes.write(SHAPE, Path(home), tiny=job.tiny)
         prompt, scale = (80, 0.05) if job.tiny else (1000, 1.0)
-        own = {"transformer_layer_spec": local_block}
-        actor = actors.make(Path(home), tokens=16384, dtype=dtype, random_weights=True, provider=own, rate=RATE)
+        own, once = {"transformer_layer_spec": local_block}, {"share_prefixes": True}  # whose kernel takes both ways
+        actor = actors.make(Path(home), tokens=16384, dtype=dtype, random_weights=True, provider=own, megatron=once, rate=RATE)
         for whole, once, ratios in cases(actor, config, prompt, scale):
             for row in (whole, once, ratios):
                 job.row(dtype=dtype, **row)

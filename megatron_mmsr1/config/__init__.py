@@ -218,6 +218,16 @@ class MegatronConfig(Section):
         description="what trajectories of a micro-batch begin with alike (their group's prompt and picture) is computed once; "
         "null: on a CPU only, for its kernels were not yet run on a GPU",
     )
+    attention: Literal["auto", "transformer-engine", "varlen", "flash", "cudnn", "flex", "padded"] = Field(
+        default="auto",
+        description="the kernel that attends; auto: the first of these that can, without flex, whose compiled form was not yet "
+        "run on a GPU. The run's first lines and mmsr1 doctor name it and say why",
+    )
+    fp8: Training[Literal["none", "current"]] = Field(
+        default="none",
+        description="current: the decoder layers' matrix products in 8 bits, scaled by each tensor's own largest value; needs "
+        "transformer-engine, bfloat16 and a GPU from compute capability 8.9 on",
+    )
     logprob_chunk: int = Field(default=2048, gt=0, description="tokens whose logits are turned into log-probs at a time")
     provider: dict[str, Any] = Field(default_factory=dict, description="native fields of the megatron-core model config")
 

@@ -21,14 +21,14 @@ from megatron_mmsr1.data import shares
 from megatron_mmsr1.data.images import ImageStore
 from megatron_mmsr1.errors import UsageError
 from megatron_mmsr1.megatron import batch as batches
-from megatron_mmsr1.megatron import checkpoint, export, parallel, platform
+from megatron_mmsr1.megatron import checkpoint, export, fp8, parallel, platform
+from megatron_mmsr1.megatron.attention.choice import shares_prefixes
 from megatron_mmsr1.megatron.batch import MicroBatch, PackingSpec
 from megatron_mmsr1.megatron.forward_backward import ForwardBackward
 from megatron_mmsr1.megatron.layout import Share
 from megatron_mmsr1.megatron.model import Built, build
 from megatron_mmsr1.megatron.nonfinite import Guard
 from megatron_mmsr1.megatron.optimizer import build_optimizer
-from megatron_mmsr1.megatron.provider import shares_prefixes
 from megatron_mmsr1.megatron.saving import HostMemory, Save
 from megatron_mmsr1.megatron.schedule import learning_rate
 from megatron_mmsr1.megatron.update import Update
@@ -59,7 +59,11 @@ class MegatronActor:
             family=self.model.files.family,
             image_pad_id=tokens.id_of(tokens.picture_pad, tokenizer, cfg.model.path),
             merge=self.model.files.pictures.merge,
-            multiple=batches.multiple(self.parallel.tp_size if cfg.megatron.sequence_parallel else 1, share),
+            multiple=batches.multiple(
+                self.parallel.tp_size if cfg.megatron.sequence_parallel else 1,
+                share,
+                fp8.ALIGN if cfg.megatron.fp8 != "none" else 1,
+            ),
             budget=cfg.megatron.tokens_per_microbatch,
             rates=shares.Rates(
                 config.hidden_size, stages.picture_cost(self.model.files.config, trains_tower=not cfg.model.vision_frozen)

@@ -64,10 +64,10 @@ class PackingSpec:
     share: Share = ALONE  # which of the context-parallel ranks this is
 
 
-def multiple(tensor: int, share: Share) -> int:
+def multiple(tensor: int, share: Share, align: int = 1) -> int:
     """Of a pack's tokens: each of the context-parallel ranks has as many, in two chunks, and each of `tensor` ranks that
-    share those out again (under sequence parallelism; else 1) as many."""
-    return share.ranks * math.lcm(2, tensor) if share.ranks > 1 else tensor
+    share those out again (under sequence parallelism; else 1) as many, of which there are a multiple of `align`."""
+    return share.ranks * math.lcm(2, tensor * align) if share.ranks > 1 else tensor * align
 
 
 def token_weights(t: Trajectory) -> np.ndarray:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import torch
@@ -47,6 +48,9 @@ class Packed(PackedSeqParams):
     token, `gather` int64 [S] the token of each slot (any token, in padding). `below` holds (q, end of q, k, end of k): the
     rows q attend to all of the rows k too, of the runs above theirs.
 
+    `until` int32 [rows of the pack]: the first row behind those that see this one; the rows between, it included, all do.
+    `mask`: what `attention.flex` has made of that.
+
     Under context parallelism T, `slots`, `gather` and q are of this rank's tokens, in chunks; k, megatron-core's own fields
     and `keys` int64 [S], `gather` in rows of the pack, are of all ranks'.
     """
@@ -56,7 +60,9 @@ class Packed(PackedSeqParams):
     gather: Tensor = field(default_factory=lambda: torch.empty(0, dtype=torch.int64))
     keys: Tensor = field(default_factory=lambda: torch.empty(0, dtype=torch.int64))
     below: list[tuple[int, int, int, int]] = field(default_factory=list[tuple[int, int, int, int]])
+    until: Tensor = field(default_factory=lambda: torch.empty(0, dtype=torch.int32))
     exchange: Exchange | None = None
+    mask: Any = None
 
 
 def packed(
@@ -89,6 +95,9 @@ def packed(
     rows = torch.from_numpy(gather).to(device)
     whole = bounds.tolist()
     below = _below(whole, ends or runs, parents, share.ranks)
+    until = np.repeat(bounds[1:], runs).astype(np.int32)
+    for _, end, k0, k1 in below:
+        until[k0:k1] = end * share.ranks
     if share.ranks > 1:
         below += _before(whole, cut, share.ranks)
     cumulative = torch.from_numpy(bounds.astype(np.int32)).to(device)
@@ -103,6 +112,7 @@ def packed(
         gather=rows,
         keys=rows if exchange is None else exchange.own[rows],
         below=below,
+        until=torch.from_numpy(until).to(device),
         exchange=exchange,
     )
 

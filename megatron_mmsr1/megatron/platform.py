@@ -5,12 +5,15 @@ The rest of megatron/ and the trainer ask here for a device, a backend, a seed o
 
 from __future__ import annotations
 
+import importlib.util
+import inspect
 import logging
 import os
 import random
 import resource
 import warnings
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import torch
@@ -68,6 +71,27 @@ def device() -> torch.device:
 def device_name() -> str:
     """What the driver calls the GPU; "cpu" without CUDA."""
     return torch.cuda.get_device_name() if has_cuda() else "cpu"
+
+
+def attention_facts() -> dict[str, Any]:
+    """What `attention.kernel.Situation` wants to know of device and torch."""
+    return {
+        "cuda": has_cuda(),
+        "capability": torch.cuda.get_device_capability() if has_cuda() else (0, 0),
+        "varlen": _varlen(),
+        "flash": torch.backends.cuda.is_flash_attention_available(),
+        "cudnn": torch.backends.cudnn.is_available(),
+        "triton": importlib.util.find_spec("triton") is not None,
+    }
+
+
+def _varlen() -> bool:
+    """Whether torch's attention over packed sequences takes what `attention.varlen` gives it; older ones know less."""
+    try:
+        from torch.nn.attention.varlen import varlen_attn
+    except ImportError:
+        return False
+    return {"scale", "window_size", "enable_gqa"} <= inspect.signature(varlen_attn).parameters.keys()
 
 
 def backend() -> str:

@@ -11,7 +11,8 @@ import torch
 from megatron_mmsr1.cluster import fits, stages
 from megatron_mmsr1.config import MegatronConfig, RunConfig
 from megatron_mmsr1.errors import UsageError
-from megatron_mmsr1.megatron import bridge, platform
+from megatron_mmsr1.megatron import bridge, fp8, platform
+from megatron_mmsr1.megatron.attention import choice as attention
 from megatron_mmsr1.models import ModelFiles
 
 # Fields that other settings decide; setting them natively would contradict those.
@@ -27,6 +28,9 @@ OWNED = {
     "account_for_loss_in_pipeline_split": "megatron.pipeline_split",
     "sequence_parallel": "megatron.sequence_parallel",
     "recompute_granularity": "megatron.recompute",
+    "fp8": "megatron.fp8",
+    "fp8_recipe": "megatron.fp8",
+    "fp8_param": "megatron.fp8",
     "params_dtype": "model.dtype",
     "bf16": "model.dtype",
     "fp16": "model.dtype",
@@ -91,11 +95,13 @@ def configure(provider: Any, cfg: RunConfig, files: ModelFiles) -> None:
         provider.transformer_layer_spec = local_block
         provider.gradient_accumulation_fusion = provider.persist_layer_norm = False
         provider.moe_grouped_gemm = provider.moe_permute_fusion = False  # experts one after the other
-    elif shares_prefixes(cfg):
-        from megatron_mmsr1.megatron.layers import with_packed_attention
-
-        provider.transformer_layer_spec = with_packed_attention(provider.transformer_layer_spec)
+    fp8.configure(provider, cfg)
     _native(provider, m.provider)
+    kernel = attention.chosen(cfg, provider).kernel
+    if kernel.attend is not None:
+        from megatron_mmsr1.megatron.attention.layer import with_kernel
+
+        provider.transformer_layer_spec = with_kernel(provider.transformer_layer_spec, kernel.name)
     if provider.moe_token_dispatcher_type == "allgather":
         raise UsageError(
             "megatron.provider.moe_token_dispatcher_type=allgather wants micro-batches of one length: use alltoall"
@@ -122,12 +128,6 @@ def _stages(provider: Any, m: MegatronConfig, layers: list[int]) -> None:
     chunks[-1].append("loss")
     provider.pipeline_model_parallel_layout = chunks
     provider.virtual_pipeline_model_parallel_size = m.virtual_pipeline if m.virtual_pipeline > 1 else None
-
-
-def shares_prefixes(cfg: RunConfig) -> bool:
-    """Whether a micro-batch holds what its trajectories begin with once."""
-    chosen = cfg.megatron.share_prefixes
-    return not platform.has_cuda() if chosen is None else chosen
 
 
 def _native(provider: Any, fields: dict[str, Any]) -> None:

@@ -36,12 +36,10 @@ PACKAGES = (
     "wandb",
 )
 GPU_PACKAGES = {
-    "transformer-engine": "Megatron's attention, norms and linears run unfused",
-    "flash-attn": "packed sequences fall back to a slower attention",
+    "transformer-engine": "Megatron's norms and linears run unfused, and its attention is torch's",
+    "flash-attn": "transformer-engine's attention has cuDNN's kernels alone",
     "sglang-kernel": "SGLang cannot run on the GPU",
 }
-# megatron.layers.PackedAttention, which stands in wherever transformer-engine does not.
-PADDED = "torch's scaled_dot_product_attention over padded batches"
 DRIVER = Path("/proc/driver/nvidia/version")
 PORTS = {8100: "search server (mmsr1 search serve)", 29500: "torchrun's rendezvous"}
 
@@ -69,7 +67,8 @@ def collect(ports: Mapping[int, str] = PORTS) -> dict[str, Any]:
     }
     on_gpu = bool(facts["cuda"]["devices"])
     facts["sgl_kernel"] = _sgl_kernel(on_gpu)
-    facts["attention"] = _attention(facts["packages"], on_gpu)
+    # The engine's; the trainer's is a matter of its run too (megatron/attention/choice.py).
+    facts["attention"] = {"engine": "SGLang's default for this GPU" if on_gpu else "torch_native"}
     facts["patches"] = [
         {k: getattr(p, k) for k in ("name", "package", "version", "installed", "fits", "file", "why", "where")} for p in PATCHES
     ]
@@ -133,14 +132,6 @@ def _sgl_kernel(on_gpu: bool) -> str:
     if version("sglang-kernel") or version("sgl-kernel"):
         return "real"
     return "missing" if on_gpu else "shim (megatron_mmsr1/rollout/engines/sglang/cpu_shims)"
-
-
-def _attention(packages: dict[str, str | None], on_gpu: bool) -> dict[str, str]:
-    """The attention that trainer and engine would use here."""
-    if not on_gpu:
-        return {"trainer": f"{PADDED}, unfused, over gloo", "engine": "torch_native"}
-    fused = "transformer-engine" if packages["transformer-engine"] else PADDED
-    return {"trainer": fused, "engine": "SGLang's default for this GPU"}
 
 
 def _errors(facts: dict[str, Any]) -> list[str]:

@@ -87,6 +87,6 @@ def environment(data: RunData) -> list[tuple[str, str]]:
         ("system", machine["system"]),
         ("python", e["python"]),
         ("collectives", cuda["backend"]),
-        ("attention", f"trainer: {e['attention']['trainer']}; engine: {e['attention']['engine']}"),
+        ("attention", "; ".join(f"{who}: {what}" for who, what in e["attention"].items())),
         ("packages", f"megatron-mmsr1 {__version__}, {packages}"),
     ]

@@ -28,18 +28,29 @@ Value = float | int
 
 class RunLog:
     """The logs of the run in `directory`; steps from `resume_step` on are to be done (again), but for those in `done`.
+    `attention`: the trainer's, where there is one.
 
     Raises UsageError if logging.wandb is on without the extra, RunError if metrics.jsonl is damaged before its last line.
     """
 
-    def __init__(self, directory: Path, cfg: RunConfig, *, resume_step: int = 0, done: Collection[int] = frozenset()) -> None:
+    def __init__(
+        self,
+        directory: Path,
+        cfg: RunConfig,
+        *,
+        resume_step: int = 0,
+        done: Collection[int] = frozenset(),
+        attention: str = "",
+    ) -> None:
         self.directory = directory
         directory.mkdir(parents=True, exist_ok=True)
         self.path = directory / "metrics.jsonl"
         for kept in (self.path, directory / "samples.jsonl"):
             cut_from(kept, resume_step, done=done)
         self.logged = {row["step"] for row in read_metrics(self.path)} if self.path.is_file() else set[int]()
-        files.write_text(directory / "environment.json", json.dumps(collect(), indent=1) + "\n")
+        environment = collect()
+        environment["attention"] |= {"trainer": attention} if attention else {}
+        files.write_text(directory / "environment.json", json.dumps(environment, indent=1) + "\n")
         self._file = self.path.open("a", encoding="utf-8")
         self._board = TensorBoard(directory / "tensorboard", resume_step) if cfg.logging.tensorboard else None
         self._wandb = _start_wandb(directory, cfg) if cfg.logging.wandb else None

@@ -19,6 +19,7 @@ from megatron_mmsr1.data.images import ImageStore
 from megatron_mmsr1.data.usable_rows import usable_rows
 from megatron_mmsr1.errors import Interrupted, RunError, UsageError
 from megatron_mmsr1.megatron.actor import MegatronActor
+from megatron_mmsr1.megatron.attention.choice import SLOW, chosen
 from megatron_mmsr1.publish import model_card
 from megatron_mmsr1.reward import min_success
 from megatron_mmsr1.rollout.worker import RolloutWorker
@@ -64,7 +65,12 @@ class Run:
         kept = Kept(cfg, self.parallel, home / "images")
         self.checkpoints = Checkpoints(cfg, self.actor, sampler, kept, self._warn, self._info)
         self.step = self.checkpoints.restore()
-        self.logger = RunLog(self.out, cfg, resume_step=self.step) if self.lead else None
+        attends = chosen(cfg, self.actor.model.config)
+        self.logger = RunLog(self.out, cfg, resume_step=self.step, attention=attends.reason) if self.lead else None
+        if self.logger and attends.slow:
+            self.logger.warn(f"attention: {attends.reason}. {SLOW}")
+        elif self.logger:
+            self.logger.info(f"attention: {attends.reason}")
         if self.logger and self.checkpoints.source:
             self.logger.info(f"resuming at step {self.step} from {self.checkpoints.source}")
         self.watch = SearchWatch(search, cfg, self._warn, self._info, beat=self.phases.beat)

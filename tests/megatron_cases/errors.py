@@ -23,9 +23,16 @@ def settings(lab: Lab) -> None:
     for provider, words in (
         ({"attention_dropuot": 0.1}, ("megatron.provider.attention_dropuot", "did you mean attention_dropout")),
         ({"sequence_parallel": True}, ("megatron.provider.sequence_parallel", "megatron.sequence_parallel")),
+        ({"fp8": "e4m3"}, ("megatron.provider.fp8", "megatron.fp8")),
     ):
         with raises(UsageError, *words):
             lab.actor(megatron={"provider": provider})
+    for megatron, words in (
+        ({"attention": "varlen"}, ("megatron.attention=varlen cannot be here", "no CUDA device", "What can: padded")),
+        ({"fp8": "current"}, ("megatron.fp8=current cannot be here", "transformer-engine is not installed")),
+    ):
+        with raises(UsageError, *words):
+            lab.actor(megatron=megatron)
     raw: dict[str, Any] = lab.config().model_dump()
     raw["train"]["ranks"] = raw["data"]["prompts_per_step"] = 3
     with raises(UsageError, "train.ranks=3", "1 processes"):

@@ -62,7 +62,7 @@ def log_prob(lab: Lab) -> None:
 
 def attention_and_rope(lab: Lab) -> None:
     """A pack of ragged sequences against one sequence at a time."""
-    from megatron_mmsr1.megatron.layers import PackedAttention
+    from megatron_mmsr1.megatron.attention.layer import PackedAttention
     from megatron_mmsr1.megatron.layout import packed
     from megatron_mmsr1.megatron.rope import apply_packed
 

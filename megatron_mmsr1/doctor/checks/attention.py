@@ -29,7 +29,7 @@ def run(place: Place) -> list[Finding]:
         config = Path(directory) / "config.yaml"
         config.write_text(dump(place.cfg))
         env = {k: v for k, v in os.environ.items() if k not in PLACE}
-        argv = [sys.executable, "-m", "megatron_mmsr1.megatron.attention_probe", str(config)]
+        argv = [sys.executable, "-m", "megatron_mmsr1.megatron.attention.probe", str(config)]
         done = subprocess.run(argv, env=env, capture_output=True, text=True, timeout=TIMEOUT_S, check=False)
     if done.returncode:
         said = done.stderr.strip().splitlines() or [f"exit code {done.returncode}"]
@@ -47,7 +47,9 @@ def findings(said: dict[str, Any]) -> list[Finding]:
     off = f"output {said['error']:.1g}, gradients {said['gradient_error']:.1g} from a softmax in float32"
     data = {k: None if math.isnan(e) else e for k, e in errors.items()}  # JSON has no NaN
     advice = "" if right else "this kernel computes something else: install another build of it"
+    slow = "another kernel would do once it has what it lacks here: bfloat16, say, or the package" if said["slow"] else ""
     return [
+        Finding("kernel", said["choice"], Level.WARNING if slow else Level.OK, slow, alike=True),
         Finding("trainer", kernels, alike=True, data={k: v for k, v in said.items() if k not in errors}),
         Finding("difference", off, Level.OK if right else Level.ERROR, advice, data=data),
     ]

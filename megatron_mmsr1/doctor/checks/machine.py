@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from megatron_mmsr1 import __version__
 from megatron_mmsr1.doctor.check import Check, Finding, Level, Place, Who
+from megatron_mmsr1.megatron.attention.choice import choose, situation
 from megatron_mmsr1.procs import facts
 
 
 def run(place: Place) -> list[Finding]:
     found = facts.collect()
+    trainer = choose("auto", situation())
     m, c = found["machine"], found["cuda"]
     devices = [f"{d['name']} ({d['memory_gib']} GiB, sm {d['capability']})" for d in c["devices"]]
     counted = [f"{devices.count(d)} x {d}" for d in dict.fromkeys(devices)]
@@ -26,7 +28,7 @@ def run(place: Place) -> list[Finding]:
         Finding("collectives", f"{c['backend']}, torch built for {c['torch_build'] or 'nothing'}", alike=True),
         *(Finding(package, version or "-", alike=True) for package, version in versions.items()),
         Finding("sgl_kernel", found["sgl_kernel"], alike=True),
-        Finding("attention", f"expected: trainer: {found['attention']['trainer']}; engine: {found['attention']['engine']}"),
+        Finding("attention", f"engine: {found['attention']['engine']}; trainer, of a model in bfloat16: {trainer.reason}"),
         Finding("patches", f"of other packages' internals, each for one version: {patches}"),
         *(Finding("environment", "", Level.ERROR, advice) for advice in found["errors"]),
         *(Finding("environment", "", Level.WARNING, advice) for advice in found["warnings"]),

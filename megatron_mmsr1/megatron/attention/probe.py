@@ -1,4 +1,4 @@
-"""`python -m megatron_mmsr1.megatron.attention_probe CONFIG`: the attention that a run's trainer would use on this machine.
+"""`python -m megatron_mmsr1.megatron.attention.probe CONFIG`: the attention that a run's trainer would use on this machine.
 
 It is built by the layer specification of the run's own model, with its heads and its type, run forward and backward on a few
 packed tokens under the profiler, and compared with a softmax written out in float32. A line of JSON says what was found.
@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import math
 import sys
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,19 +21,22 @@ TORCH = "aten::_scaled_dot_product_"  # what scaled_dot_product_attention has ch
 
 
 def probe(config: Path) -> dict[str, Any]:
-    """{"layer", "kernels", "dtype", "device", "error", "gradient_error"}: errors relative to the largest entry.
-    `platform.install` comes first. Raises UsageError as `model.build`, and whatever a kernel that does not run raises."""
+    """{"choice", "slow", "layer", "kernels", "dtype", "device", "error", "gradient_error"}: errors relative to the largest
+    entry. The choice is the whole run's, what is run is one rank's. `platform.install` comes first.
+    Raises UsageError as `model.build`, and whatever a kernel that does not run raises."""
     import torch
     from megatron.core.transformer.enums import AttnMaskType
-    from megatron.core.transformer.spec_utils import build_module
 
     from megatron_mmsr1 import config as configs
     from megatron_mmsr1.megatron import parallel
+    from megatron_mmsr1.megatron.attention.choice import chosen
+    from megatron_mmsr1.megatron.attention.layer import PackedAttention
     from megatron_mmsr1.megatron.layout import packed
     from megatron_mmsr1.megatron.model import described
     from megatron_mmsr1.models import of_checkpoint
 
-    cfg = alone(configs.load(config))
+    whole = configs.load(config)
+    cfg = alone(whole)
     parallel.init(cfg)
     files = of_checkpoint(cfg.model.path, cfg.model.family)
     _, provider = described(cfg, files, cfg.model.path, config_only=True)
@@ -40,13 +44,11 @@ def probe(config: Path) -> dict[str, Any]:
     spec = spec(provider) if callable(spec) else spec
     layer = spec.layer_specs[0] if hasattr(spec, "layer_specs") else spec  # of a block, or of each of its layers
     causal = AttnMaskType.causal
-    attend: Any = build_module(
-        layer.submodules.self_attention.submodules.core_attention,
-        config=provider,
-        layer_number=1,
-        attn_mask_type=causal,
-        attention_type="self",
-    )
+    choice = chosen(whole, provider)
+    build: Any = layer.submodules.self_attention.submodules.core_attention
+    if choice.kernel.attend is not None:  # one rank alone might take another
+        build = partial(PackedAttention, kernel=choice.kernel.name)
+    attend = build(config=provider, layer_number=1, attn_mask_type=causal, attention_type="self")
     torch.manual_seed(0)
     device, dtype = platform.device(), getattr(torch, cfg.model.dtype)
     d = provider.kv_channels or provider.hidden_size // provider.num_attention_heads
@@ -63,6 +65,8 @@ def probe(config: Path) -> dict[str, Any]:
     wanted = _written_out(*plain)
     theirs = torch.autograd.grad(wanted.square().sum(), plain)
     return {
+        "choice": choice.reason,
+        "slow": choice.slow,
         "layer": type(attend).__name__,
         "kernels": names,
         "dtype": cfg.model.dtype,

@@ -4,20 +4,22 @@ rank holds a share: exact, both ways.
 A token attends to its own run, causally, and to every run above its own, whole. Each of these is an attention of its own, with
 the logarithm L_i of its sums of exponentials beside its output O_i; together they are L = log(sum e^L_i) and
 O = sum e^(L_i - L) O_i (as FlashAttention joins blocks, arXiv 2205.14135, section 3.1). Backwards each part is given O and L of
-the whole, from which the formulas in `attention_kernels.py` make its own share of every gradient. No score is kept, and no
+the whole, from which the formulas in `parts.py` make its own share of every gradient. No score is kept, and no
 output of a part.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
-from megatron_mmsr1.megatron.attention_kernels import attend, gradients
-from megatron_mmsr1.megatron.layout import Packed
+from megatron_mmsr1.megatron.attention.parts import attend, gradients
+
+if TYPE_CHECKING:
+    from megatron_mmsr1.megatron.layout import Packed
 
 NEVER = 1e30  # the logarithm of a row in padding: e^(score - NEVER) is 0, and so is its share of every gradient
 
