@@ -109,7 +109,7 @@ class _LinearLogProb(torch.autograd.Function):
         to_logprob, to_entropy = grads[0].float()
         size = weight.shape[0]
         dh = torch.empty_like(h)
-        dw = torch.zeros_like(weight, dtype=torch.float32)
+        dw = torch.zeros_like(weight, dtype=torch.float32) if ctx.needs_input_grad[1] else None
         with_entropy = bool(to_entropy.any())
         for a in range(0, h.shape[0], ctx.chunk):
             s = slice(a, a + ctx.chunk)
@@ -124,8 +124,9 @@ class _LinearLogProb(torch.autograd.Function):
             dz.scatter_add_(1, local.clamp(0, size - 1)[:, None], torch.where(here, to_logprob[s], 0.0)[:, None])
             dz = dz.div_(ctx.temperature).to(weight.dtype)
             dh[s] = dz @ weight
-            dw += dz.T @ h[s]
-        return dh, dw.to(weight.dtype), None, None, None, None, None
+            if dw is not None:
+                dw += dz.T @ h[s]
+        return dh, None if dw is None else dw.to(weight.dtype), None, None, None, None, None
 
 
 def _logits(h: Tensor, weight: Tensor, banned: Tensor, temperature: float) -> Tensor:

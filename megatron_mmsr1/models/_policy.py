@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import torch
 from megatron.bridge.models.gpt_provider import GPTModelProvider
 from megatron.bridge.utils.common_utils import hook_hf_module_setattr_for_tp_grad_sync
 from megatron.core.packed_seq_params import PackedSeqParams
@@ -114,6 +115,8 @@ class PolicyModel(MegatronModule):
                 embeddings = embeddings.index_copy(0, feature_positions, values)
             if self.config.sequence_parallel:
                 embeddings = scatter_to_sequence_parallel_region(embeddings, group=get_tensor_model_parallel_group())
+            if self.config.recompute_granularity == "full" and torch.is_grad_enabled() and not embeddings.requires_grad:
+                embeddings.requires_grad_()  # layers are computed again only for inputs that want a gradient
         return self.language_model(
             input_ids=None,
             position_ids=position_ids,
