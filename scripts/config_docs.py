@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from pydantic import BaseModel
 from pydantic_core import PydanticUndefined
@@ -33,9 +33,20 @@ def _sections(model: type[BaseModel], above: str = "") -> list[tuple[str, type[B
     """The sections below `model`, each followed by its own, with their dotted names."""
     out: list[tuple[str, type[BaseModel]]] = []
     for name, field in model.model_fields.items():
-        if _part(field) is None and isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
-            out += [(above + name, field.annotation), *_sections(field.annotation, f"{above}{name}.")]
+        below = _section(field.annotation) or _optional(field.annotation)
+        if _part(field) is None and below is not None:
+            out += [(above + name, below), *_sections(below, f"{above}{name}.")]
     return out
+
+
+def _section(annotation: Any) -> type[BaseModel] | None:
+    return annotation if isinstance(annotation, type) and issubclass(annotation, BaseModel) else None
+
+
+def _optional(annotation: Any) -> type[BaseModel] | None:
+    """Of `Section | None`."""
+    found = get_args(annotation)
+    return _section(found[0]) if len(found) == 2 and found[1] is type(None) else None
 
 
 def _seams(model: type[BaseModel], above: str = "") -> list[str]:
@@ -68,12 +79,7 @@ def _chapter(name: str, model: type[BaseModel]) -> list[str]:
 def _table(model: type[BaseModel], *, sections: bool = True) -> str:
     rows = ["| key | type | default | what it does |", "| --- | --- | --- | --- |"]
     for name, field in model.model_fields.items():
-        if (
-            not sections
-            and _part(field) is None
-            and isinstance(field.annotation, type)
-            and issubclass(field.annotation, BaseModel)
-        ):
+        if not sections and _part(field) is None and _section(field.annotation) is not None:
             continue
         kind, default = (
             (_type(field.annotation), _default(field)) if _part(field) is None else ("`name` and settings", "see below")
@@ -83,6 +89,8 @@ def _table(model: type[BaseModel], *, sections: bool = True) -> str:
 
 
 def _type(annotation: Any) -> str:
+    if _optional(annotation) is not None:
+        return "a section, below"
     text = annotation.__name__ if isinstance(annotation, type) and not hasattr(annotation, "__args__") else str(annotation)
     return f"`{text.replace('typing.', '').replace('|', 'or')}`"
 

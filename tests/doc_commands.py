@@ -56,6 +56,10 @@ MINUTES: dict[str, tuple[str, str]] = {
     "mmsr1 report runs/atlas": ("", "runs/atlas/report.html"),
     "mmsr1 data difficulty runs/atlas build/graded": ("", "wrote build/graded/train.parquet"),
     "mmsr1 export runs/atlas my-model": ("", ""),
+    "mmsr1 train configs/atlas.yaml model.lora.rank=8 model.lora.alpha=16 algorithm.kl_coef=0.01 optimizer.lr=5e-4 "
+    "output=runs/atlas-lora": (f"train.steps=2 {FEW}", ""),
+    "mmsr1 export runs/atlas-lora my-merged-model": ("", ""),
+    "mmsr1 export runs/atlas-lora my-adapter --adapter": ("", ""),
     "mmsr1 sft configs/atlas-sft.yaml model.path=build/atlas/model": ("train.steps=2 sft.examples_per_step=4", ""),
     "mmsr1 serve my-model": ("gateway.port=0", "API"),
     "mmsr1 serve my-model search.corpus=build/atlas": ("gateway.port=0 --engine {engine}", "API"),

@@ -125,7 +125,7 @@ def _export(args: argparse.Namespace) -> None:
 
     source = existing(args.source)
     print(f"exporting {source} to {args.out} ...", file=sys.stderr, flush=True)
-    export(source, Path(args.out))
+    export(source, Path(args.out), adapter=args.adapter)
 
 
 def _doctor(args: argparse.Namespace) -> None:
@@ -180,6 +180,7 @@ def build_parser() -> argparse.ArgumentParser:
     p = verb(verbs, "export", _export, "write a Hugging Face checkpoint of a run", "mmsr1 export runs/atlas runs/atlas-hf")
     p.add_argument("source", metavar="RUN_OR_CHECKPOINT", help="a run (its latest checkpoint) or one checkpoint directory")
     p.add_argument("out", metavar="OUT", help="directory to write")
+    p.add_argument("--adapter", action="store_true", help="the adapters of model.lora alone, in peft's layout")
 
     checkpoint_verbs.add(verbs)
     data_verbs.add(verbs)

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from megatron_mmsr1.config import MegatronConfig
+from megatron_mmsr1.config.lora import LoraConfig
 from megatron_mmsr1.errors import UsageError
 
 # What tensor parallelism splits, and the key of config.json that counts it.
@@ -34,6 +35,16 @@ def check(m: MegatronConfig, config: Mapping[str, Any], *, first: int = 0) -> No
     must stand beside the vision tower."""
     for said in problems(m, config, first=first):
         raise UsageError(said)
+
+
+def check_lora(lora: LoraConfig | None, config: Mapping[str, Any]) -> None:
+    """UsageError for adapters of a mixture's experts."""
+    wide = [t for t in (lora.targets if lora else ()) if t in ("gate_up_proj", "down_proj")]
+    if wide and experts_of(config):
+        raise UsageError(
+            f"model.lora.targets names {', '.join(wide)}, which are experts in this model, a mixture, and take no adapters "
+            "here: set model.lora.targets=[qkv_proj, o_proj]"
+        )
 
 
 def problems(m: MegatronConfig, config: Mapping[str, Any], *, first: int = 0) -> Iterator[str]:

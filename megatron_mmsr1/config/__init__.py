@@ -16,6 +16,7 @@ from megatron_mmsr1.config.alarms import AlarmsConfig
 from megatron_mmsr1.config.algorithm import AlgorithmConfig
 from megatron_mmsr1.config.checks import problems
 from megatron_mmsr1.config.explain import explain_all
+from megatron_mmsr1.config.lora import LoraConfig
 from megatron_mmsr1.config.placement import PlacementConfig
 from megatron_mmsr1.config.reading import override, read_mapping
 from megatron_mmsr1.config.search import SearchConfig
@@ -49,13 +50,18 @@ class ModelConfig(Section):
     freeze: Training[list[str]] = Field(
         default_factory=list, description="further parts to keep, of tower, merger, language and embeddings"
     )
+    lora: Training[LoraConfig | None] = Field(
+        default=None, description="train adapters of low rank in the place of the language model; default: all of its weights"
+    )
     min_pixels: int = Field(default=56 * 56, gt=0, description="smaller images are enlarged to this many pixels")
     max_pixels: int = Field(default=28 * 28 * 1024, gt=0, description="larger images are shrunk to this many pixels")
 
     @property
     def frozen(self) -> frozenset[str]:
-        """The parts that take no gradient: `freeze`, and tower and merger under `freeze_vision`."""
-        return frozenset(self.freeze) | (frozenset({"tower", "merger"}) if self.freeze_vision else frozenset[str]())
+        """The parts that take no gradient: `freeze`; tower and merger under `freeze_vision`; under `lora` the language model
+        and its embeddings."""
+        vision = {"tower", "merger"} if self.freeze_vision else set[str]()
+        return frozenset(self.freeze) | vision | ({"language", "embeddings"} if self.lora else set[str]())
 
     @property
     def vision_frozen(self) -> bool:
@@ -341,6 +347,14 @@ class RunConfig(Section):
         """Whether the run needs a search server: a trajectory may search, or the config says where (an own tool may)."""
         allowed = self.protocol.image_searches + self.protocol.text_searches
         return bool(allowed or self.search.url or self.search.corpus or self.search.text.backend != "bm25")
+
+    @property
+    def reference_is_policy(self) -> bool:
+        """Whether the policy without its adapters is the reference, so that no second model is needed: they are all that is
+        trained, and the reference is what the policy began as."""
+        m = self.model
+        same = m.reference in (None, m.path) and not self.algorithm.reference_interval
+        return m.lora is not None and m.vision_frozen and same
 
     @property
     def data_parallel(self) -> int:

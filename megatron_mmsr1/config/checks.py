@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
 def problems(cfg: RunConfig) -> list[str]:
     """Every rule that is broken; `RunConfig` refuses to be made while there is one."""
-    rules = (_pictures, _layout, _placement, _training, _shaping, _conversation, _micro_batches)
+    rules = (_pictures, _lora, _layout, _placement, _training, _shaping, _conversation, _micro_batches)
     return [said for rule in rules for said in rule(cfg)]
 
 
@@ -19,6 +19,18 @@ def _pictures(cfg: RunConfig) -> Iterator[str]:
     m = cfg.model
     if m.min_pixels > m.max_pixels:
         yield f"model.min_pixels={m.min_pixels} is above model.max_pixels={m.max_pixels}"
+
+
+def _lora(cfg: RunConfig) -> Iterator[str]:
+    lora, t = cfg.model.lora, cfg.megatron.tensor_parallel
+    if lora is None:
+        return
+    if "language" in cfg.model.freeze:
+        yield "model.lora trains adapters in the language model, which model.freeze keeps as it is: leave language out of it"
+    if lora.rank % t:
+        yield f"model.lora.rank={lora.rank} does not divide over megatron.tensor_parallel={t}: take a multiple of it"
+    if len(set(lora.targets)) < len(lora.targets):
+        yield f"model.lora.targets={lora.targets} names one twice: leave it out"
 
 
 def _layout(cfg: RunConfig) -> Iterator[str]:

@@ -219,7 +219,7 @@ class MegatronActor:
         return checkpoint.latest(Path(parent), self.parallel)
 
     # -------------------------------------------------------------------------------------------------------- helpers
-    def _forward_backward(self, model: Built, *, frozen: bool) -> ForwardBackward:
+    def _forward_backward(self, model: Built, *, frozen: bool, adapters: bool = True) -> ForwardBackward:
         vision = VisionFeatures(self.images, model.files.pictures, frozen=frozen, device=platform.device())
         return ForwardBackward(
             model,
@@ -227,11 +227,18 @@ class MegatronActor:
             banned=self.banned,
             temperature=1.0 if self.cfg.algorithm.supervised else self.cfg.rollout.temperature or 1.0,
             chunk=self.cfg.megatron.logprob_chunk,
+            adapters=adapters,
         )
 
     def _build_reference(self) -> ForwardBackward:
+        if self.cfg.reference_is_policy:
+            runner = self._forward_backward(self.model, frozen=True, adapters=False)
+            runner.vision = self.policy.vision
+            return runner
         path = Path(self.cfg.model.reference or self.cfg.model.path)
-        model = build(self.cfg, path, trainable=False, key="model.reference")
+        # One that takes over the policy's weights needs a place for its adapters.
+        moves = bool(self.cfg.algorithm.reference_interval)
+        model = build(self.cfg, path, trainable=False, key="model.reference", adapters=moves)
         for chunk in model.chunks:
             chunk.eval()
         runner = self._forward_backward(model, frozen=True)

@@ -1,8 +1,8 @@
 """Import megatron.bridge where there is no transformer-engine.
 
-Version 0.6.2 imports it unconditionally for LoRA layers that this project does not use. A stub stands in its place for as long
-as that import takes, and is gone afterwards: nobody else may take it for the real package, neither megatron.core, which looks
-for it too and decides before the stub is there, nor whoever asks what is installed.
+Version 0.6.2 imports it unconditionally for its LoRA layers, of which those that are used here (`lora.py`) need none of it. A
+stub stands in its place for as long as that import takes, and is gone afterwards: nobody else may take it for the real package,
+neither megatron.core, which looks for it too and decides before the stub is there, nor whoever asks what is installed.
 """
 
 from __future__ import annotations
@@ -36,11 +36,12 @@ def install() -> None:
     root.pytorch = pytorch
     sys.modules |= {NAMES[0]: root, NAMES[1]: pytorch}
     try:
-        import megatron.bridge
-        import megatron.bridge.peft.lora_layers  # noqa: F401
+        import megatron.bridge.peft.utils as adapters
     finally:
         for name in NAMES:
             del sys.modules[name]
+    # It asks whether megatron.core has names for transformer-engine's layers, which it has: they are None.
+    adapters.HAVE_TE = False
 
 
 def _module(name: str, *, package: bool = False) -> Any:

@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from megatron_mmsr1.megatron.model import Built
 
 REFERENCE = "reference."  # prefix of the reference's weights, which are kept once they are a step's of the run
+LORA = "lora"
 KIND = "distributed_optimizer"  # its state and the plain optimizer's are laid out differently; neither loads the other's
 
 
@@ -49,6 +50,7 @@ def begin(
         state["reference"] = _reference(actor)
     state["rng"] = _rng_object(p, _rng_state())
     kept = {"extra": extra, "step": actor.step, KIND: actor.cfg.megatron.distributed_optimizer}
+    kept[LORA] = _lora(actor)
     kept |= {"reference_step": actor.reference_step, "kl_coef": actor.kl_coef, "skipped_in_a_row": actor.guard.in_a_row}
     return Save(p, directory, state, kept, layout=_layout(p), step=actor.step, beside=beside, memory=memory)
 
@@ -57,7 +59,8 @@ def load(actor: MegatronActor, directory: Path) -> dict[str, Any]:
     """Collective. Restores model, optimizer, step, the KL's coefficient and a reference that a step has refreshed, and the
     generators if the layout is the same; returns `extra`.
 
-    Raises RunError naming the file that is missing or torn, UsageError for a checkpoint of the other optimizer.
+    Raises RunError naming the file that is missing or torn, UsageError for a checkpoint of the other optimizer
+    or of other adapters.
     """
     p = actor.parallel
     held = _verify(directory, p)
@@ -67,6 +70,11 @@ def load(actor: MegatronActor, directory: Path) -> dict[str, Any]:
         raise UsageError(
             f"{directory} was written under megatron.distributed_optimizer={str(wrote).lower()}, which is {str(here).lower()} "
             f"here: set megatron.distributed_optimizer={str(wrote).lower()} to resume from it"
+        )
+    if kept.get(LORA) != _lora(actor):
+        raise UsageError(
+            f"{directory} was written under model.lora={kept.get(LORA)}, which is {_lora(actor)} here: its weights are other "
+            "ones. Resume with the settings that wrote it"
         )
     if not here and bool(_spread(held.layout)) != bool(_spread(_layout(p))):
         raise UsageError(
@@ -118,6 +126,11 @@ def _state(actor: MegatronActor, *, is_loading: bool) -> dict[str, Any]:
         "model": model,
         "optimizer": actor.optimizer.sharded_state_dict(model, is_loading=is_loading, metadata=metadata),
     }
+
+
+def _lora(actor: MegatronActor) -> dict[str, Any] | None:
+    chosen = actor.cfg.model.lora
+    return None if chosen is None else chosen.model_dump()
 
 
 def _reference(actor: MegatronActor) -> dict[str, Any]:

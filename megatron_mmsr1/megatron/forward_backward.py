@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -10,6 +11,7 @@ from megatron.core import parallel_state
 from megatron.core.pipeline_parallel import get_forward_backward_func
 from torch import Tensor
 
+from megatron_mmsr1.megatron import lora
 from megatron_mmsr1.megatron.batch import MicroBatch
 from megatron_mmsr1.megatron.context_parallel import joined
 from megatron_mmsr1.megatron.logprob import LogitsHead, TokenHead
@@ -22,10 +24,20 @@ Loss = Callable[[int, Tensor], tuple[Tensor, Any]]
 
 
 class ForwardBackward:
-    """Runs one model over micro-batches; every rank calls it alike, results are where the last pipeline stage is."""
+    """Runs one model over micro-batches, without its adapters (`lora.py`) where `adapters` is False; every rank calls it alike,
+    results are where the last pipeline stage is."""
 
-    def __init__(self, model: Built, vision: VisionFeatures, *, banned: list[int], temperature: float, chunk: int) -> None:
-        self.model, self.vision = model, vision
+    def __init__(
+        self,
+        model: Built,
+        vision: VisionFeatures,
+        *,
+        banned: list[int],
+        temperature: float,
+        chunk: int,
+        adapters: bool = True,
+    ) -> None:
+        self.model, self.vision, self.adapters = model, vision, adapters
         self.banned, self.temperature, self.chunk = banned, temperature, chunk
         self.group: Any = parallel_state.get_tensor_model_parallel_group()
         self.sharers: Any = parallel_state.get_context_parallel_group()
@@ -103,13 +115,14 @@ class ForwardBackward:
             return out, lambda scores: finish(i, scores)
 
         each = [iter(list(enumerate(batches))) for _ in self.model.chunks]  # every chunk of layers sees every micro-batch
-        return get_forward_backward_func()(
-            forward_step_func=forward,
-            data_iterator=each if len(each) > 1 else each[0],
-            model=self.model.chunks,
-            num_microbatches=len(batches),
-            # A hint only, but for interleaved stages, as others exchange shapes; of all context-parallel ranks together.
-            seq_length=batches[0].padded,
-            micro_batch_size=1,
-            forward_only=forward_only,
-        )
+        with contextlib.nullcontext() if self.adapters else lora.left_out(self.model.cores):
+            return get_forward_backward_func()(
+                forward_step_func=forward,
+                data_iterator=each if len(each) > 1 else each[0],
+                model=self.model.chunks,
+                num_microbatches=len(batches),
+                # A hint only, but for interleaved stages, as others exchange shapes; of all context-parallel ranks together.
+                seq_length=batches[0].padded,
+                micro_batch_size=1,
+                forward_only=forward_only,
+            )

@@ -14,7 +14,7 @@ from transformers import AutoConfig
 
 from megatron_mmsr1.config import RunConfig
 from megatron_mmsr1.errors import RunError, UsageError
-from megatron_mmsr1.megatron import hf, platform, rope
+from megatron_mmsr1.megatron import hf, lora, platform, rope
 from megatron_mmsr1.megatron.provider import configure
 from megatron_mmsr1.models import ModelFiles, of_checkpoint
 from megatron_mmsr1.models._policy import PolicyModel
@@ -58,11 +58,20 @@ class Built:
             core.load_state_dict({name.removeprefix(prefix): value for name, value in state[str(i)].items()})
 
 
-def build(cfg: RunConfig, path: Path, *, trainable: bool, key: str = "model.path", random_weights: bool = False) -> Built:
+def build(
+    cfg: RunConfig,
+    path: Path,
+    *,
+    trainable: bool,
+    key: str = "model.path",
+    random_weights: bool = False,
+    adapters: bool = True,
+) -> Built:
     """Load the Hugging Face checkpoint at `path` onto this rank's share of the model.
 
-    A trainable model is wrapped for data parallelism; one that is not takes no gradients. With `random_weights` only the
-    checkpoint's config.json is read, and weights are drawn as it says: for measurements of speed.
+    A trainable model is wrapped for data parallelism; one that is not takes no gradients. Without `adapters` it has none,
+    whatever `model.lora` says. With `random_weights` only the checkpoint's config.json is read, and weights are drawn as it
+    says: for measurements of speed.
     Raises UsageError for a path that is no checkpoint of a known family or does not divide over the ranks, RunError for a
     missing or damaged shard or weight.
     """
@@ -72,8 +81,16 @@ def build(cfg: RunConfig, path: Path, *, trainable: bool, key: str = "model.path
     bridge, provider = described(cfg, files, path, config_only=random_weights)
     provider.perform_initialization = random_weights
 
-    def before_wrapping(chunks: list[Any]) -> list[Any]:
-        return _freeze(chunks if random_weights else _load(bridge, chunks, names, path), cfg.model.frozen, trainable)
+    def before_wrapping(chunks: list[Any]) -> list[Any]:  # what is wrapped takes gradients
+        if not random_weights:
+            _load(bridge, chunks, names, path)
+        for chunk in chunks:
+            chunk.freeze(cfg.model.frozen)
+            if cfg.model.lora is not None and adapters:
+                lora.add(chunk, cfg.model.lora, cfg.seed)
+            if trainable and not any(p.requires_grad for p in chunk.parameters()):
+                raise UsageError("model.freeze leaves a pipeline stage nothing to train: freeze less, or use fewer stages")
+        return chunks
 
     provider.register_pre_wrap_hook(before_wrapping)
     ddp = DistributedDataParallelConfig(
@@ -113,7 +130,7 @@ def described(cfg: RunConfig, files: ModelFiles, path: str | Path, *, config_onl
     return bridge, provider
 
 
-def _load(bridge: AutoBridge, chunks: list[Any], names: set[str], path: Path) -> list[Any]:
+def _load(bridge: AutoBridge, chunks: list[Any], names: set[str], path: Path) -> None:
     """Weights into the bare model. megatron-bridge only warns about a missing one, so they are compared first."""
     wanted: set[str] = set()
     for task in bridge.get_conversion_tasks(chunks):
@@ -127,16 +144,6 @@ def _load(bridge: AutoBridge, chunks: list[Any], names: set[str], path: Path) ->
         bridge.load_hf_weights(chunks)
     except ValueError as e:
         raise UsageError(f"{path}: its weights do not have the shapes that its config.json says: {e}") from e
-    return chunks
-
-
-def _freeze(chunks: list[Any], frozen: frozenset[str], trainable: bool) -> list[Any]:
-    """Before the model is wrapped: what is wrapped takes gradients."""
-    for chunk in chunks:
-        chunk.freeze(frozen)
-        if trainable and not any(p.requires_grad for p in chunk.parameters()):
-            raise UsageError("model.freeze leaves a pipeline stage nothing to train: freeze less, or use fewer stages")
-    return chunks
 
 
 def unwrapped(module: Any) -> PolicyModel:

@@ -108,6 +108,7 @@ def configure(provider: Any, cfg: RunConfig, files: ModelFiles) -> None:
         )
     first = files.family.layers_beside_tower(files.config)
     fits.check(m, files.config, first=first)
+    fits.check_lora(cfg.model.lora, files.config)
     _stages(provider, m, stages.split(m, files.config, first=first, trains_tower=not cfg.model.vision_frozen))
     try:
         provider.finalize()

@@ -60,7 +60,7 @@ PATCHES = (
         "megatron-bridge",
         "0.6.2",
         "megatron/bridge.py",
-        "it imports transformer-engine unconditionally; a stub stands there while it is imported",
+        "it imports transformer-engine unconditionally, and takes it to be there; a stub stands there while it is imported",
         "without transformer-engine",
     ),
     Patch(

@@ -12,3 +12,4 @@ def layout(cfg: RunConfig) -> None:
 
     files = of_checkpoint(cfg.model.path, cfg.model.family)
     fits.check(cfg.megatron, files.config, first=files.family.layers_beside_tower(files.config))
+    fits.check_lora(cfg.model.lora, files.config)

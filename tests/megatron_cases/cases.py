@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from functools import partial
 
-from megatron_cases import behaviour, errors, layouts, persistence, saving, units
+from megatron_cases import behaviour, errors, layouts, lora, persistence, saving, units
 from megatron_cases.harness import LAYOUTS, Lab
 
 Case = Callable[[Lab], None]
@@ -20,6 +20,9 @@ second = partial(over, "qwen2_vl")
 third = partial(over, "qwen3_vl")
 mixture = partial(over, "qwen3_vl_moe")
 odd = partial(over, "qwen3_vl_moe_odd")  # five layers, of which the first two stand beside the tower
+
+ADAPTERS = {"name": "lora_", "model": {"lora": lora.LORA}}
+elsewhere = partial(partial, persistence.load_elsewhere, model=ADAPTERS["model"])
 
 
 CASES: dict[int, dict[str, Case]] = {
@@ -79,6 +82,17 @@ CASES: dict[int, dict[str, Case]] = {
         "not_finite": behaviour.not_finite,
         "nothing_to_train": behaviour.nothing_to_train,
         "decay_spares_norms_and_biases": behaviour.decay_spares_norms_and_biases,
+        "lora_equals_transformers": lora.equals_transformers,
+        "lora_merged_and_alone": partial(lora.merged_and_alone, layout="tp1"),
+        "lora_first_is_base": partial(lora.first_is_base, layout="tp1"),
+        "lora_reference": partial(lora.reference, layout="tp1"),
+        "lora_exact_resume": partial(persistence.exact_resume, **ADAPTERS),
+        "lora_other_adapters": lora.other_adapters,
+        "lora_recompute_full": partial(lora.same_weights, layout="tp1", recompute="full"),
+        "lora_recompute_selective": partial(lora.same_weights, layout="tp1", recompute="selective"),
+        "qwen3_vl_lora_equals_transformers": third(lora.equals_transformers),
+        "tied_lora_equals_transformers": over("tied", lora.equals_transformers),
+        "qwen3_vl_moe_lora_equals_transformers": mixture(lora.equals_transformers, targets=("qkv_proj", "o_proj")),
         "an_empty_share": behaviour.an_empty_share,
         "averages": behaviour.averages,
         "bfloat16": behaviour.bfloat16,
@@ -134,6 +148,18 @@ CASES: dict[int, dict[str, Case]] = {
             f"qwen3_vl_moe_ep2_{what}": mixture(getattr(layouts, what), layout="ep2")
             for what in ("logits_and_gradients", "steps", "plain_optimizer", "one_sequence")
         },
+        **{f"lora_{n}": partial(lora.same_weights, layout=n) for n in ("tp2", "tp2_sp", "pp2", "vpp2", "cp2", "dp2")},
+        **{f"lora_merged_and_alone_{n}": partial(lora.merged_and_alone, layout=n) for n in ("tp2_sp", "pp2")},
+        **{f"lora_first_is_base_{n}": partial(lora.first_is_base, layout=n) for n in ("tp2_sp", "pp2")},
+        **{f"lora_reference_{n}": partial(lora.reference, layout=n) for n in ("tp2_sp", "pp2")},
+        "lora_exact_resume_tp2_sp": partial(persistence.exact_resume, layout="tp2_sp", **ADAPTERS),
+        "lora_load_tp1_checkpoint_as_tp2_sp": elsewhere(source="lora_tp1", layout="tp2_sp"),
+        "lora_load_tp2_sp_checkpoint_as_dp2": elsewhere(source="lora_tp2_sp", layout="dp2"),
+        "lora_load_tp2_sp_checkpoint_as_pp2": elsewhere(source="lora_tp2_sp", layout="pp2"),
+        "lora_recompute_full_tp2_sp": partial(lora.same_weights, layout="tp2_sp", recompute="full"),
+        "qwen3_vl_lora_tp2_sp": third(lora.same_weights, layout="tp2_sp"),
+        "tied_lora_pp2": over("tied", lora.same_weights, layout="pp2"),
+        "qwen3_vl_moe_lora_etp1_tp2": mixture(lora.same_weights, layout="etp1_tp2", targets=("qkv_proj", "o_proj")),
         "pp2_uneven_logits_and_gradients": partial(layouts.logits_and_gradients, layout="pp2_uneven"),
         **{
             f"vpp2_{what}": partial(getattr(layouts, what), layout="vpp2")
@@ -242,6 +268,13 @@ CASES: dict[int, dict[str, Case]] = {
 # together. Only where slow tests are asked for.
 SLOW = {
     2: {
+        *(f"lora_{n}" for n in ("tp2", "vpp2", "cp2", "dp2")),
+        "lora_merged_and_alone_pp2",
+        "lora_first_is_base_tp2_sp",
+        "lora_reference_tp2_sp",
+        *(f"lora_load_tp2_sp_checkpoint_as_{n}" for n in ("dp2", "pp2")),
+        "qwen3_vl_lora_tp2_sp",
+        "qwen3_vl_moe_lora_etp1_tp2",
         "cp2_selected",
         "cp2_weights_after_steps",
         "qwen2_vl_cp2_logits_and_gradients",

@@ -98,33 +98,33 @@ def refreshed_reference(lab: Lab, layout: str = "tp1") -> None:
     assert again[0]["kl"] == 0 and {n: again[1][n] for n in NAMES} == {n: third[n] for n in NAMES}
 
 
-def exact_resume(lab: Lab, layout: str = "tp1", distributed: bool = True) -> None:
+def exact_resume(lab: Lab, layout: str = "tp1", distributed: bool = True, name: str = "", **sections: Any) -> None:
     """Three steps in one go, or two, a checkpoint and one by another actor: the same numbers and weights, bit by bit."""
     split = LAYOUTS[layout] | {"distributed_optimizer": distributed}
-    settings = {"megatron": split, "algorithm": {"kl_coef": 0.1}, "optimizer": SCHEDULE}
+    settings = {"megatron": split, "algorithm": {"kl_coef": 0.1}, "optimizer": SCHEDULE} | sections
     actor = lab.actor(**settings)
-    assert actor.latest(lab.root / f"run_{layout}") is None
+    assert actor.latest(lab.root / f"run_{name}{layout}") is None
     for _ in range(2):
         actor.train_step(lab.trajectories, lab.advantages)
     extra = {"step": 2, "sampler": {"seed": 1, "order": [3, 1, 2], 7: (1.5, None)}, "search": "abc"}
-    actor.save(lab.root / f"run_{layout}" / "step_000002", extra)
+    actor.save(lab.root / f"run_{name}{layout}" / "step_000002", extra)
     third = actor.train_step(lab.trajectories, lab.advantages)
     after = torch.rand(3)
-    actor.export(lab.root / f"straight_{layout}")
+    actor.export(lab.root / f"straight_{name}{layout}")
 
     resumed = lab.actor(**settings)
     torch.rand(100)  # the generators come back too
-    where = resumed.latest(lab.root / f"run_{layout}")
+    where = resumed.latest(lab.root / f"run_{name}{layout}")
     assert where is not None and where.name == "step_000002"
     assert resumed.load(where) == extra and resumed.step == 2
     again = resumed.train_step(lab.trajectories, lab.advantages)
     found, wanted = ({n: m[n] for n in NAMES} for m in (again, third))
     assert found == wanted, f"{found} not {wanted}"
     assert torch.equal(torch.rand(3), after)
-    resumed.export(lab.root / f"resumed_{layout}")
-    a, b = (load_file(lab.root / f"{kind}_{layout}" / "model.safetensors") for kind in ("straight", "resumed"))
+    resumed.export(lab.root / f"resumed_{name}{layout}")
+    a, b = (load_file(lab.root / f"{kind}_{name}{layout}" / "model.safetensors") for kind in ("straight", "resumed"))
     assert all(torch.equal(a[n], b[n]) for n in a)
-    lab.keep(f"third_{layout}", {n: third[n] for n in NAMES})
+    lab.keep(f"third_{name}{layout}", {n: third[n] for n in NAMES})
 
 
 def plain_optimizer_elsewhere(lab: Lab) -> None:
@@ -136,9 +136,9 @@ def plain_optimizer_elsewhere(lab: Lab) -> None:
         lab.actor(megatron=plain).load(target)
 
 
-def load_elsewhere(lab: Lab, source: str, layout: str) -> None:
+def load_elsewhere(lab: Lab, source: str, layout: str, **sections: Any) -> None:
     """A checkpoint of one layout goes on under another: the next step has the numbers that it would have had."""
-    actor = lab.actor(megatron=LAYOUTS[layout], algorithm={"kl_coef": 0.1}, optimizer=SCHEDULE)
+    actor = lab.actor(megatron=LAYOUTS[layout], algorithm={"kl_coef": 0.1}, optimizer=SCHEDULE, **sections)
     assert actor.load(lab.root / f"run_{source}" / "step_000002")["step"] == 2
     found, wanted = actor.train_step(lab.trajectories, lab.advantages), lab.kept(f"third_{source}")
     for n in NAMES:
