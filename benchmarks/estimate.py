@@ -36,6 +36,8 @@ LAYOUTS: dict[str, tuple[int, dict[str, Any]]] = {
     "PP2": (2, {"pipeline_parallel": 2}),
     "DP2": (2, {}),
     "TP2xPP2+SP": (4, TP2 | {"pipeline_parallel": 2}),
+    "TP1, LoRA": (1, {}),
+    "TP2+SP, LoRA": (2, TP2),
     "TP2xPP2+SP, recompute full": (4, TP2 | {"pipeline_parallel": 2, "recompute": "full"}),
 }
 
@@ -92,7 +94,7 @@ def config_of(home: Path, name: str, dtype: str) -> Any:
     world, megatron = LAYOUTS[name]
     return parse(
         {
-            "model": {"path": str(home), "dtype": dtype},
+            "model": {"path": str(home), "dtype": dtype, "lora": {"rank": 16, "alpha": 16} if "LoRA" in name else None},
             "data": {"prompts_per_step": ROLLOUTS, "group_size": 2},
             "protocol": {"max_prompt_tokens": 1, "max_turn_tokens": 1},
             "megatron": {"tokens_per_microbatch": EACH * LENGTH, "logprob_chunk": CHUNK} | megatron,

@@ -82,6 +82,46 @@ def test_bytes_a_parameter(d: Dimensions, dtype: str, dp: int) -> None:
     }
 
 
+def test_bytes_of_adapters() -> None:
+    """Adapters alone are trained, and the reference is no second model. Qwen2.5-VL-7B at rank 16 has, in each of 28 layers,
+    16 * ((3584 + 4608) + (3584 + 3584) + (3584 + 37888) + (18944 + 3584)) = 1,269,760 parameters of them."""
+    d = next(d for d in DIMENSIONS if (d.layers, d.hidden) == (28, 3584) and d.tower and d.tower.kind == "qwen2_5_vl")
+    lora = {"rank": 16, "alpha": 32}
+    c = cfg(4, model={"lora": lora}, tensor_parallel=2, sequence_parallel=True)
+    adapters = 28 * 1_269_760 // 2
+    found = memory.held(c, d, layout(c, d), 0)
+    assert found == {
+        "weights": 2 * (of_stage(d, layout(c, d), 0).total + adapters),
+        "gradients": 4 * adapters,
+        "optimizer": 12 * adapters // 2,
+    }
+    c.algorithm.kl_coef = 0.1
+    assert "reference" not in memory.held(c, d, layout(c, d), 0)
+    c.algorithm.reference_interval = 5
+    assert memory.held(c, d, layout(c, d), 0)["reference"] == found["weights"]
+    trained_tower = cfg(4, model={"lora": lora, "freeze_vision": False}, tensor_parallel=2)
+    trained_tower.algorithm.kl_coef = 0.1
+    assert memory.held(trained_tower, d, layout(c, d), 0)["reference"] == found["weights"] - 2 * adapters
+
+
+LAYERS = st.sampled_from(["cpu", "transformer-engine"])
+
+
+def peaks(c: config.RunConfig, d: Dimensions, w: Work, layers: Any) -> list[int]:
+    return [r.peak.total for r in memory.ranks(c, d, layout(c, d), w, layers)]
+
+
+@given(d=st.sampled_from(DIMENSIONS), layers=LAYERS, tp=st.sampled_from([1, 2, 4]))
+def test_adapters_need_less_than_full_training(d: Dimensions, layers: Any, tp: int) -> None:
+    lora = {"rank": 16, "alpha": 32, "targets": ["qkv_proj", "o_proj"]}
+    plain, adapted = (cfg(tp, model=m, tensor_parallel=tp) for m in ({}, {"lora": lora}))
+    w = work(plain, Batch())
+    assert peaks(adapted, d, w, layers)[0] < peaks(plain, d, w, layers)[0]
+    rates = Rates(1e12, 1e12, 1e11, 1e11)
+    one, two = (step(c, d, layout(c, d), w, rates, layers) for c in (adapted, plain))
+    assert one["layers"] < two["layers"] and one["gradient sums"] < two["gradient sums"]
+
+
 def evenly(d: Dimensions) -> Dimensions:
     """Whose tower and output layer cost nothing."""
     return replace(d, first=0, beside=(0.0, 0.0))
@@ -104,13 +144,6 @@ def test_more_stages_than_layers_are_refused() -> None:
     d = next(d for d in DIMENSIONS if d.layers == 28)
     with pytest.raises(UsageError, match="the model's 28 layers are too few for 29 chunks"):
         layout(cfg(29, pipeline_parallel=29), d)
-
-
-LAYERS = st.sampled_from(["cpu", "transformer-engine"])
-
-
-def peaks(c: config.RunConfig, d: Dimensions, w: Work, layers: Any) -> list[int]:
-    return [r.peak.total for r in memory.ranks(c, d, layout(c, d), w, layers)]
 
 
 @given(d=st.sampled_from(DIMENSIONS), layers=LAYERS, recompute=st.sampled_from(["none", "selective", "full"]))

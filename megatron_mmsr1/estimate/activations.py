@@ -25,6 +25,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+from megatron_mmsr1.config.lora import LoraConfig, Target
 from megatron_mmsr1.estimate.dimensions import Dimensions, Tower
 from megatron_mmsr1.estimate.parameters import Layout
 
@@ -40,6 +41,7 @@ class Kept:
     at: Layout
     width: int
     layers: Layers
+    lora: LoraConfig | None = None
 
     @property
     def stream(self) -> int:
@@ -51,12 +53,28 @@ class Kept:
         went into it: on a CPU no less than attention itself keeps, which holds no scores."""
         if recompute == "full":
             return self.stream
-        return self._norms() + self._attention(recompute) + self._forward()
+        return self._norms() + self._attention(recompute) + self._forward() + self._adapters()
 
     def _norms(self) -> int:
         d, w, s = self.d, self.width, self.at.tokens_over
-        both = 2 * (8 * d.hidden + 4) // s if self.layers == "cpu" else 2 * (w * d.hidden + 4) // s
-        return both + 2 * w * d.hidden // s
+        both = 2 * (self._normed() * d.hidden + 4) // s if self.layers == "cpu" else 2 * (w * d.hidden + 4) // s
+        return both + (0 if self.lora else 2 * w * d.hidden // s)
+
+    def _normed(self) -> int:
+        """Bytes a number that a norm keeps on a CPU: its input, and the normalised copy for the gradient of its weight."""
+        return 4 if self.lora else 8
+
+    def _adapters(self) -> int:
+        """Frozen matrices keep no inputs, but adapters do: those of qkv and fc1 of all tokens, where sequence parallelism has
+        gathered them; and all adapters A's output."""
+        if self.lora is None:
+            return 0
+        wide = sum(t in ("qkv_proj", "gate_up_proj") for t in self.lora.targets)
+        return self.width * (wide * self.d.hidden + len(self.lora.targets) * self.lora.rank)
+
+    def _keeps_input(self, name: Target) -> bool:
+        """Whether a matrix does, for its own gradient or its adapter's."""
+        return self.lora is None or (name in self.lora.targets and not self.d.experts)
 
     def _attention(self, recompute: Recompute) -> int:
         d, w, t = self.d, self.width, self.at.tensor
@@ -64,10 +82,11 @@ class Kept:
         rotated_and_mixed = (q + k) + (q + 2 * k)  # v is a view of the output of qkv, which stays whole for it
         if self.layers == "cpu" and self.at.context > 1:
             kept = w * (2 * q + 2 * k * self.at.context) // t
-            norms = 8 * (q + k) // t if d.qk_norm else 0
+            norms = self._normed() * (q + k) // t if d.qk_norm else 0
         elif self.layers == "cpu":
-            kept = w * ((rotated_and_mixed if recompute == "selective" else 2 * q + 2 * k) + q) // t
-            norms = 8 * (q + k) // t if d.qk_norm else 0
+            joined = q if self._keeps_input("o_proj") else 0
+            kept = w * ((rotated_and_mixed if recompute == "selective" else 2 * q + 2 * k) + joined) // t
+            norms = self._normed() * (q + k) // t if d.qk_norm else 0
         else:
             kept = w * (rotated_and_mixed + q) // t
             norms = w * (q + k) // t if d.qk_norm else 0
@@ -75,7 +94,8 @@ class Kept:
 
     def _forward(self) -> int:
         d, w = self.d, self.width
-        each = (5 if self.layers == "cpu" else 3) * d.ffn // self.at.tensor
+        wide = (5 if self.layers == "cpu" else 3) - (0 if self._keeps_input("down_proj") else 1)
+        each = wide * d.ffn // self.at.tensor
         if not d.experts:
             return w * each
         # A mixture keeps, of each token and expert that it goes to, the token's row as it was sent and as it came back, and
@@ -85,7 +105,7 @@ class Kept:
 
     def last_norm(self) -> int:
         d, s = self.d, self.at.tokens_over
-        return (8 * d.hidden + 4) // s if self.layers == "cpu" else (self.width * d.hidden + 4) // s
+        return (self._normed() * d.hidden + 4) // s if self.layers == "cpu" else (self.width * d.hidden + 4) // s
 
     def rotary(self) -> int:
         """Angles (float32), cosines and sines a token, once for all layers."""
@@ -106,11 +126,12 @@ def head_forward(k: Kept, scored: int, chunk: int) -> int:
     return n * (12 + (2 if later else 0))
 
 
-def head_backward(k: Kept, scored: int, chunk: int) -> int:
-    """Backwards: the weight's gradient in float32 and one chunk's share of it, and a chunk's logits, which become their own
-    gradients in place; in bfloat16 a copy of them. From the second chunk on, the old ones stand beside the new."""
+def head_backward(k: Kept, scored: int, chunk: int, *, trained: bool = True) -> int:
+    """Backwards: the weight's gradient in float32 and one chunk's share of it, where it is `trained`, and a chunk's logits,
+    which become their own gradients in place; in bfloat16 a copy of them. From the second chunk on, the old ones stand beside
+    the new."""
     words = k.d.vocabulary // k.at.tensor
-    weight, n = words * k.d.hidden, min(scored, chunk) * words
+    weight, n = words * k.d.hidden if trained else 0, min(scored, chunk) * words
     one = 4 * n if k.width == 4 else 6 * n
     products = k.width * weight + one
     renewed = one + (4 * n if k.width == 4 else 6 * n) if scored > chunk else 0

@@ -55,13 +55,13 @@ def largest_held(cfg: RunConfig, d: Dimensions, at: Layout) -> int:
 def held(cfg: RunConfig, d: Dimensions, at: Layout, stage: int) -> dict[str, int]:
     """What a rank holds all the time: weights; gradients in float32 (megatron-core's buffer); Adam's two moments in float32
     and, under bfloat16, master weights, over data-parallel ranks where the optimizer is sharded. What is frozen has weights
-    alone. A reference model is another copy of the weights."""
-    p, width = of_stage(d, at, stage), BYTES[cfg.model.dtype]
+    alone. A reference model is another copy of the weights, with adapters only where it takes over the policy's."""
+    p, width = of_stage(d, at, stage, cfg.model.lora), BYTES[cfg.model.dtype]
     trained = p.trained(cfg.model.frozen)
     state = 12 if width == 2 else 8
     terms = {"weights": p.total * width, "gradients": 4 * trained.total, "optimizer": state * shard(trained, at)}
-    if has_reference(cfg):
-        terms["reference"] = p.total * width
+    if has_reference(cfg) and not cfg.reference_is_policy:
+        terms["reference"] = (p.total - (0 if cfg.algorithm.reference_interval else p.adapters)) * width
     return terms
 
 
@@ -84,12 +84,14 @@ class _Stage:
     def __init__(self, cfg: RunConfig, d: Dimensions, at: Layout, work: Work, layers: Layers, stage: int) -> None:
         self.cfg, self.d, self.at, self.work, self.stage, self.kind = cfg, d, at, work, stage, layers
         self.width = BYTES[cfg.model.dtype]
-        self.k = Kept(d, at, self.width, layers)
+        self.k = Kept(d, at, self.width, layers, cfg.model.lora)
         self.first, self.last = stage == 0, stage == len(at.stages) - 1
         self.in_flight = min(work.count, len(at.stages) - stage)
-        p = of_stage(d, at, stage)
+        p = of_stage(d, at, stage, cfg.model.lora)
         self.parameters, self.trained = p.total, p.trained(cfg.model.frozen)
         self.words = d.vocabulary // at.tensor * d.hidden
+        # Whether the output layer's weight has a gradient.
+        self.trains_head = ("embeddings" if d.tied else "language") not in cfg.model.frozen
 
     def rank(self) -> Rank:
         always = held(self.cfg, self.d, self.at, self.stage) | self._always()
@@ -99,8 +101,10 @@ class _Stage:
         return Rank(self.stage, self.at.stages[self.stage], self.parameters, self.trained.total, tuple(phases))
 
     def _always(self) -> dict[str, int]:
-        """Sequence parallelism gathers a micro-batch's hidden states into a buffer that stays (megatron-core's global one)."""
-        gathered = self.width * self.work.tokens * self.d.hidden if self.at.sequence else 0
+        """Sequence parallelism gathers a micro-batch's hidden states into a buffer that stays (megatron-core's global one), but
+        for frozen matrices."""
+        buffer = self.at.sequence and self.cfg.model.lora is None
+        gathered = self.width * self.work.tokens * self.d.hidden if buffer else 0
         frozen = self.cfg.model.vision_frozen and self.first and self.d.tower is not None
         features = self.width * self._features() * self.work.count if frozen else 0
         return {"buffers": gathered, "features": min(CACHE, features)}
@@ -121,13 +125,14 @@ class _Stage:
         whole = layers + self._once()
         earlier = (self.in_flight - 1) * whole
         end = (tokens * self.k.last_norm() + self.work.scored * (self.width * self.d.hidden + 28)) if self.last else 0
-        tied = self.width * self.words if self.d.tied and self.first and self.last else 0
+        tied = self.width * self.words if self.d.tied and self.first and self.last and self.trains_head else 0
         again = tokens * self.k.layer() if recompute == "full" else 0
         kept = {"activations": earlier + whole, "vision": self.in_flight * vision}
         moments = [kept | {"activations": earlier + whole + again, "backward": tokens * self.k.backward() + tied}]
         if self.last:
             chunk = self.cfg.megatron.logprob_chunk
-            head = max(acts.head_forward(self.k, self.work.scored, chunk), acts.head_backward(self.k, self.work.scored, chunk))
+            scored, trained = self.work.scored, self.trains_head
+            head = max(acts.head_forward(self.k, scored, chunk), acts.head_backward(self.k, scored, chunk, trained=trained))
             moments.append(kept | {"activations": earlier + whole + end, "logits": head})
         if self.first:
             moments.append({"activations": earlier, "vision": (self.in_flight - 1) * vision + max(vision, transient)})

@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from megatron_mmsr1.cluster.fits import stages
 from megatron_mmsr1.cluster.stages import divided
 from megatron_mmsr1.config import RunConfig
+from megatron_mmsr1.config.lora import LoraConfig
 from megatron_mmsr1.errors import UsageError
 from megatron_mmsr1.estimate.dimensions import Dimensions, Tower
 
@@ -40,17 +41,18 @@ class Layout:
 
 @dataclass(frozen=True)
 class Parameters:
-    """Of one rank; the output layer is the embedding where they are tied, else language."""
+    """Of one rank; the output layer is the embedding where they are tied, else language. `adapters`: of `model.lora`."""
 
     language: int = 0
     experts: int = 0
     embeddings: int = 0
     tower: int = 0
     merger: int = 0
+    adapters: int = 0
 
     @property
     def total(self) -> int:
-        return self.language + self.experts + self.embeddings + self.tower + self.merger
+        return self.language + self.experts + self.embeddings + self.tower + self.merger + self.adapters
 
     def trained(self, frozen: frozenset[str]) -> Parameters:
         """Those that take a gradient; a mixture's experts are of its language model."""
@@ -77,7 +79,7 @@ def _stages(cfg: RunConfig, d: Dimensions) -> tuple[int, ...]:
     return tuple(sum(chunks[i :: m.pipeline_parallel]) for i in range(m.pipeline_parallel))
 
 
-def of_stage(d: Dimensions, at: Layout, stage: int) -> Parameters:
+def of_stage(d: Dimensions, at: Layout, stage: int, lora: LoraConfig | None = None) -> Parameters:
     """Of each tensor rank of a pipeline stage."""
     first, last = stage == 0, stage == len(at.stages) - 1
     words = d.vocabulary // at.tensor * d.hidden
@@ -89,7 +91,8 @@ def of_stage(d: Dimensions, at: Layout, stage: int) -> Parameters:
         language += words
     experts = at.stages[stage] * 3 * d.hidden * d.ffn * d.experts // (at.spread * at.expert_tensor)
     tower, merger = vision(d.tower) if first and d.tower else (0, 0)
-    return Parameters(language, experts, embeddings, tower, merger)
+    adapters = at.stages[stage] * adapters_of_layer(d, lora) // at.tensor if lora else 0
+    return Parameters(language, experts, embeddings, tower, merger, adapters)
 
 
 def whole(d: Dimensions) -> Parameters:
@@ -104,6 +107,17 @@ def layer(d: Dimensions, tensor: int = 1) -> int:
     forward = 0 if d.experts else 3 * d.hidden * d.ffn
     whole = 2 * d.hidden + (2 * d.head if d.qk_norm else 0) + d.hidden * d.experts
     return whole + (attention + forward) // tensor
+
+
+def adapters_of_layer(d: Dimensions, lora: LoraConfig) -> int:
+    """Of a layer that is not split: A [rank, inputs] and B [outputs, rank] of each target; all of them are split."""
+    sides = {
+        "qkv_proj": d.hidden + d.query + 2 * d.keys,
+        "o_proj": d.query + d.hidden,
+        "gate_up_proj": d.hidden + 2 * d.ffn,
+        "down_proj": d.ffn + d.hidden,
+    }
+    return lora.rank * sum(sides[t] for t in lora.targets)
 
 
 def vision(t: Tower) -> tuple[int, int]:

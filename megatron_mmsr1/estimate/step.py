@@ -16,7 +16,7 @@ from megatron_mmsr1.estimate.activations import Layers
 from megatron_mmsr1.estimate.batch import Work
 from megatron_mmsr1.estimate.dimensions import Dimensions, Tower
 from megatron_mmsr1.estimate.memory import BYTES, has_reference, shard
-from megatron_mmsr1.estimate.parameters import Layout, of_stage
+from megatron_mmsr1.estimate.parameters import Layout, adapters_of_layer, of_stage
 
 
 @dataclass(frozen=True)
@@ -61,10 +61,15 @@ def operations(cfg: RunConfig, d: Dimensions, at: Layout, work: Work, stage: int
     if stage == 0 and d.tower:
         vision = tower(d.tower, work.encoded * d.tower.merge**2, work.length_of_picture * d.tower.merge**2)
         vision *= 1 if cfg.model.vision_frozen else 3
+    frozen, lora = cfg.model.frozen, cfg.model.lora
+    beside = 2 * work.tokens * n * adapters_of_layer(d, lora) / t if lora else 0.0
+    known = passes - (has_reference(cfg) and cfg.reference_is_policy)
+    trains_head = ("embeddings" if d.tied else "language") not in frozen
     return {
-        "layers": matrices * (3 + again + passes),
+        # A frozen matrix has no gradient of its own to compute.
+        "layers": matrices * ((2 if "language" in frozen else 3) + again + passes) + beside * (3 + again + known),
         "attention": attention * (3.5 + (cfg.megatron.recompute != "none") + passes),
-        "output layer": head * (4 + passes),  # its backward pass computes the logits again
+        "output layer": head * (3 + trains_head + passes),  # its backward pass computes the logits again
         "vision": vision,
     }
 
@@ -103,7 +108,7 @@ def _stage(
 ) -> tuple[dict[str, float], dict[str, float]]:
     """(seconds a micro-batch, seconds an update) by term."""
     width, n, last = BYTES[cfg.model.dtype], at.stages[stage], stage == len(at.stages) - 1
-    trained = of_stage(d, at, stage).trained(cfg.model.frozen)
+    trained = of_stage(d, at, stage, cfg.model.lora).trained(cfg.model.frozen)
     micro = {name: x / rates.flops for name, x in operations(cfg, d, at, work, stage).items()}
     moved = n * work.tokens * traffic(cfg, d, at, layers, width)
     micro["norms and sums"] = moved / rates.bandwidth
@@ -140,10 +145,16 @@ def _head_traffic(d: Dimensions, at: Layout, work: Work, width: int) -> float:
 
 def _collectives(cfg: RunConfig, at: Layout, layers: int, last: bool) -> float:
     """Times a micro-batch's residual stream, of all its tokens, leaves a rank: two all-reduces a layer and pass; under sequence
-    parallelism as many gathers and scatters, and two gathers more backwards, for the gradients of weights."""
+    parallelism as many gathers and scatters, and two gathers more backwards, for the gradients of weights. Adapters gather the
+    inputs of qkv and fc1 once more under sequence parallelism, and what they add behind the others always; both go backwards
+    under sequence parallelism."""
     t = at.tensor
     if t == 1:
         return 0.0
     passes = 2 + (cfg.megatron.recompute == "full")
-    each = passes * 2 * 2 + (2 if at.sequence else 0)
+    lora = cfg.model.lora
+    each = passes * 2 * 2 + (2 if at.sequence and lora is None else 0)
+    if lora is not None:
+        wide = sum(target in ("qkv_proj", "gate_up_proj") for target in lora.targets)
+        each += (passes - 1) * ((len(lora.targets) - wide) + wide * at.sequence) + len(lora.targets) * at.sequence
     return (layers * each + (2 if last else 0)) * (t - 1) / t
