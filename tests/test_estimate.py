@@ -19,6 +19,7 @@ from megatron_mmsr1.estimate import dimensions, layouts, memory
 from megatron_mmsr1.estimate.batch import Batch, Work, work
 from megatron_mmsr1.estimate.devices import DEVICES
 from megatron_mmsr1.estimate.dimensions import Dimensions
+from megatron_mmsr1.estimate.memory import shard
 from megatron_mmsr1.estimate.parameters import layout, of_stage, whole
 from megatron_mmsr1.estimate.report import Asked, files_of
 from megatron_mmsr1.estimate.step import Rates, step
@@ -169,6 +170,16 @@ def test_memory_of_spread_experts() -> None:
     assert p.experts == experts
     rest = p.language + p.embeddings
     assert memory.held(c, d, layout(c, d), 0)["optimizer"] == 12 * (rest // 4 + experts // 2)
+
+
+def test_moments_on_the_host_and_in_fewer_bits_leave_the_master_weights() -> None:
+    """Under bfloat16 4 bytes a parameter of master weights, and 8 of moments, or as many as stay on the GPU."""
+    d = DIMENSIONS[0]
+    each = shard(whole(d), layout(cfg(), d))
+    for offload, dtype, wanted in ((0, "float32", 12), (1, "float32", 4), (0.5, "float32", 8), (0, "bfloat16", 8)):
+        c = config.parse(cfg(offload={"optimizer": offload}).model_dump() | {"optimizer": {"moments_dtype": dtype}})
+        c = c.model_copy(update={"model": c.model.model_copy(update={"freeze_vision": False})})
+        assert memory.held(c, d, layout(c, d), 0)["optimizer"] == wanted * each
 
 
 @given(d=st.sampled_from(DIMENSIONS), dp=st.sampled_from([1, 2]))

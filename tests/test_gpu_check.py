@@ -55,6 +55,11 @@ def test_each_kernel_that_is_here_is_compared(results: dict[str, dict[str, Any]]
     assert all(any(s.startswith(n) for s in results["attention"]["skipped"]) for n in ("transformer-engine", "varlen", "flex"))
 
 
+def test_moments_in_other_places_are_updated(results: dict[str, dict[str, Any]]) -> None:
+    rows = {r["moments"]: r for r in results["optimizer"]["rows"]}
+    assert len(rows) == 4 and all(r["seconds"] > 0 for r in rows.values()), "that bits agree is the part's own check"
+
+
 def test_what_a_group_begins_with_is_computed_once(results: dict[str, dict[str, Any]]) -> None:
     rows = [r for r in results["prefixes"]["rows"] if r["way"] == "ratio"]
     assert len(rows) == 2 and all(r["tokens"] > 2 and r["operations"] > 2 for r in rows)

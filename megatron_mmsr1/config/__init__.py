@@ -180,6 +180,22 @@ class OptimizerConfig(Section):
     eps: float = 1e-8
     weight_decay: float = 0.0
     clip_grad: float = Field(default=1.0, ge=0)
+    moments_dtype: Literal["float32", "bfloat16"] = Field(
+        default="float32", description="Adam's two moments between updates, which are computed in float32 whatever it is"
+    )
+
+
+class OffloadConfig(Section):
+    """What waits in the host's memory instead of the GPU's."""
+
+    AFFECTS = Affects.MACHINE
+
+    optimizer: float = Field(
+        default=0.0,
+        ge=0,
+        le=1,
+        description="share of Adam's moments (8 bytes a parameter of the shard), brought to the GPU tensor by tensor",
+    )
 
 
 class MegatronConfig(Section):
@@ -234,6 +250,7 @@ class MegatronConfig(Section):
         description="current: the decoder layers' matrix products in 8 bits, scaled by each tensor's own largest value; needs "
         "transformer-engine, bfloat16 and a GPU from compute capability 8.9 on",
     )
+    offload: OffloadConfig = OffloadConfig()
     logprob_chunk: int = Field(default=2048, gt=0, description="tokens whose logits are turned into log-probs at a time")
     provider: dict[str, Any] = Field(default_factory=dict, description="native fields of the megatron-core model config")
 

@@ -102,6 +102,12 @@ def _training(cfg: RunConfig) -> Iterator[str]:
         )
     if not a.supervised and cfg.data.group_size < 2 and getattr(a.advantage, "name", "") != "reinforce_pp":
         yield "data.group_size=1 gives every rollout an advantage of zero; use at least 2"
+    o = cfg.optimizer
+    if o.moments_dtype == "bfloat16" and max(o.betas) > 0.99:
+        yield (
+            f"optimizer.moments_dtype=bfloat16 with optimizer.betas={list(o.betas)}: what a beta above 0.99 takes from a "
+            "moment bfloat16 may round away, so that it would stay where it is; lower it, or use float32"
+        )
     if cfg.optimizer.min_lr > cfg.optimizer.lr:
         yield f"optimizer.min_lr={cfg.optimizer.min_lr:g} is above optimizer.lr={cfg.optimizer.lr:g}"
 

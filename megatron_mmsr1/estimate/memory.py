@@ -53,13 +53,15 @@ def largest_held(cfg: RunConfig, d: Dimensions, at: Layout) -> int:
 
 
 def held(cfg: RunConfig, d: Dimensions, at: Layout, stage: int) -> dict[str, int]:
-    """What a rank holds all the time: weights; gradients in float32 (megatron-core's buffer); Adam's two moments in float32
-    and, under bfloat16, master weights, over data-parallel ranks where the optimizer is sharded. What is frozen has weights
-    alone. A reference model is another copy of the weights, with adapters only where it takes over the policy's."""
+    """What a rank holds all the time: weights; gradients in float32 (megatron-core's buffer); Adam's two moments, but for those
+    in the host's memory, and, under bfloat16, master weights, over data-parallel ranks where the optimizer is sharded. What is
+    frozen has weights alone. A reference model is another copy of the weights, with adapters only where it takes over the
+    policy's."""
     p, width = of_stage(d, at, stage, cfg.model.lora), BYTES[cfg.model.dtype]
     trained = p.trained(cfg.model.frozen)
-    state = 12 if width == 2 else 8
-    terms = {"weights": p.total * width, "gradients": 4 * trained.total, "optimizer": state * shard(trained, at)}
+    moments = 2 * BYTES[cfg.optimizer.moments_dtype] * (1 - cfg.megatron.offload.optimizer)
+    state = moments + (4 if width == 2 else 0)
+    terms = {"weights": p.total * width, "gradients": 4 * trained.total, "optimizer": round(state * shard(trained, at))}
     if has_reference(cfg) and not cfg.reference_is_policy:
         terms["reference"] = (p.total - (0 if cfg.algorithm.reference_interval else p.adapters)) * width
     return terms

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
+import torch
 from megatron.core.optimizer import OptimizerConfig, get_megatron_optimizer
 
 from megatron_mmsr1.config import RunConfig
@@ -15,8 +16,10 @@ from megatron_mmsr1.megatron.model import Built
 def build_optimizer(cfg: RunConfig, model: Built) -> Any:
     """AdamW over the model's trainable parameters, with float32 master weights under bfloat16. Biases and norms are not
     decayed: megatron-core puts them into groups of `wd_mult` 0, which `set_rates` applies before every update."""
-    adam.install()
-    o = cfg.optimizer
+    o, on_host = cfg.optimizer, cfg.megatron.offload.optimizer
+    small = torch.bfloat16 if o.moments_dtype == "bfloat16" else None
+    ours = bool(on_host or small)
+    adam.install(always=ours)
     optimizer: Any = get_megatron_optimizer(
         OptimizerConfig(
             optimizer="adam",
@@ -35,7 +38,10 @@ def build_optimizer(cfg: RunConfig, model: Built) -> Any:
         use_gloo_process_groups=platform.has_cuda(),
     )
     for part in getattr(optimizer, "chained_optimizers", [optimizer]):
-        part.init_state_fn(part.optimizer, part.config)  # so that a checkpoint can be written before the first update
+        if ours:
+            part.optimizer.keep(on_host, small)
+        else:
+            part.init_state_fn(part.optimizer, part.config)  # so that a checkpoint can be written before the first update
     return optimizer
 
 

@@ -98,6 +98,10 @@ CASES: dict[int, dict[str, Case]] = {
         "bfloat16": behaviour.bfloat16,
         "export_every_weight": persistence.export_every_weight,
         "exact_resume": persistence.exact_resume,
+        "exact_resume_offload_bf16_moments": partial(
+            persistence.exact_resume, layout="offload", optimizer=persistence.SCHEDULE | {"moments_dtype": "bfloat16"}
+        ),
+        "offload_weights_after_steps": partial(layouts.weights_after_steps, layout="offload"),
         "refreshed_reference": persistence.refreshed_reference,
         "export_says_its_dtype": persistence.export_says_its_dtype,
         "freeze_groups": persistence.freeze_groups,
@@ -211,6 +215,7 @@ CASES: dict[int, dict[str, Case]] = {
         "full_disk_pp2": partial(saving.full_disk, layout="pp2"),
         "a_mistake_while_saving": saving.other_failures,
         "exact_resume_dp2": partial(persistence.exact_resume, layout="dp2", distributed=False),
+        "load_tp1_checkpoint_as_offload": partial(persistence.load_elsewhere, source="tp1", layout="offload"),
         "load_tp2_sp_checkpoint_as_pp2": partial(persistence.load_elsewhere, source="tp2_sp", layout="pp2"),
         "load_tp2_sp_checkpoint_as_dp2": partial(persistence.load_elsewhere, source="tp2_sp", layout="dp2"),
     },
