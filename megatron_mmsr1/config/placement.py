@@ -60,7 +60,8 @@ class PlacementConfig(Section):
     judge: JudgePlacement = JudgePlacement()
     colocated: bool = Field(
         default=False,
-        description="engines stand on the trainer's GPUs and give their memory back while it trains",
+        description="engines stand on the trainer's GPUs: they give their memory back while it trains, and it does while "
+        "they generate",
     )
     search: int = Field(default=0, ge=0, description="node of the search server, counted from 0")
     join_timeout_s: float = Field(default=300, gt=0, description="how long the first node waits for the others")

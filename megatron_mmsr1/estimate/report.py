@@ -149,7 +149,7 @@ def _engine(e: Estimate) -> list[str]:
     line += f"{s.kv_bytes_a_token:,} bytes of keys and values a token on each GPU"
     if s.kv_tokens is not None:
         line += f"; {s.kv_tokens:,} tokens in the {s.static:.0%} of it that mem_fraction_static gives to both"
-    where = "on the trainer's GPUs, which it leaves while these train" if e.cfg.placement.colocated else "on GPUs of its own"
+    where = "on the trainer's GPUs, where only one of both is at a time" if e.cfg.placement.colocated else "on GPUs of its own"
     return [f"{line}; {where}"]
 
 

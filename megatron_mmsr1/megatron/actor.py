@@ -24,6 +24,7 @@ from megatron_mmsr1.megatron import batch as batches
 from megatron_mmsr1.megatron import checkpoint, export, fp8, parallel, platform
 from megatron_mmsr1.megatron.attention.choice import shares_prefixes
 from megatron_mmsr1.megatron.batch import MicroBatch, PackingSpec
+from megatron_mmsr1.megatron.device_memory import DeviceMemory, gradients_of, states_of, weights_of
 from megatron_mmsr1.megatron.forward_backward import ForwardBackward
 from megatron_mmsr1.megatron.layout import Share
 from megatron_mmsr1.megatron.model import Built, build
@@ -74,6 +75,8 @@ class MegatronActor:
             share=share,
         )
         self.images = images
+        self.memory = DeviceMemory()
+        self._named: str | None = None  # the weights that were released
         self.guard = Guard(self.model.chunks, self.parallel, Path(cfg.output), cfg.train.max_skipped_updates)
         self.policy = self._forward_backward(self.model, frozen=cfg.model.vision_frozen)
         self.reference: ForwardBackward | None = None
@@ -191,8 +194,13 @@ class MegatronActor:
         export.write(self.model, Path(self.cfg.model.path), Path(directory), self.parallel, step=step)
 
     def weights_id(self) -> str:
-        """Collective. A name for the weights as they are now (`weights_id.py`)."""
-        return weights_id(self.model, self.parallel)
+        """Collective. A name for the weights as they are now (`weights_id.py`). Of released ones it must have been asked for
+        before."""
+        if not self.memory.held:
+            self._named = weights_id(self.model, self.parallel)
+        if self._named is None:
+            raise RuntimeError("the weights were released before anybody asked for their name")
+        return self._named
 
     def save(self, directory: str | Path, extra: dict[str, Any]) -> None:
         """Write model, optimizer, step and generators with `extra`, complete or not at all, and make it the latest."""
@@ -217,6 +225,24 @@ class MegatronActor:
     def latest(self, parent: str | Path) -> Path | None:
         """The newest complete checkpoint below `parent`, the same on every rank."""
         return checkpoint.latest(Path(parent), self.parallel)
+
+    # --------------------------------------------------------------------------------------------------------- memory
+    def release(self, *, weights: bool) -> None:
+        """Device memory to engines on the same device: gradients and optimizer states, which a publication of the weights does
+        not need, or with `weights` all that is held between steps. Nothing but `restore` and a `weights_id` asked for before
+        works until `restore`."""
+        own = [*weights_of(self.model)]
+        kept, left = [*states_of(self.optimizer)], own
+        if weights:
+            kept, left = [*own, *kept, *self.policy.vision.cached()], []
+            if self.reference is not None:
+                kept += [*weights_of(self.reference.model), *self.reference.vision.cached()]
+        self.memory.release(kept, gradients_of(self.model), left)
+
+    def restore(self) -> None:
+        """What was released, to the byte; gradients are zero, as each update begins."""
+        self.memory.restore()
+        self._named = None
 
     # -------------------------------------------------------------------------------------------------------- helpers
     def _forward_backward(self, model: Built, *, frozen: bool, adapters: bool = True) -> ForwardBackward:

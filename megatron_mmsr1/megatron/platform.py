@@ -141,3 +141,9 @@ def peak_above() -> Callable[[], int | None]:
     torch.cuda.reset_peak_memory_stats()
     before = torch.cuda.memory_allocated()
     return lambda: torch.cuda.max_memory_allocated() - before
+
+
+def give_back_cache() -> None:
+    """Memory that no tensor uses, to whoever shares the device."""
+    if has_cuda():
+        torch.cuda.empty_cache()

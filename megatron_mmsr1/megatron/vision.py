@@ -56,6 +56,10 @@ class VisionFeatures:
             raise RunError(f"the tower got no gradient for {len(self._encoded)} images of this update: their loss reached none")
         self._needed = []
 
+    def cached(self) -> list[Tensor]:
+        """Features that are kept for later steps."""
+        return [*self._cache.values()]
+
     def clear(self) -> None:
         """Forget what is cached: the tower's weights have changed."""
         self._cache.clear()

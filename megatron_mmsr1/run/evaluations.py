@@ -67,6 +67,10 @@ class Evaluations:
         every = self.cfg.train.eval_interval
         return self.on and bool(every) and step % every == 0 and 0 < step < self.cfg.train.steps
 
+    def wants(self, step: int) -> bool:
+        """Whether the weights after so many steps may be evaluated: before, after or on the way."""
+        return self.on and (step in (0, self.cfg.train.steps) or self.due(step))
+
     def evaluate_if_due(self, step: int) -> None:
         """Collective."""
         if self.due(step):

@@ -86,7 +86,7 @@ class Checkpoints:
             "sampler": self.sampler.state_dict() if self.sampler else None,
             "kept": self.kept.state(),
             "search": watch.identity() if self.lead else None,
-            "engine": {"name": self.cfg.engine.name, "version": step},  # of the weights that the engines hold
+            "engine": {"name": self.cfg.engine.name, "version": step},  # under which engines get these weights
         }
         target = self.directory / f"step_{step:06d}"
         try:

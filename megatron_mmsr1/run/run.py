@@ -6,6 +6,7 @@ says torch.cuda or imports megatron.core: that is megatron/'s.
 
 from __future__ import annotations
 
+import os
 from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
@@ -38,7 +39,7 @@ from megatron_mmsr1.run.search_watch import SearchWatch, budget_reached
 from megatron_mmsr1.run.step_log import StepLog
 from megatron_mmsr1.run.stop import Stop
 from megatron_mmsr1.run.trainable import require_rewards, require_something, scored
-from megatron_mmsr1.run.weights import Weights
+from megatron_mmsr1.run.weights import Weights, lend_first
 from megatron_mmsr1.shaping.overlong import filtered, metrics, shaped_reward
 from megatron_mmsr1.trajectory import Trajectory
 
@@ -52,6 +53,8 @@ class Run:
         # A replayed dump refers to the pictures of the run that made it.
         home = Path(cfg.train.replay).parent if cfg.train.mode == "train-only" and cfg.train.replay else self.out
         self.images = ImageStore(home / "images")
+        if cfg.placement.colocated and engines and int(os.environ.get("RANK", "0")) == 0:
+            lend_first(cfg, engines)  # the other ranks wait for this one, without which there are no process groups
         self.actor = MegatronActor(cfg, self.images, total_steps=cfg.train.steps)
         self.parallel = self.actor.parallel
         self.lead = self.parallel.rank == 0
@@ -136,6 +139,8 @@ class Run:
         """The weights into every engine under this version, where there are engines."""
         if self.samples:
             self.phases.enter("weight update", self.step)
+            if self.cfg.placement.colocated and self.evaluations.wants(version):
+                self.actor.weights_id()  # while they are there
             before = self.weights.absent
             self.weights.publish(version)
             if self.weights.failed_first:
@@ -194,6 +199,8 @@ class Run:
     def finish(self) -> None:
         """The trained model as a Hugging Face checkpoint, with its page and serving.yaml."""
         self.phases.enter("export", self.step)
+        if self.cfg.placement.colocated and self.samples:
+            self.weights.lend_memory()
         self.actor.export(self.out / "model", step=self.step)
         if self.lead:
             try:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -45,20 +46,27 @@ class Weights:
             self.transport = part.open(cfg.train.sync, self._present, home=self.directory, model=Path(cfg.model.path))
 
     def lend_memory(self) -> None:
-        """Collective. The engines' device memory is the trainer's until the next publication (`placement.colocated`)."""
+        """Collective. The engines' device memory is the trainer's until the next publication (`placement.colocated`), and the
+        trainer's own is back."""
         failed = everywhere(self._present, _release)
         self._agree("; ".join(f"{url} did not give its memory back: {why}" for url, why in failed.items()))
+        self.actor.restore()
 
     def publish(self, version: int) -> None:
         """Collective. The weights into every engine under this version; the engines confirm it. An engine that dies meanwhile
-        does not end the run: after a failure there is a second try, with those that answer then, once one does. Raises RunError
-        on every rank as the transport does."""
+        does not end the run: after a failure there is a second try, with those that answer then, once one does. Colocated
+        engines take their memory again, for which the trainer gives up its own. Raises RunError on every rank as the transport
+        does."""
         started = time.monotonic()
+        if self.cfg.placement.colocated:
+            self.actor.release(weights=False)
         broadcast = self.actor.parallel.broadcast_object
         self.failed_first = broadcast(self._try(version))
         if self.failed_first:
             self._await_an_engine()
             self._agree(self._try(version))
+        if self.cfg.placement.colocated:
+            self.actor.release(weights=True)
         self.seconds = time.monotonic() - started
 
     def _try(self, version: int) -> str:
@@ -94,6 +102,19 @@ class Weights:
         gone = everywhere(self._all, _reach)
         self._present[:] = [e for e in self._all if e.url not in gone] or self._all
         self.absent = [e.url for e in self._all if e not in self._present]
+
+
+def lend_first(cfg: RunConfig, engines: list[str]) -> None:
+    """Before there is a trainer: the device memory that it is built in. An engine that nothing answers for is told of later, by
+    the first publication. Raises RunError for one that does not give its memory back."""
+    failed = everywhere([kinds.get(cfg.engine.name).control(url) for url in engines], _lend)
+    if failed:
+        raise RunError("; ".join(f"{url} did not give its memory back: {why}" for url, why in failed.items()))
+
+
+def _lend(engine: Control) -> None:
+    with suppress(Unreachable):
+        _release(engine)
 
 
 def _release(engine: Control) -> None:

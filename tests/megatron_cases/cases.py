@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from functools import partial
 
-from megatron_cases import behaviour, errors, layouts, lora, persistence, saving, units
+from megatron_cases import behaviour, errors, layouts, lora, memory, persistence, saving, units
 from megatron_cases.harness import LAYOUTS, Lab
 
 Case = Callable[[Lab], None]
@@ -35,6 +35,9 @@ CASES: dict[int, dict[str, Case]] = {
         "baseline_gradients": layouts.baseline,
         "baseline_gradients_tied": layouts.tied_baseline,
         "baseline_weights": layouts.baseline_weights,
+        "released_memory": memory.released,
+        "released_memory_plain_optimizer": lambda lab: memory.released(lab, distributed=False),
+        "released_memory_bfloat16": lambda lab: memory.released(lab, dtype="bfloat16"),
         "own_family": layouts.own_family,
         "qwen2_vl_logits_equal_transformers": second(layouts.logits_equal_transformers),
         "qwen2_vl_log_probs_equal_transformers": second(layouts.log_probs_equal_transformers),
@@ -184,6 +187,7 @@ CASES: dict[int, dict[str, Case]] = {
         "qwen3_vl_moe_not_finite_ep2": mixture(behaviour.not_finite, layout="ep2"),
         "qwen3_vl_moe_exact_resume_ep2": mixture(persistence.exact_resume, layout="ep2"),
         "qwen3_vl_moe_load_pp2_checkpoint_as_ep2": mixture(persistence.load_elsewhere, source="pp2", layout="ep2"),
+        "qwen3_vl_moe_ep2_released_memory": mixture(memory.released, layout="ep2"),
         "qwen3_vl_moe_ep2_plain_optimizer_elsewhere": mixture(persistence.plain_optimizer_elsewhere),
         "qwen3_vl_moe_load_ep2_checkpoint_as_dp2": mixture(persistence.load_elsewhere, source="ep2", layout="dp2"),
         "qwen3_vl_moe_layout_refused": mixture(errors.moe_layout),
@@ -200,6 +204,7 @@ CASES: dict[int, dict[str, Case]] = {
         **{f"not_finite_{n}": partial(behaviour.not_finite, layout=n) for n in ("tp2_sp", "pp2", "dp2")},
         "dp2_shares": partial(layouts.shares, layout="dp2"),
         "plain_optimizer_tp2_sp": partial(layouts.plain_optimizer, layout="tp2_sp"),
+        "released_memory_dp2": partial(memory.released, layout="dp2"),
         "plain_optimizer_dp2": partial(layouts.plain_optimizer, layout="dp2"),
         "tied_embeddings_tp2": partial(layouts.tied, layout="tp2"),
         "tied_embeddings_pp2": partial(layouts.tied, layout="pp2"),
