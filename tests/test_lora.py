@@ -57,6 +57,7 @@ def test_a_run_with_adapters(tmp_path: Path) -> None:
     assert not done.returncode, done.stderr
     rows = metrics(out)
     assert [r["step"] for r in rows] == [0, 1] and all(r["grad_norm"] > 0 for r in rows)
+    assert "Language model: adapters of rank 8, merged into qkv_proj" in (out / "model" / "README.md").read_text()
     refused = mmsr1("sft", *given, "model.lora.rank=4")
     assert refused.returncode == 2 and "another configuration; differing: model.lora.rank" in refused.stderr
     done = mmsr1("export", str(out), str(tmp_path / "adapter"), "--adapter")

@@ -96,8 +96,10 @@ def _base_and_data(cfg: RunConfig) -> list[str]:
     known = _license(Path(cfg.model.path))
     said = "not known: see its own page before you pass this model on" if known == "unknown" else code(known)
     data = cfg.data.train if not cfg.algorithm.supervised else [cfg.sft.source]
+    lora = cfg.model.lora
     return _list(
         f"Base: {code(base)}; licence {said}",
+        f"Language model: adapters of rank {lora.rank}, merged into {', '.join(lora.targets)}" if lora else "",
         f"Trained on: {_files(data)}",
         f"Evaluated on: {_files(cfg.data.heldout)}" if cfg.data.heldout else "",
         f"Vision tower: {'frozen' if cfg.model.vision_frozen else 'trained'}; pictures of {cfg.model.min_pixels} to "

@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from megatron_cases.harness import LAYOUTS, Lab, auto_model, close, raises
+from megatron_cases.harness import LAYOUTS, READABLE, Lab, auto_model, close, raises, same_gradients
 from megatron_cases.layouts import transformers_logits
 from megatron_mmsr1.errors import UsageError
 
@@ -202,3 +202,25 @@ def other_adapters(lab: Lab) -> None:
             lab.actor(model={"lora": lora}).load(target)
     with raises(UsageError, "gate_up_proj, down_proj", "a mixture", "model.lora.targets=[qkv_proj, o_proj]"):
         lab.actor(path="qwen3_vl_moe", model={"lora": LORA})
+
+
+def beside_a_trained_tower(lab: Lab, layout: str = "tp1", **megatron: Any) -> None:
+    """At first, with B zero, the tower and its merger have the gradients that they have without adapters; the language model's
+    own weights have none."""
+    settings: dict[str, Any] = {"megatron": LAYOUTS[layout] | megatron, "optimizer": READABLE}
+    found = lab.gradients(lab.actor(model={"lora": LORA, "freeze_vision": False}, **settings))
+    wanted = {n: g for n, g in lab.kept("gradients").items() if "visual" in n}
+    same_gradients({n: found[n] for n in wanted}, wanted)
+    moved = {n.rsplit(".", 2)[-2] for n, g in found.items() if n not in wanted and g.any()}
+    assert moved == {name for _, names in TARGETS.values() for name in names}
+
+
+def bfloat16(lab: Lab) -> None:
+    """bfloat16 adapters with float32 masters: near float32's first loss, and they learn what they are told to."""
+    losses = {}
+    for dtype in ("float32", "bfloat16"):
+        actor = lab.actor(model={"lora": LORA, "dtype": dtype}, algorithm={"name": "sft"}, optimizer={"lr": 1e-2})
+        losses[dtype] = [actor.train_step(lab.trajectories, None)["loss"] for _ in range(8)]
+    assert abs(losses["bfloat16"][0] - losses["float32"][0]) < 0.02
+    assert losses["bfloat16"][-1] < 0.9 * losses["bfloat16"][0]
+    assert {p.dtype for m in actor.model.cores for p in m.parameters() if p.requires_grad} == {torch.bfloat16}

@@ -73,11 +73,11 @@ def freeze_groups(lab: Lab) -> None:
         assert still == {n for n in found if short[n].startswith(mine)}, f"{group}: {sorted(still)[:5]}"
 
 
-def refreshed_reference(lab: Lab, layout: str = "tp1") -> None:
+def refreshed_reference(lab: Lab, layout: str = "tp1", **sections: Any) -> None:
     """After two steps the policy is the reference, so that the third step's KL is 0, also of a run that resumes there; the
     coefficient has followed the KL."""
     moving = {"kl_coef": 0.1, "kl_target": 1e-9, "reference_interval": 2}
-    settings = {"megatron": LAYOUTS[layout], "algorithm": moving, "optimizer": SCHEDULE}
+    settings = {"megatron": LAYOUTS[layout], "algorithm": moving, "optimizer": SCHEDULE} | sections
     actor = lab.actor(**settings)
     reports = [actor.train_step(lab.trajectories, lab.advantages) for _ in range(2)]
     assert reports[0]["kl"] == 0 and reports[1]["kl"] > 0 and actor.reference_step == 2
