@@ -30,6 +30,8 @@ SECONDS: dict[str, tuple[str, str]] = {
     "mmsr1 plan configs/qwen2.5-vl-7b-fvqa.yaml --nodes 4 --gpus 8": ("", "16 ranks as TP4 x PP1 x DP4"),
     "mmsr1 plan configs/atlas.yaml placement.engines.nodes=1 --nodes 2 --gpus 0": ("", "2 ranks as TP2 x PP1 x DP1"),
     "mmsr1 estimate configs/qwen2.5-vl-7b-fvqa.yaml --config-json configs/shapes/Qwen2.5-VL-7B-Instruct.json": ("", "largest"),
+    "mmsr1 estimate configs/qwen2-vl-2b-maths.yaml --config-json configs/shapes/Qwen2-VL-2B-Instruct.json --prompt-tokens 700 "
+    "--sampled-tokens 300 --observed-tokens 0 --picture-tokens 500": ("", "1.15 prompts a second and GPU"),
     "mmsr1 plan configs/qwen3-vl-30b-a3b-fvqa.yaml --layouts --config-json configs/shapes/Qwen3-VL-30B-A3B-Instruct.json": (
         "",
         "layouts of 32 ranks fit H100",

@@ -36,7 +36,7 @@ def add(verbs: Verbs[argparse.ArgumentParser]) -> None:
     p.add_argument(
         "--efficiency", type=float, default=EFFICIENCY, help="share of --tflops that is reached (default: %(default)s, assumed)"
     )
-    p.add_argument("--rollout-s", type=float, help="seconds of a step's rollouts, as measured")
+    p.add_argument("--rollout-s", type=float, help="seconds of a step's rollouts, as measured, in place of what is told")
     p.add_argument(
         "--layers",
         choices=("transformer-engine", "cpu"),

@@ -10,6 +10,7 @@ from typing import Any
 from megatron_mmsr1.config import RunConfig
 from megatron_mmsr1.errors import UsageError
 from megatron_mmsr1.estimate import dimensions, engine, memory
+from megatron_mmsr1.estimate import rollout as rollouts
 from megatron_mmsr1.estimate import step as steps
 from megatron_mmsr1.estimate.activations import Layers
 from megatron_mmsr1.estimate.batch import Batch, Work, work
@@ -42,10 +43,31 @@ class Estimate:
     ranks: list[memory.Rank]
     seconds: dict[str, float] | None
     engine: engine.Share
+    rollout: dict[str, float] | None  # seconds by term; None where the run has no engines or the device no rates
 
     @property
     def largest(self) -> memory.Rank:
         return max(self.ranks, key=lambda r: r.peak.total)
+
+    @property
+    def rollout_s(self) -> float | None:
+        """As measured, or as told."""
+        told = None if self.rollout is None else sum(self.rollout.values())
+        return told if self.asked.rollout_s is None else self.asked.rollout_s
+
+    @property
+    def gpus(self) -> int:
+        """Of ranks and engines."""
+        p, ranks = self.cfg.placement, self.cfg.train.ranks
+        engines = 0 if self.cfg.algorithm.supervised else p.engines.count * self.engine.gpus
+        return max(ranks, engines) if p.colocated else ranks + engines
+
+    @property
+    def pace(self) -> float | None:
+        """Prompts a second and GPU, rollouts and training one after the other."""
+        if self.seconds is None or self.rollout_s is None:
+            return None
+        return self.cfg.data.prompts_per_step / (sum(self.seconds.values()) + self.rollout_s) / self.gpus
 
     @property
     def fits(self) -> bool | None:
@@ -82,12 +104,14 @@ def of_model(cfg: RunConfig, asked: Asked, d: Dimensions) -> Estimate:
     at = layout(cfg, d)
     w = work(cfg, asked.batch)
     x = asked.device
-    seconds = None
+    seconds = rolled = None
+    own = engine.share(cfg, d, x.memory)
     if x.flops and x.bandwidth and x.link:
         rates = steps.Rates(x.flops * asked.efficiency, x.bandwidth, x.link, asked.network)
         seconds = steps.step(cfg, d, at, w, rates, asked.layers)
+        rolled = None if cfg.algorithm.supervised else rollouts.rollout(cfg, d, own, asked.batch, rates)
     ranks = memory.ranks(cfg, d, at, w, asked.layers)
-    return Estimate(cfg, asked, d, at, w, ranks, seconds, engine.share(cfg, d, x.memory))
+    return Estimate(cfg, asked, d, at, w, ranks, seconds, own, rolled)
 
 
 def as_json(e: Estimate) -> str:
@@ -112,6 +136,8 @@ def as_json(e: Estimate) -> str:
         "engine": asdict(e.engine),
         "seconds": e.seconds,
         "rollout_seconds": e.asked.rollout_s,
+        "rollout": e.rollout,
+        "prompts_per_second_and_gpu": e.pace,
         "measured_on_gpu": False,
     }
     return json.dumps(d, indent=1)
@@ -161,10 +187,15 @@ def _time(e: Estimate) -> list[str]:
     rates = f"{x.flops or 0:.4g} FLOP/s (assumed), {x.bandwidth or 0:.4g} B/s of memory, {x.link or 0:.4g} B/s a link"
     out = [f"step, training: {total:.1f} s at {a.efficiency:.0%} of {rates}, {a.network:.4g} B/s between nodes"]
     out += [f"  {name:<22}{s:>9.2f} s" for name, s in e.seconds.items() if s]
-    if a.rollout_s is None:
-        return [*out, "step, rollout: not known before a run; give it with --rollout-s"]
-    whole = a.rollout_s + total
-    return [*out, f"step, rollout: {a.rollout_s:.1f} s as given; together {whole:.1f} s"]
+    if e.rollout is None:
+        return out
+    told, at_once = sum(e.rollout.values()), rollouts.running(e.engine, a.batch, rollouts.conversations(e.cfg))
+    out += ["", f"step, rollout: {told:.1f} s, of {at_once} conversations at a time an engine"]
+    out += [f"  {name:<22}{s:>9.2f} s" for name, s in e.rollout.items() if s]
+    spent = told if a.rollout_s is None else a.rollout_s
+    given = "" if a.rollout_s is None else f" with {spent:.1f} s of rollouts, as given,"
+    whole = f"step:{given} {spent + total:.1f} s for {e.cfg.data.prompts_per_step} prompts of {e.cfg.data.group_size} rollouts"
+    return [*out, "", f"{whole} on {e.gpus} GPUs: {e.pace:.3g} prompts a second and GPU"]
 
 
 def _said(e: Estimate) -> list[str]:
@@ -173,7 +204,7 @@ def _said(e: Estimate) -> list[str]:
         f"Assumed of a mean trajectory: {b.prompt} tokens of prompt, {b.sampled} sampled, {b.observed} observed; {b.picture} "
         "of them are of pictures.",
         "Not counted: what CUDA, NCCL and the allocator keep for themselves, prefixes that a micro-batch holds once, weights "
-        "on their way to the engines.",
+        "on their way to the engines; of rollouts, searches and that some are longer than the mean.",
         "On a GPU none of this has been measured (docs/estimate.md).",
     ]
 
