@@ -82,6 +82,29 @@ def test_a_base_model_that_is_gone_is_named_before_a_rank_is_started(run: Path) 
     assert not (run / "out").exists() and not (run / ".out.part").exists()
 
 
+@pytest.mark.parametrize(
+    ("model", "said"),
+    [
+        ("{path: m}", "the run has no model.lora: export the whole model, without --adapter"),
+        ("{path: m, lora: {rank: 8, alpha: 8}, freeze_vision: false}", "the run trains the vision tower or its merger too"),
+    ],
+)
+def test_adapters_that_are_not_all_that_was_trained_are_refused(run: Path, model: str, said: str) -> None:
+    (run / "config.yaml").write_text(f"model: {model}\n")
+    checkpoint(run, 2)
+    with pytest.raises(UsageError, match=said):
+        export(run, run / "out", adapter=True)
+    assert not (run / "out").exists() and not (run / ".out.part").exists()
+
+
+def test_adapters_are_told_from_a_checkpoint_not_from_the_merged_model(run: Path) -> None:
+    model(run, 4)
+    with pytest.raises(UsageError, match="no checkpoint, where its adapters would be: export without --adapter"):
+        find(run, merged=False)
+    newest = checkpoint(run, 4)
+    assert find(run, merged=False) == Source(newest, run, 4, finished=False)
+
+
 def test_nothing_is_written_over(run: Path) -> None:
     (run / "out").mkdir()
     with pytest.raises(UsageError, match="exists"):

@@ -275,6 +275,7 @@ CASES: dict[int, dict[str, Case]] = {
         "load_tp2_sp_checkpoint_as_tp2_pp2": partial(persistence.load_elsewhere, source="tp2_sp", layout="tp2_pp2_sp"),
         "bfloat16_tp2_pp2_sp": partial(behaviour.bfloat16, layout="tp2_pp2_sp"),
         "layout_refused": errors.layout,
+        "lora_tp2_pp2_sp": partial(lora.same_weights, layout="tp2_pp2_sp"),
     },
 }
 
@@ -310,6 +311,7 @@ SLOW = {
         "steps_go_on_while_saving_dp2",
     },
     4: {
+        "lora_tp2_pp2_sp",
         "tp2_cp2_sp_steps",
         "pp2_cp2_steps",
         "cp4_logits_and_gradients",
