@@ -18,30 +18,24 @@ def pack(lengths: Sequence[int], budget: int) -> list[list[int]]:
     the order they were opened, indices ascending within a bin. Raises ValueError for a negative length or a budget
     below 1.
     """
-    if budget < 1 or any(n < 0 for n in lengths):
+    sizes = np.asarray(lengths, dtype=np.int64)
+    if budget < 1 or (sizes < 0).any():
         raise ValueError(f"budget {budget} must be positive and no length negative")
     bins: list[list[int]] = []
-    room: dict[int, list[int]] = {}  # free tokens -> bins with exactly that many, last opened last
-    sizes: list[int] = []  # the keys of `room`, ascending: one binary search finds the tightest fit
-    for i in sorted(range(len(lengths)), key=lambda i: (-lengths[i], i)):
-        n = lengths[i]
-        at = bisect_left(sizes, n)
-        if at == len(sizes):
+    least, radix = int(sizes.min()) if len(sizes) else 0, len(sizes) + 1
+    open_bins: list[int] = []  # free tokens * radix + the bin, ascending: one binary search finds the tightest fit
+    order = np.argsort(-sizes, kind="stable")
+    for i, n in zip(order.tolist(), sizes[order].tolist(), strict=True):
+        at = bisect_left(open_bins, n * radix)
+        if at == len(open_bins):
             bins.append([i])
             target, free = len(bins) - 1, budget - n
         else:
-            free = sizes[at]
-            target = room[free].pop()
-            if not room[free]:
-                del room[free], sizes[at]
+            free, target = divmod(open_bins.pop(at), radix)
             bins[target].append(i)
             free -= n
-        if free < 0:
-            continue
-        if free not in room:
-            room[free] = []
-            insort(sizes, free)
-        room[free].append(target)
+        if free >= least:
+            insort(open_bins, free * radix + target)
     return [sorted(b) for b in bins]
 
 
