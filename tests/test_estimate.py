@@ -21,7 +21,7 @@ from megatron_mmsr1.estimate.devices import DEVICES
 from megatron_mmsr1.estimate.dimensions import Dimensions
 from megatron_mmsr1.estimate.memory import shard
 from megatron_mmsr1.estimate.parameters import layout, of_stage, whole
-from megatron_mmsr1.estimate.report import Asked, files_of
+from megatron_mmsr1.estimate.report import Asked, estimate, files_of
 from megatron_mmsr1.estimate.step import Rates, step
 
 ROOT = Path(__file__).parent.parent
@@ -110,6 +110,12 @@ LAYERS = st.sampled_from(["cpu", "transformer-engine"])
 
 def peaks(c: config.RunConfig, d: Dimensions, w: Work, layers: Any) -> list[int]:
     return [r.peak.total for r in memory.ranks(c, d, layout(c, d), w, layers)]
+
+
+def test_adapters_of_experts_are_refused() -> None:
+    shape = next(p for p, d in zip(SHAPES, DIMENSIONS, strict=True) if d.experts)
+    with pytest.raises(UsageError, match=r"set model\.lora\.targets=\[qkv_proj, o_proj\]"):
+        estimate(cfg(model={"lora": {"rank": 16, "alpha": 32}}), Asked(DEVICES["H100"], config_json=shape))
 
 
 @given(d=st.sampled_from(DIMENSIONS), layers=LAYERS, tp=st.sampled_from([1, 2, 4]))

@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from megatron_mmsr1.cluster.fits import check_lora
 from megatron_mmsr1.config import RunConfig
 from megatron_mmsr1.errors import UsageError
 from megatron_mmsr1.estimate import dimensions, engine, memory
@@ -95,8 +96,10 @@ def _family(raw: dict[str, Any], cfg: RunConfig, where: Path) -> Family:
 
 
 def estimate(cfg: RunConfig, asked: Asked) -> Estimate:
-    """UsageError for a model or layout whose sizes cannot be told."""
-    return of_model(cfg, asked, dimensions.of_files(files_of(cfg, asked.config_json)))
+    """UsageError for a model or layout whose sizes cannot be told, and for adapters that the model does not take."""
+    files = files_of(cfg, asked.config_json)
+    check_lora(cfg.model.lora, files.config)
+    return of_model(cfg, asked, dimensions.of_files(files))
 
 
 def of_model(cfg: RunConfig, asked: Asked, d: Dimensions) -> Estimate:
