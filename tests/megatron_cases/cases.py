@@ -93,6 +93,7 @@ CASES: dict[int, dict[str, Case]] = {
         "lora_refreshed_reference": partial(persistence.refreshed_reference, model=ADAPTERS["model"]),
         "lora_beside_a_trained_tower": lora.beside_a_trained_tower,
         "lora_bfloat16": lora.bfloat16,
+        "lora_released_memory": partial(memory.released, lora=lora.LORA),  # the reference is the policy's own weights
         "lora_other_adapters": lora.other_adapters,
         "lora_recompute_full": partial(lora.same_weights, layout="tp1", recompute="full"),
         "lora_recompute_selective": partial(lora.same_weights, layout="tp1", recompute="selective"),

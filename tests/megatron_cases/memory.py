@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 
 from megatron_cases.harness import LAYOUTS, Lab
@@ -10,13 +12,13 @@ from megatron_mmsr1.megatron.device_memory import gradients_of, states_of, weigh
 NAMES = ("loss", "kl", "grad_norm", "entropy")
 
 
-def released(lab: Lab, layout: str = "tp1", *, distributed: bool = True, dtype: str = "float32") -> None:
+def released(lab: Lab, layout: str = "tp1", *, distributed: bool = True, dtype: str = "float32", **model: Any) -> None:
     """Three steps, or three with nothing of the model, its reference, gradients and optimizer on the device in between: the
     same numbers and weights, bit by bit. Weights can be published while the rest is away."""
     settings = {
         "megatron": LAYOUTS[layout] | {"distributed_optimizer": distributed},
         "algorithm": {"kl_coef": 0.1},
-        "model": {"dtype": dtype, "freeze_vision": True},
+        "model": {"dtype": dtype, "freeze_vision": True} | model,
     }
     straight = lab.actor(**settings)
     wanted = []
