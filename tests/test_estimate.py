@@ -178,6 +178,17 @@ def test_memory_of_spread_experts() -> None:
     assert memory.held(c, d, layout(c, d), 0)["optimizer"] == 12 * (rest // 4 + experts // 2)
 
 
+def test_inputs_of_layers_on_the_host_are_not_the_gpu_s() -> None:
+    d = DIMENSIONS[0]
+    found = []
+    for offload in ({}, {"activations": True}):
+        c = cfg(recompute="full", offload=offload)
+        ranks = memory.ranks(c, d, layout(c, d), work(c, Batch()), "transformer-engine")
+        found.append(next(p for p in ranks[0].phases if p.name == "train").terms["activations"])
+    # What is left is a layer at work, whole, and what comes before and after the layers.
+    assert found[0] - found[1] == d.layers * 2 * d.hidden * work(cfg(recompute="full"), Batch()).tokens
+
+
 def test_moments_on_the_host_and_in_fewer_bits_leave_the_master_weights() -> None:
     """Under bfloat16 4 bytes a parameter of master weights, and 8 of moments, or as many as stay on the GPU."""
     d = DIMENSIONS[0]

@@ -68,7 +68,7 @@ def test_what_a_group_begins_with_is_computed_once(results: dict[str, dict[str, 
 def test_mfu_covers_every_case_and_recompute_changes_no_result(results: dict[str, dict[str, Any]]) -> None:
     rows = [r for r in results["mfu"]["rows"] if "attention" in r]
     cases = {(r["shape"], r["attention"], r["recompute"], r["tokens"]) for r in rows}
-    assert len(cases) == len(rows) == len(shapes.NAMES) * 3 * 3 * 2
+    assert len(cases) == len(rows) == len(shapes.NAMES) * 3 * 4 * 2
     assert not [r for r in rows if "error" in r]
     for r in rows:
         assert r["seconds"] > r["optimizer_seconds"] > 0

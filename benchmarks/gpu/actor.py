@@ -60,10 +60,16 @@ def release() -> None:
 
 
 def set_recompute(actor: Any, mode: str) -> None:
-    """What `megatron.recompute` would have set, on a model that is built: a 3B model is not built anew for it."""
-    config = actor.model.config
-    full = mode == "full"
-    config.recompute_granularity = None if mode == "none" else mode
+    """What `megatron.recompute`, and `megatron.offload.activations` of "full offloaded", would have set, on a model that is
+    built: a 3B model is not built anew for it."""
+    from megatron_mmsr1.megatron import offload
+
+    config, decoder = actor.model.config, actor.model.core.decoder
+    full = mode.startswith("full")
+    config.recompute_granularity = None if mode == "none" else mode.split()[0]
+    vars(decoder).pop("forward", None)
+    if mode == "full offloaded":
+        offload.install(decoder, config.hidden_size)
     config.recompute_method, config.recompute_num_layers = ("uniform", 1) if full else (None, None)
     for module in actor.model.core.modules():
         if hasattr(module, "checkpoint_core_attention"):

@@ -23,7 +23,7 @@ from megatron_mmsr1.errors import UsageError
 # Lengths as of a search conversation's rollouts: 8,192 and 16,384 tokens.
 PACKS = {"8k": [1024, 1536, 2048, 3584], "16k": [1024, 1536, 2048, 2560, 4096, 5120]}
 TINY_PACKS = {"8k": [16, 24, 24], "16k": [16, 24, 40, 48]}
-RECOMPUTE = ("none", "selective", "full")
+RECOMPUTE = ("none", "selective", "full", "full offloaded")
 # megatron-core's switches that a dense model without transformer-engine could have on.
 FUSIONS = (
     "bias_activation_fusion",

@@ -55,6 +55,11 @@ def _layout(cfg: RunConfig) -> Iterator[str]:
             f"megatron.pipeline_split has {len(m.pipeline_split)} numbers, but there are pipeline ({m.pipeline_parallel}) x "
             f"virtual pipeline ({m.virtual_pipeline}) = {m.pipeline_parallel * m.virtual_pipeline} chunks of layers"
         )
+    if m.offload.activations and m.recompute != "full":
+        yield (
+            f"megatron.offload.activations=true with megatron.recompute={m.recompute}: what waits on the host is what full "
+            "recompute keeps; set megatron.recompute: full"
+        )
     if m.sequence_parallel and m.tensor_parallel == 1:
         yield "megatron.sequence_parallel needs megatron.tensor_parallel > 1"
 

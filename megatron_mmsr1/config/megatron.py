@@ -20,6 +20,9 @@ class OffloadConfig(Section):
         le=1,
         description="share of Adam's moments (8 bytes a parameter of the shard), brought to the GPU tensor by tensor",
     )
+    activations: bool = Field(
+        default=False, description="the inputs of decoder layers, from forward to backward pass; with recompute: full"
+    )
 
 
 class MegatronConfig(Section):

@@ -123,6 +123,8 @@ class _Stage:
         embedding's backward pass."""
         tokens, recompute = self.work.tokens, self.cfg.megatron.recompute
         layers = tokens * self.at.stages[self.stage] * self.k.layer(recompute)
+        if self.cfg.megatron.offload.activations:  # the inputs of layers are on the host
+            layers = 0
         vision, transient = self._vision()
         whole = layers + self._once()
         earlier = (self.in_flight - 1) * whole

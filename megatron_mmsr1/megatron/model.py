@@ -14,7 +14,7 @@ from transformers import AutoConfig
 
 from megatron_mmsr1.config import RunConfig
 from megatron_mmsr1.errors import RunError, UsageError
-from megatron_mmsr1.megatron import hf, lora, platform, rope
+from megatron_mmsr1.megatron import hf, lora, offload, platform, rope
 from megatron_mmsr1.megatron.provider import configure
 from megatron_mmsr1.models import ModelFiles, of_checkpoint
 from megatron_mmsr1.models._policy import PolicyModel
@@ -106,6 +106,9 @@ def build(
         )
     cores = [unwrapped(chunk) for chunk in chunks]
     rope.install()
+    if cfg.megatron.offload.activations and trainable:
+        for each in cores:
+            offload.install(each.decoder, provider.hidden_size)
     core = cores[0]
     core.config.apply_rope_fusion = True
     # The loss has divided by the global token count already: no token count reaches this.

@@ -108,6 +108,7 @@ CASES: dict[int, dict[str, Case]] = {
         "exact_resume_offload_bf16_moments": partial(
             persistence.exact_resume, layout="offload", optimizer=persistence.SCHEDULE | {"moments_dtype": "bfloat16"}
         ),
+        "offloaded_inputs_of_layers": layouts.offloaded_inputs,
         "offload_weights_after_steps": partial(layouts.weights_after_steps, layout="offload"),
         "refreshed_reference": persistence.refreshed_reference,
         "export_says_its_dtype": persistence.export_says_its_dtype,
@@ -225,6 +226,7 @@ CASES: dict[int, dict[str, Case]] = {
         "full_disk_pp2": partial(saving.full_disk, layout="pp2"),
         "a_mistake_while_saving": saving.other_failures,
         "exact_resume_dp2": partial(persistence.exact_resume, layout="dp2", distributed=False),
+        "qwen3_vl_offloaded_inputs_tp2_sp": third(layouts.recompute, mode="full", layout="tp2_sp_inputs"),
         "load_tp1_checkpoint_as_offload": partial(persistence.load_elsewhere, source="tp1", layout="offload"),
         "load_tp2_sp_checkpoint_as_pp2": partial(persistence.load_elsewhere, source="tp2_sp", layout="pp2"),
         "load_tp2_sp_checkpoint_as_dp2": partial(persistence.load_elsewhere, source="tp2_sp", layout="dp2"),

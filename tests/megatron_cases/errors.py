@@ -24,6 +24,7 @@ def settings(lab: Lab) -> None:
         ({"attention_dropuot": 0.1}, ("megatron.provider.attention_dropuot", "did you mean attention_dropout")),
         ({"sequence_parallel": True}, ("megatron.provider.sequence_parallel", "megatron.sequence_parallel")),
         ({"fp8": "e4m3"}, ("megatron.provider.fp8", "megatron.fp8")),
+        ({"fine_grained_activation_offloading": True}, ("megatron.provider.fine_grained", "megatron.offload")),
     ):
         with raises(UsageError, *words):
             lab.actor(megatron={"provider": provider})

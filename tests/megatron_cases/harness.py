@@ -78,6 +78,7 @@ READABLE = {"lr": 1.0, "eps": 1.0, "betas": [0.0, 0.0], "clip_grad": 0.0}
 LAYOUTS = {
     "tp1": {},
     "offload": {"offload": {"optimizer": 0.5}},
+    "tp2_sp_inputs": {"tensor_parallel": 2, "sequence_parallel": True, "offload": {"activations": True}},
     "tp2": {"tensor_parallel": 2},
     "tp2_sp": {"tensor_parallel": 2, "sequence_parallel": True},
     "pp2": {"pipeline_parallel": 2},

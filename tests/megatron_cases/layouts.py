@@ -238,6 +238,26 @@ def recompute(lab: Lab, mode: str, layout: str = "tp1") -> None:
     same_gradients(lab.gradients(actor), lab.kept("gradients"))
 
 
+def offloaded_inputs(lab: Lab) -> None:
+    """The gradients of full recompute, to the bit, with the input of each layer and micro-batch on the host meanwhile."""
+    import pytest
+
+    from megatron_mmsr1.megatron import offload
+
+    sections = {"model": {"freeze_vision": False}, "optimizer": READABLE}
+    sent: list[tuple[int, ...]] = []
+    with pytest.MonkeyPatch.context() as patch:
+        to_host = offload.to_host
+        patch.setattr(offload, "to_host", lambda x: sent.append(tuple(x.shape)) or to_host(x).clone())
+        actor = lab.actor(megatron={"recompute": "full", "offload": {"activations": True}}, **sections)
+        found = lab.gradients(actor)
+    packs = actor.micro_batches(lab.trajectories)
+    layers, hidden = actor.model.config.num_layers, actor.model.config.hidden_size
+    assert sorted(sent) == sorted((b.padded, 1, hidden) for b in packs for _ in range(layers))
+    wanted = lab.gradients(lab.actor(megatron={"recompute": "full"}, **sections))
+    assert found.keys() == wanted.keys() and all(torch.equal(found[n], wanted[n]) for n in wanted)
+
+
 def one_sequence(lab: Lab, layout: str) -> None:
     """A rank without work runs fillers and changes nothing."""
     single = lab.trajectories[3:4]
