@@ -61,8 +61,11 @@ def test_the_first_that_can_is_taken(changes: dict[str, Any], wanted: str) -> No
 def test_the_reason_is_told_once_for_all_that_share_it() -> None:
     s = where(cuda=False, capability=(0, 0), transformer_engine=False)
     assert choose("auto", s).reason == (
-        "padded (torch's scaled_dot_product_attention over padded batches); not transformer-engine: not installed, no CUDA "
-        "device; not varlen or flash or cudnn: no CUDA device"
+        "padded (torch's scaled_dot_product_attention over padded batches); not transformer-engine or varlen or flash or "
+        "cudnn: no CUDA device"
+    )
+    assert choose("auto", where(dtype="float32")).reason.endswith(
+        "not transformer-engine or varlen or flash or cudnn: model.dtype=float32, not bfloat16"
     )
 
 

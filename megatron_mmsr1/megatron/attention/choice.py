@@ -9,7 +9,7 @@ from megatron_mmsr1.config import RunConfig
 from megatron_mmsr1.errors import UsageError
 from megatron_mmsr1.megatron import bridge, platform
 from megatron_mmsr1.megatron.attention import cudnn, flash, flex, padded, transformer_engine, varlen
-from megatron_mmsr1.megatron.attention.kernel import Kernel, Situation
+from megatron_mmsr1.megatron.attention.kernel import NO_GPU, Kernel, Situation
 
 AUTO = "auto"
 SLOW = "On this GPU torch may write all scores out: slow, and memory grows with the square of a sequence's length"
@@ -35,7 +35,7 @@ class Choice:
             return f"{said}, as megatron.attention says"
         shared: dict[str, list[str]] = {}
         for name, lacks in self.lacking.items():
-            shared.setdefault(", ".join(lacks), []).append(name)
+            shared.setdefault(NO_GPU if NO_GPU in lacks else ", ".join(lacks), []).append(name)
         return "; ".join([said, *(f"not {' or '.join(names)}: {lacks}" for lacks, names in shared.items())])
 
 

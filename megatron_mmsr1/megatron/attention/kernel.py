@@ -45,10 +45,13 @@ class Kernel:
     automatic: bool = True
 
 
+NO_GPU = "no CUDA device"
+
+
 def needs_gpu(s: Situation, least: tuple[int, int] = (8, 0)) -> Iterator[str]:
     """A CUDA device of compute capability `least`."""
     if not s.cuda:
-        yield "no CUDA device"
+        yield NO_GPU
     elif s.capability < least:
         yield f"the GPU's compute capability is {'.'.join(map(str, s.capability))}, below {'.'.join(map(str, least))}"
 
