@@ -26,6 +26,7 @@ sys.path.insert(0, str(ROOT))
 
 REPEATS = 15
 GROUP = 8
+CHUNK = 128  # tokens whose logits ours holds at a time
 Way = Callable[[], Any]
 
 
@@ -171,7 +172,7 @@ def head(tokens: int, hidden: int, vocabulary: int) -> list[dict[str, Any]]:
     targets = torch.randint(vocabulary, (tokens,))
     group: Any = dist.group.WORLD
     ours = TokenHead(
-        torch.arange(tokens), targets, banned=[], temperature=1.0, chunk=2048, group=group, sequence_parallel=False
+        torch.arange(tokens), targets, banned=[], temperature=1.0, chunk=CHUNK, group=group, sequence_parallel=False
     )
 
     def of_trl(logits: Any) -> tuple[Any, Any]:
@@ -194,7 +195,19 @@ def head(tokens: int, hidden: int, vocabulary: int) -> list[dict[str, Any]]:
         return way(lambda: torch.stack(function(h.squeeze(1) @ weight.T)))
 
     ways = {"ours": way(lambda: ours(h, weight)), "verl": from_logits(of_verl), "trl": from_logits(of_trl)}
-    return compared(f"log-prob, entropy and gradients, {tokens} tokens, hidden {hidden}, vocabulary {vocabulary}", ways, 1e-3)
+    rows = compared(f"log-prob, entropy and gradients, {tokens} tokens, hidden {hidden}, vocabulary {vocabulary}", ways, 1e-3)
+    mib = {name: peak_mib(way) for name, way in ways.items()}
+    return [r | {"ours_peak_mib": mib["ours"], "peer_peak_mib": mib[r["peer"]]} for r in rows]
+
+
+def peak_mib(way: Way) -> float:
+    """Tensors that it held at a time, of those that it made itself."""
+    from benchmarks.allocations import Allocations
+
+    counted = Allocations()
+    with counted, counted.during("all"):
+        way()
+    return counted.most["all"] / 2**20
 
 
 def main() -> None:
@@ -212,6 +225,8 @@ def main() -> None:
     rows = [*advantages(4096), *losses(64, 1024), *head(1024, 512, 32768)]
     for r in rows:
         print(f"{r['what']:<95} {r['peer']:<36} ours {r['ours_ms']:9.2f} ms  peer {r['peer_ms']:9.2f} ms  x{r['ratio']:.2f}")
+        if "peer_peak_mib" in r:
+            print(f"{'':<95} {'at their peak':<36} ours {r['ours_peak_mib']:8.1f} MiB  peer {r['peer_peak_mib']:7.1f} MiB")
     record(args.out, [r | {"versions": versions} for r in rows])
 
 

@@ -28,6 +28,7 @@ elsewhere = partial(partial, persistence.load_elsewhere, model=ADAPTERS["model"]
 CASES: dict[int, dict[str, Case]] = {
     1: {
         "log_prob_of_a_split_vocabulary": units.log_prob,
+        "log_prob_memory": units.log_prob_memory,
         "attention_and_rope_of_a_pack": units.attention_and_rope,
         "logits_equal_transformers": layouts.logits_equal_transformers,
         "log_probs_equal_transformers": layouts.log_probs_equal_transformers,

@@ -141,3 +141,44 @@ def _shares(p: Any, lab: Lab) -> None:
         ]
         for t in got:
             t.check(ID_OF_PAD)
+
+
+def log_prob_memory(lab: Lab) -> None:
+    """At its peak TokenHead holds an eighth of what autograd holds for log_softmax and entropy of all tokens, forwards and
+    backwards, the weight's gradient counted for both: 2,048 tokens of a vocabulary of 8,192, 64 at a time."""
+    from benchmarks.allocations import Allocations
+    from megatron_mmsr1.megatron import parallel
+    from megatron_mmsr1.megatron.forward_backward import parallel_state
+    from megatron_mmsr1.megatron.logprob import TokenHead
+
+    parallel.init(lab.config())
+    tokens, hidden, vocabulary = 2048, 16, 8192
+    targets = torch.arange(tokens) % vocabulary
+    head = TokenHead(
+        torch.arange(tokens),
+        targets,
+        banned=[],
+        temperature=1.0,
+        chunk=64,
+        group=parallel_state.get_tensor_model_parallel_group(),
+        sequence_parallel=False,
+    )
+
+    def naive(h: torch.Tensor, w: torch.Tensor) -> torch.Tensor:
+        logp = torch.log_softmax(h.squeeze(1) @ w.T, -1)
+        return torch.stack([logp.gather(1, targets[:, None]).squeeze(1), -(logp.exp() * logp).sum(-1)])
+
+    peaks, found = [], []
+    for way in (head, naive):
+        torch.manual_seed(0)
+        h, w = torch.randn(tokens, 1, hidden).requires_grad_(), torch.randn(vocabulary, hidden).requires_grad_()
+        counted = Allocations()
+        with counted, counted.during("all"):
+            out = way(h, w)
+            out.sum().backward()
+        peaks.append(counted.most["all"])
+        assert h.grad is not None and w.grad is not None
+        found.append((out.detach(), h.grad, w.grad))
+    for a, b in zip(*found, strict=True):
+        close(a, b, 1e-3, "values and gradients")
+    assert peaks[0] <= peaks[1] / 8, f"{peaks[0]:,} bytes, {peaks[1]:,} by autograd"
