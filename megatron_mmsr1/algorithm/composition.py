@@ -127,7 +127,7 @@ class Composition:
         return kept, [values[i] for i in kept]
 
     def loss(self, x: Scored, totals: Totals, kl_coef: float | None = None) -> tuple[Tensor, Tensor]:
-        """This micro-batch's share of the loss, a differentiable float32 scalar, and of `SUMS + MAXIMA`, float64.
+        """This micro-batch's share of the loss, a differentiable float32 scalar, and of `SUMS + MAXIMA`, float64 on its device.
 
         Shares add up over micro-batches and ranks to the update's value (`MAXIMA` by their maximum). loss, pg_loss and kl are
         averaged as the loss is, the others over tokens. `kl_coef`: in the place of its own. Raises UsageError that names the
@@ -135,7 +135,8 @@ class Composition:
         """
         count = len(x.logprobs)
         if not count:  # a micro-batch that keeps ranks in step: no part need know of it
-            return x.logprobs.sum() + x.entropy.sum(), torch.zeros(len(SUMS) + len(MAXIMA), dtype=torch.float64)
+            none = torch.zeros(len(SUMS) + len(MAXIMA), dtype=torch.float64, device=x.logprobs.device)
+            return x.logprobs.sum() + x.entropy.sum(), none
         coef = self.kl_coef if kl_coef is None else kl_coef
         zero = torch.zeros_like(x.logprobs)
         shares = _checked(self.average, self.average.shares(x.weights, x.cu_seqlens, totals), count)
@@ -169,7 +170,7 @@ class Composition:
         averaged = [(v * shares).sum() for v in (per_token, pg, kl)]
         told = (x.entropy, cut, weights, weights**2, off, gap.abs(), -gap, torch.expm1(gap) - gap)
         plain = [v.sum() / totals.tokens for v in told]
-        return value, torch.stack([*averaged, *plain, gap.abs().max()]).detach().double().cpu()
+        return value, torch.stack([*averaged, *plain, gap.abs().max()]).detach().double()
 
 
 def by_name(part: Any, offered: dict[str, Any]) -> dict[str, Any]:

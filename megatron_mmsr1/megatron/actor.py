@@ -254,6 +254,7 @@ class MegatronActor:
             temperature=1.0 if self.cfg.algorithm.supervised else self.cfg.rollout.temperature or 1.0,
             chunk=self.cfg.megatron.logprob_chunk,
             adapters=adapters,
+            entropy_gradient=bool(self.cfg.algorithm.entropy_coef),
         )
 
     def _build_reference(self) -> ForwardBackward:

@@ -25,7 +25,7 @@ Loss = Callable[[int, Tensor], tuple[Tensor, Any]]
 
 class ForwardBackward:
     """Runs one model over micro-batches, without its adapters (`lora.py`) where `adapters` is False; every rank calls it alike,
-    results are where the last pipeline stage is."""
+    results are where the last pipeline stage is. `entropy_gradient`: whether a loss may depend on the entropy."""
 
     def __init__(
         self,
@@ -36,9 +36,11 @@ class ForwardBackward:
         temperature: float,
         chunk: int,
         adapters: bool = True,
+        entropy_gradient: bool = True,
     ) -> None:
         self.model, self.vision, self.adapters = model, vision, adapters
         self.banned, self.temperature, self.chunk = banned, temperature, chunk
+        self.entropy_gradient = entropy_gradient
         self.group: Any = parallel_state.get_tensor_model_parallel_group()
         self.sharers: Any = parallel_state.get_context_parallel_group()
 
@@ -90,6 +92,7 @@ class ForwardBackward:
             chunk=self.chunk,
             group=self.group,
             sequence_parallel=self.model.config.sequence_parallel,
+            entropy_gradient=self.entropy_gradient,
         )
         if mine is None:
             return head

@@ -23,7 +23,8 @@ class TokenHead:
     """What the last pipeline stage does with its hidden states: see `__call__`.
 
     `rows` int64 [N] are the tokens whose *next* token is wanted, `targets` int64 [N] those next tokens, `banned` the ids that
-    take no part in the normaliser, `chunk` the number of tokens whose logits exist at a time.
+    take no part in the normaliser, `chunk` the number of tokens whose logits exist at a time. Without `entropy_gradient` the
+    entropy is told only, which spares the backward pass its terms.
     """
 
     def __init__(
@@ -36,8 +37,10 @@ class TokenHead:
         chunk: int,
         group: dist.ProcessGroup,
         sequence_parallel: bool,
+        entropy_gradient: bool = True,
     ) -> None:
         self.rows, self.targets, self.banned = rows, targets, banned
+        self.entropy_gradient = entropy_gradient
         self.temperature, self.chunk = temperature, chunk
         self.group, self.sequence_parallel = group, sequence_parallel
 
@@ -47,8 +50,9 @@ class TokenHead:
         first = dist.get_rank(self.group) * weight.shape[0]
         local = [i - first for i in self.banned if first <= i < first + weight.shape[0]]
         banned = torch.tensor(local, dtype=torch.int64, device=weight.device)
-        out: Any = _LinearLogProb.apply(h, weight, self.targets - first, banned, self.temperature, self.chunk, self.group)
-        return out
+        settings = (self.temperature, self.chunk, self.group, self.entropy_gradient)
+        out: Any = _LinearLogProb.apply(h, weight, self.targets - first, banned, *settings)
+        return torch.stack(out)
 
 
 class LogitsHead:
@@ -76,15 +80,23 @@ def select_rows(hidden: Tensor, rows: Tensor, group: dist.ProcessGroup, sequence
 
 class _LinearLogProb(torch.autograd.Function):
     """For hidden h [N, H], this rank's rows W [v, H] of the output layer and z = h W^T / temperature (banned ids at -inf):
-    log-prob = z[target] - logsumexp(z); entropy = logsumexp(z) - sum(softmax(z) * z); both float32, stacked [2, N].
+    log-prob = z[target] - logsumexp(z); entropy = logsumexp(z) - sum(softmax(z) * z); both float32 [N].
 
     `targets` count from this rank's first vocabulary row; those outside [0, v) are another rank's.
     """
 
     @staticmethod
     def forward(  # pyright: ignore[reportIncompatibleMethodOverride]
-        ctx: Any, h: Tensor, weight: Tensor, targets: Tensor, banned: Tensor, temperature: float, chunk: int, group: Any
-    ) -> Tensor:
+        ctx: Any,
+        h: Tensor,
+        weight: Tensor,
+        targets: Tensor,
+        banned: Tensor,
+        temperature: float,
+        chunk: int,
+        group: Any,
+        entropy_gradient: bool,
+    ) -> tuple[Tensor, Tensor]:
         n, size = h.shape[0], weight.shape[0]
         # Rows: this rank's largest logit m, its sum of e^(z-m), its sum of (z-m) e^(z-m), its target logit.
         mine = h.new_empty(4, n, dtype=torch.float32)
@@ -100,22 +112,24 @@ class _LinearLogProb(torch.autograd.Function):
             mine[:, s] = torch.stack([top, e.sum(-1), torch.linalg.vecdot(e, z), torch.where(here, own, 0.0)])
         top, lse, mean, own = _combine(mine, group)
         ctx.save_for_backward(h, weight, targets, banned, top, lse, mean)
-        ctx.temperature, ctx.chunk = temperature, chunk
-        return torch.stack([own - top - lse, lse - mean])
+        ctx.temperature, ctx.chunk, ctx.entropy_gradient = temperature, chunk, entropy_gradient
+        entropy = lse - mean
+        if not entropy_gradient:
+            ctx.mark_non_differentiable(entropy)
+        return own - top - lse, entropy
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         h, weight, targets, banned, top, lse, mean = ctx.saved_tensors
-        to_logprob, to_entropy = grads[0].float()
+        to_logprob, to_entropy = (g.float() for g in grads)
         size = weight.shape[0]
         dh = torch.empty_like(h)
         dw = torch.zeros_like(weight, dtype=torch.float32) if ctx.needs_input_grad[1] else None
-        with_entropy = bool(to_entropy.any())
         for a in range(0, h.shape[0], ctx.chunk):
             s = slice(a, a + ctx.chunk)
             z = _logits(h[s], weight, banned, ctx.temperature).sub_(top[s][:, None])
             g = -to_logprob[s][:, None]
-            if with_entropy:
+            if ctx.entropy_gradient:
                 # d entropy / d z_j = -p_j (z_j - sum(p z))
                 g = g - to_entropy[s][:, None] * (z - mean[s][:, None])
             dz = z.sub_(lse[s][:, None]).exp_().mul_(g)
@@ -124,9 +138,11 @@ class _LinearLogProb(torch.autograd.Function):
             dz.scatter_add_(1, local.clamp(0, size - 1)[:, None], torch.where(here, to_logprob[s], 0.0)[:, None])
             dz = dz.div_(ctx.temperature).to(weight.dtype)
             dh[s] = dz @ weight
-            if dw is not None:
+            if dw is not None and dw.dtype == dz.dtype:
+                dw.addmm_(dz.T, h[s])  # no second [v, H]
+            elif dw is not None:
                 dw += dz.T @ h[s]
-        return dh, None if dw is None else dw.to(weight.dtype), None, None, None, None, None
+        return dh, None if dw is None else dw.to(weight.dtype), None, None, None, None, None, None
 
 
 def _logits(h: Tensor, weight: Tensor, banned: Tensor, temperature: float) -> Tensor:

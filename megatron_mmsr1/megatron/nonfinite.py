@@ -30,9 +30,7 @@ class Guard:
         self.chunks, self.parallel, self.directory, self.most = chunks, parallel, output / DIRECTORY, most
         self.in_a_row = 0
 
-    def passes(
-        self, step: int, trajectories: Sequence[Trajectory], batches: Sequence[MicroBatch], reports: Sequence[np.ndarray]
-    ) -> bool:
+    def passes(self, step: int, trajectories: Sequence[Trajectory], batches: Sequence[MicroBatch], reports: np.ndarray) -> bool:
         """Collective, the same on every rank. Where it is not so, ranks with such gradients leave
         nonfinite/step_N.rankR.json: their parameters and micro-batches. Raises RunError for one in a row too many."""
         names = not_finite(self.chunks)

@@ -44,8 +44,8 @@ class Objective:
             sequences=float(sum(tokens > 0 for tokens, _ in counts)),
         )
 
-    def share(self, i: int, scores: Tensor) -> tuple[Tensor, np.ndarray]:
-        """scores float32 [2, T] (log-prob, entropy) of the i-th micro-batch -> `Composition.loss`, its report as numpy."""
+    def share(self, i: int, scores: Tensor) -> tuple[Tensor, Tensor]:
+        """scores float32 [2, T] (log-prob, entropy) of the i-th micro-batch -> `Composition.loss`."""
         b, device = self.batches[i], scores.device
 
         def per_token(rows: Sequence[Any]) -> Tensor:
@@ -68,8 +68,7 @@ class Objective:
             cu_seqlens=torch.from_numpy(np.cumsum([0, *lengths], dtype=np.int64)).to(device),
             selected=per_scored(self.selected, np.bool_) if self.selected else None,
         )
-        value, report = self.algorithm.loss(x, self.totals, self.kl_coef)
-        return value, report.numpy()
+        return self.algorithm.loss(x, self.totals, self.kl_coef)
 
     def scores_of(self, logprobs: Sequence[Tensor]) -> list[tuple[int, np.ndarray]]:
         """Of this rank's trajectories: number, and float32 [2, n], the policy's and the old log-probs of its scored tokens.

@@ -6,6 +6,7 @@ import math
 from typing import TYPE_CHECKING
 
 import numpy as np
+import torch
 
 from megatron_mmsr1.algorithm.composition import MAXIMA, SUMS, summary
 from megatron_mmsr1.errors import RunError
@@ -47,7 +48,9 @@ class Update:
             x.choose(actor.parallel.gather_from_speakers(x.scores_of(now) if now else []))
         # An update leaves the gradient buffer as each parameter's `grad`, where the next backward would add it twice.
         actor.optimizer.zero_grad()
-        reports = actor.policy.train(x.batches, x.share)
+        told = actor.policy.train(x.batches, x.share)
+        # Only now: to read one would be to wait for its micro-batch.
+        reports = torch.stack(told).cpu().numpy() if told else np.zeros((0, len(SUMS) + len(MAXIMA)))
         if not actor.guard.passes(actor.step, x.trajectories, x.batches, reports):
             return {}
         set_rates(actor.optimizer, rate, actor.cfg.optimizer.weight_decay)
@@ -58,8 +61,7 @@ class Update:
                 "not; resume from it with a lower optimizer.lr or a lower optimizer.clip_grad"
             )
         n = len(SUMS)
-        sums = np.sum([r[:n] for r in reports], axis=0) if reports else np.zeros(n)
-        maxima = np.max([r[n:] for r in reports], axis=0) if reports else np.zeros(len(MAXIMA))
+        sums, maxima = reports[:, :n].sum(0), reports[:, n:].max(0, initial=0.0)
         if not actor.parallel.speaks_for_replica:
             sums = np.zeros(n)
         names = (*SUMS, *MAXIMA)
