@@ -55,6 +55,11 @@ def _layout(cfg: RunConfig) -> Iterator[str]:
             f"megatron.pipeline_split has {len(m.pipeline_split)} numbers, but there are pipeline ({m.pipeline_parallel}) x "
             f"virtual pipeline ({m.virtual_pipeline}) = {m.pipeline_parallel * m.virtual_pipeline} chunks of layers"
         )
+    if m.overlap_grad_reduce and not cfg.model.vision_frozen:
+        yield (
+            "megatron.overlap_grad_reduce=true with a vision tower or merger that is trained: a picture goes back through it "
+            "once, with the last micro-batch that shows it, which need not be the last of all. Freeze both, or leave it out"
+        )
     if m.offload.activations and m.recompute != "full":
         yield (
             f"megatron.offload.activations=true with megatron.recompute={m.recompute}: what waits on the host is what full "

@@ -59,6 +59,11 @@ class MegatronConfig(Section):
         default=True,
         description="shard the optimizer over data- and context-parallel ranks; a checkpoint loads only under its own setting",
     )
+    overlap_grad_reduce: bool = Field(
+        default=False,
+        description="gradients are summed over data- and context-parallel ranks bucket by bucket, while the last micro-batch's "
+        "backward pass goes on; with a frozen vision tower. Not yet run on a GPU",
+    )
     tokens_per_microbatch: int = Field(
         default=8192, gt=0, description="packing budget of one micro-batch, over all of its ranks"
     )

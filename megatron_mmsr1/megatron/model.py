@@ -94,7 +94,9 @@ def build(
 
     provider.register_pre_wrap_hook(before_wrapping)
     ddp = DistributedDataParallelConfig(
-        use_distributed_optimizer=cfg.megatron.distributed_optimizer, grad_reduce_in_fp32=True, overlap_grad_reduce=False
+        use_distributed_optimizer=cfg.megatron.distributed_optimizer,
+        grad_reduce_in_fp32=True,
+        overlap_grad_reduce=cfg.megatron.overlap_grad_reduce,
     )
     with contextlib.redirect_stdout(io.StringIO()):  # progress bars and parameter counts, from every rank
         chunks = provider.provide_distributed_model(
@@ -113,6 +115,9 @@ def build(
     core.config.apply_rope_fusion = True
     # The loss has divided by the global token count already: no token count reaches this.
     core.config.finalize_model_grads_func = lambda models, _, **kwargs: finalize_model_grads(models, None, **kwargs)
+    if trainable and cfg.megatron.overlap_grad_reduce:  # a bucket is sent once, after the last micro-batch has added to it
+        syncs = [chunk.no_sync for chunk in chunks]
+        core.config.no_sync_func = syncs if len(syncs) > 1 else syncs[0]
     if not trainable:
         for core in cores:
             core.requires_grad_(False)

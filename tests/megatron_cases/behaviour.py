@@ -6,6 +6,7 @@ import copy
 import json
 import math
 from array import array
+from typing import Any
 
 import torch
 
@@ -177,3 +178,49 @@ def averages(lab: Lab) -> None:
         assert math.isclose(metrics["loss"], -1.0, rel_tol=1e-5)
         norms.append(metrics["grad_norm"])
     assert math.isclose(*norms, rel_tol=1e-4)
+
+
+def overlapped(lab: Lab, layout: str, *, distributed: bool = True) -> None:
+    """Gradients summed bucket by bucket while the backward pass goes on: the same steps but for the order in which the norm
+    of the gradients is added up. One bucket is sent before any is waited for, but in
+    the first step, in which megatron-core counts how often each parameter gets a gradient."""
+    import functools
+
+    import pytest
+    from megatron.core.distributed import param_and_grad_buffer
+
+    from megatron_mmsr1.megatron import model
+
+    split = LAYOUTS[layout] | {"distributed_optimizer": distributed}
+    found, events = [], list[str]()
+    Group: Any = getattr(param_and_grad_buffer, "_ParamAndGradBucketGroup")  # noqa: B009 (private, but of the seam)
+    small = functools.partial(model.DistributedDataParallelConfig, bucket_size=20_000)
+    started, finished = Group.start_grad_sync, Group.finish_grad_sync
+
+    def start(self: Any, *args: Any, **kwargs: Any) -> Any:
+        events.append("start")
+        return started(self, *args, **kwargs)
+
+    def finish(self: Any, *args: Any, **kwargs: Any) -> Any:
+        events.append("finish")
+        return finished(self, *args, **kwargs)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(model, "DistributedDataParallelConfig", small)
+        patch.setattr(Group, "start_grad_sync", start)
+        patch.setattr(Group, "finish_grad_sync", finish)
+        for overlap in (False, True):
+            actor = lab.actor(megatron=split | {"overlap_grad_reduce": overlap}, algorithm={"kl_coef": 0.1})
+            buckets = sum(len(c.bucket_groups) + len(c.expert_parallel_bucket_groups) for c in actor.model.chunks)
+            assert buckets > 2 or not overlap or actor.parallel.pp_rank  # later stages have one bucket
+            metrics: dict[str, float] = {}
+            for step in range(3):
+                events.clear()
+                metrics = actor.train_step(lab.trajectories, lab.advantages)
+                # One group waits for the one before it as it is sent, and is waited for once more at the end.
+                assert events.count("start") == buckets and (events[0] == "start") == (overlap and step > 0), events
+            found.append(({k: metrics[k] for k in ("loss", "kl", "grad_norm")}, {n: w.clone() for n, w in actor.weights()}))
+    (told, weights), (other, same) = found
+    assert all(math.isclose(told[k], other[k], rel_tol=1e-5, abs_tol=1e-7) for k in told), f"{told} not {other}"
+    for name, w in weights.items():
+        close(same[name], w, 1e-6, name)

@@ -212,6 +212,9 @@ CASES: dict[int, dict[str, Case]] = {
         "dp2_shares": partial(layouts.shares, layout="dp2"),
         "plain_optimizer_tp2_sp": partial(layouts.plain_optimizer, layout="tp2_sp"),
         "released_memory_dp2": partial(memory.released, layout="dp2"),
+        **{f"overlapped_{name}": partial(behaviour.overlapped, layout=name) for name in ("dp2", "cp2")},
+        "overlapped_plain_optimizer_dp2": partial(behaviour.overlapped, layout="dp2", distributed=False),
+        "qwen3_vl_moe_overlapped_ep2": mixture(behaviour.overlapped, layout="ep2"),
         "plain_optimizer_dp2": partial(layouts.plain_optimizer, layout="dp2"),
         "tied_embeddings_tp2": partial(layouts.tied, layout="tp2"),
         "tied_embeddings_pp2": partial(layouts.tied, layout="pp2"),
@@ -259,6 +262,8 @@ CASES: dict[int, dict[str, Case]] = {
             for name in ("ep2_edp2", "ep2_pp2", "ep2_tp2", "ep2_etp2_tp2")
         },
         "vpp2_tp2_sp_steps": partial(layouts.steps, layout="vpp2_tp2_sp"),
+        "overlapped_pp2_dp2": partial(behaviour.overlapped, layout="pp2"),
+        "overlapped_vpp2_dp2": partial(behaviour.overlapped, layout="vpp2"),
         "qwen3_vl_moe_odd_ep2_vpp2_steps": odd(layouts.steps, layout="ep2_vpp2"),
         "qwen3_vl_moe_ep2_pp2_logits_and_gradients": mixture(layouts.logits_and_gradients, layout="ep2_pp2"),
         "qwen3_vl_moe_ep2_etp2_tp2_logits_and_gradients": mixture(layouts.logits_and_gradients, layout="ep2_etp2_tp2"),
@@ -315,6 +320,8 @@ SLOW = {
         "steps_go_on_while_saving_dp2",
     },
     4: {
+        "overlapped_pp2_dp2",
+        "overlapped_vpp2_dp2",
         "lora_tp2_pp2_sp",
         "tp2_cp2_sp_steps",
         "pp2_cp2_steps",
