@@ -291,7 +291,27 @@ CASES: dict[int, dict[str, Case]] = {
 # By world: what says more of a layout, or of a family in it, that others of these cases compare already; minutes of CPU
 # together. Only where slow tests are asked for.
 SLOW = {
+    1: {
+        "released_memory_plain_optimizer",
+        "released_memory_bfloat16",
+        "lora_refreshed_reference",
+        "lora_beside_a_trained_tower",
+        "lora_bfloat16",
+        "lora_released_memory",
+        "lora_recompute_selective",
+        "tied_lora_equals_transformers",
+    },
     2: {
+        "lora_merged_and_alone_tp2_sp",
+        "lora_first_is_base_pp2",
+        "lora_reference_pp2",
+        "lora_beside_a_trained_tower_tp2_sp",
+        "lora_recompute_full_tp2_sp",
+        "tied_lora_pp2",
+        "overlapped_cp2",
+        "overlapped_plain_optimizer_dp2",
+        "qwen3_vl_moe_overlapped_ep2",
+        "qwen3_vl_moe_ep2_released_memory",
         *(f"lora_{n}" for n in ("tp2", "vpp2", "cp2", "dp2")),
         "lora_merged_and_alone_pp2",
         "lora_first_is_base_tp2_sp",
@@ -320,6 +340,12 @@ SLOW = {
         "steps_go_on_while_saving_dp2",
     },
     4: {
+        "tp2_pp2_logits_and_gradients",
+        "qwen2_vl_tp2_pp2_logits_and_gradients",
+        "qwen2_vl_export_every_weight_tp2_pp2",
+        "qwen3_vl_tp2_cp2_sp_logits_and_gradients",
+        "fewer_sequences_than_ranks_cp2",
+        "cp2_dp2_shares",
         "overlapped_pp2_dp2",
         "overlapped_vpp2_dp2",
         "lora_tp2_pp2_sp",
