@@ -112,6 +112,7 @@ def test_a_dump_trains_without_engine_or_search(world: Path, whole: Path, tmp_pa
 
 
 @pytest.mark.slow
+@pytest.mark.slow
 def test_context_parallel_ranks_train_on_a_dump_as_tensor_parallel_ones_did(world: Path, whole: Path, tmp_path: Path) -> None:
     """The second step stands on the weights of the first, and the third is another layout's, from a checkpoint."""
     out = tmp_path / "replay"

@@ -116,7 +116,7 @@ def build(
     # The loss has divided by the global token count already: no token count reaches this.
     core.config.finalize_model_grads_func = lambda models, _, **kwargs: finalize_model_grads(models, None, **kwargs)
     if trainable and cfg.megatron.overlap_grad_reduce:  # a bucket is sent once, after the last micro-batch has added to it
-        syncs = [chunk.no_sync for chunk in chunks]
+        syncs: Any = [chunk.no_sync for chunk in chunks]
         core.config.no_sync_func = syncs if len(syncs) > 1 else syncs[0]
     if not trainable:
         for core in cores:

@@ -152,6 +152,7 @@ def log_prob_memory(lab: Lab) -> None:
     from megatron_mmsr1.megatron.logprob import TokenHead
 
     parallel.init(lab.config())
+    group: Any = parallel_state.get_tensor_model_parallel_group()
     tokens, hidden, vocabulary = 2048, 16, 8192
     targets = torch.arange(tokens) % vocabulary
     head = TokenHead(
@@ -160,7 +161,7 @@ def log_prob_memory(lab: Lab) -> None:
         banned=[],
         temperature=1.0,
         chunk=64,
-        group=parallel_state.get_tensor_model_parallel_group(),
+        group=group,
         sequence_parallel=False,
     )
 
